@@ -1,0 +1,108 @@
+//! Where a request goes: `(view, query, now, rng) -> Forward | Wait | Reject`.
+
+use rand::Rng;
+use words::{Code, DrainPhase, Error, ModelId, ModelState, Moment, NodeId, NodeState};
+
+use crate::view::{FleetView, Slot};
+
+/// What routing needs to know of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteQuery<'a> {
+    /// The model, as the client named it.
+    pub model: &'a ModelId,
+    /// Neurons that already refused it.
+    pub tried: &'a [Slot],
+    /// Until when it may wait for a worker.
+    pub wait_until: Moment,
+}
+
+/// A worker to send the request to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its place in the view.
+    pub slot: Slot,
+    /// Its name, for metrics and logs.
+    pub node: NodeId,
+    /// `host:port` of its data plane.
+    pub data_address: String,
+}
+
+/// The decision.
+#[derive(Debug)]
+pub enum Route {
+    /// Send it there.
+    Forward(Target),
+    /// Nobody can take it now; look again when the view changes, until the moment given.
+    Wait(Moment),
+    /// It can't be served.
+    Reject(Error),
+}
+
+/// Decides. `sent_since` counts what this gateway sent to a neuron since that neuron's last report, so that a
+/// burst between two reports does not go to one neuron.
+///
+/// Least loaded by the workers' own reports, as a share of what each runs at once; the rng breaks ties.
+pub fn route(
+    view: &FleetView,
+    query: &RouteQuery<'_>,
+    sent_since: impl Fn(Slot) -> u32,
+    now: Moment,
+    rng: &mut impl Rng,
+) -> Route {
+    let mut best: Option<((u32, f64), Target)> = None;
+    let mut ties = 0u32;
+    for (slot, node) in view.nodes().filter(|(slot, _)| !query.tried.contains(slot)) {
+        let Some(status) = node.routable(now) else { continue };
+        let Some(model) = status.model(query.model).filter(|model| model.state == ModelState::Ready) else { continue };
+        let busy = model.load.running + model.load.waiting + sent_since(slot);
+        let share = f64::from(busy) / f64::from(model.load.max_running.max(1));
+        // A node that is about to close is a last resort.
+        let rank = (u32::from(status.state == NodeState::Draining(DrainPhase::Settle)), share);
+        let better = match &best {
+            None => true,
+            Some((known, _)) if rank == *known => {
+                ties += 1;
+                rng.random_range(0..=ties) == 0
+            }
+            Some((known, _)) => {
+                let less = rank < *known;
+                ties = if less { 0 } else { ties };
+                less
+            }
+        };
+        if better {
+            let data_address = status.data_address.clone();
+            best = Some((rank, Target { slot, node: status.node.clone(), data_address }));
+        }
+    }
+    match best {
+        Some((_, target)) => Route::Forward(target),
+        None => nobody(view, query, now),
+    }
+}
+
+fn nobody(view: &FleetView, query: &RouteQuery<'_>, now: Moment) -> Route {
+    let listed = view.lists(query.model);
+    if !listed && view.all_heard() {
+        let message = format!("the model '{}' does not exist; GET /v1/models lists those that do", query.model);
+        return Route::Reject(Error::new(Code::ModelNotFound, message).at("model"));
+    }
+    if now < query.wait_until {
+        return Route::Wait(query.wait_until);
+    }
+    let state = |wanted: &[ModelState]| view.models().iter().any(|m| m.id == *query.model && wanted.contains(&m.state));
+    if state(&[ModelState::Fetching, ModelState::Loading, ModelState::Warming, ModelState::Recovering]) {
+        let message = format!("the model '{}' is loading", query.model);
+        return Route::Reject(Error::new(Code::ModelLoading, message));
+    }
+    let message = if listed {
+        format!("no worker that has the model '{}' can take the request now", query.model)
+    } else {
+        format!("not every worker has been heard from, and none of the others has the model '{}'", query.model)
+    };
+    Route::Reject(Error::new(Code::NoReplica, message))
+}
+
+#[cfg(test)]
+#[path = "route_tests.rs"]
+mod tests;

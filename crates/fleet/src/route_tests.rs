@@ -1,0 +1,198 @@
+#![allow(clippy::unwrap_used)]
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use words::{
+    ActivationProgress, Capabilities, Epoch, Fingerprint, Generation, Incarnation, Intent, ModelLoad, ModelStatus,
+    NodeStatus,
+};
+
+use super::*;
+use crate::view::Observation;
+
+fn model(state: ModelState, running: u32) -> ModelStatus {
+    ModelStatus {
+        id: ModelId::new("m").unwrap(),
+        state,
+        harness: "fake".into(),
+        context_length: 100,
+        created: 0,
+        continue_fingerprint: Fingerprint::default(),
+        exact_fingerprint: Fingerprint::default(),
+        capabilities: Capabilities { chat: true, continuation: true },
+        load: ModelLoad { running, max_running: 8, ..ModelLoad::default() },
+        progress_permille: 0,
+        failure: None,
+    }
+}
+
+fn status(name: &str, state: NodeState, models: Vec<ModelStatus>) -> NodeStatus {
+    NodeStatus {
+        node: NodeId::new(name).unwrap(),
+        incarnation: Incarnation { counter: 1, random: name.len() as u64 },
+        generation: Generation(1),
+        epoch: Epoch(0),
+        intent: Intent::None,
+        state,
+        data_address: format!("{name}:1"),
+        version: "0".into(),
+        activation: ActivationProgress::default(),
+        models,
+        gateways: BTreeSet::new(),
+        in_flight: 0,
+    }
+}
+
+fn at(ms: u64) -> Moment {
+    Moment::after_start(Duration::from_millis(ms))
+}
+
+fn view(statuses: Vec<Option<NodeStatus>>) -> FleetView {
+    let mut view = FleetView::new((0..statuses.len()).map(|i| format!("c{i}")));
+    for (i, status) in statuses.into_iter().enumerate() {
+        if let Some(status) = status {
+            view.observe(at(1000), Slot(i), status);
+        }
+    }
+    view
+}
+
+fn go(view: &FleetView, tried: &[Slot], now: Moment) -> Route {
+    let id = ModelId::new("m").unwrap();
+    let query = RouteQuery { model: &id, tried, wait_until: at(1500) };
+    route(view, &query, |_| 0, now, &mut SmallRng::seed_from_u64(1))
+}
+
+fn slot(route: Route) -> usize {
+    match route {
+        Route::Forward(target) => target.slot.0,
+        other => panic!("not forwarded: {other:?}"),
+    }
+}
+
+fn code(route: Route) -> Code {
+    match route {
+        Route::Reject(error) => error.code(),
+        other => panic!("not rejected: {other:?}"),
+    }
+}
+
+#[test]
+fn the_least_loaded_by_its_own_report_is_taken() {
+    let ready = |running| Some(status("n", NodeState::Ready, vec![model(ModelState::Ready, running)]));
+    let fleet = view(vec![ready(5), ready(2), ready(7)]);
+    assert_eq!(slot(go(&fleet, &[], at(1100))), 1);
+    assert_eq!(slot(go(&fleet, &[Slot(1)], at(1100))), 0);
+}
+
+#[test]
+fn a_burst_between_two_reports_is_spread() {
+    let ready = |name| Some(status(name, NodeState::Ready, vec![model(ModelState::Ready, 0)]));
+    let fleet = view(vec![ready("a"), ready("bb")]);
+    let id = ModelId::new("m").unwrap();
+    let (mut sent, mut rng) = ([0u32; 2], SmallRng::seed_from_u64(3));
+    for _ in 0..40 {
+        let query = RouteQuery { model: &id, tried: &[], wait_until: at(0) };
+        sent[slot(route(&fleet, &query, |s| sent[s.0], at(1100), &mut rng))] += 1;
+    }
+    assert_eq!(sent, [20, 20]);
+}
+
+#[test]
+fn nothing_goes_to_a_node_that_is_not_ready_and_open() {
+    use words::DrainPhase::*;
+    for state in [
+        NodeState::Activating,
+        NodeState::Held,
+        NodeState::Draining(Closed),
+        NodeState::Draining(Force),
+        NodeState::Drained,
+        NodeState::Unloading,
+        NodeState::Stopped,
+        NodeState::Unknown,
+    ] {
+        let fleet = view(vec![Some(status("n", state, vec![model(ModelState::Ready, 0)]))]);
+        assert_eq!(code(go(&fleet, &[], at(1600))), Code::NoReplica, "{state:?}");
+    }
+    let settling = status("s", NodeState::Draining(Settle), vec![model(ModelState::Ready, 0)]);
+    let busy = status("busy", NodeState::Ready, vec![model(ModelState::Ready, 8)]);
+    assert_eq!(slot(go(&view(vec![Some(settling.clone()), Some(busy)]), &[], at(1100))), 1);
+    assert_eq!(slot(go(&view(vec![Some(settling)]), &[], at(1100))), 0);
+}
+
+#[test]
+fn a_silent_or_lost_node_gets_no_new_route() {
+    let mut fleet = view(vec![Some(status("n", NodeState::Ready, vec![model(ModelState::Ready, 0)]))]);
+    assert_eq!(slot(go(&fleet, &[], at(3000))), 0);
+    assert_eq!(code(go(&fleet, &[], at(3001))), Code::NoReplica);
+    fleet.heard(at(3100), Slot(0));
+    assert_eq!(slot(go(&fleet, &[], at(3200))), 0);
+    fleet.lost(Slot(0));
+    assert_eq!(code(go(&fleet, &[], at(3200))), Code::NoReplica);
+}
+
+#[test]
+fn a_model_is_unknown_only_when_everyone_was_asked() {
+    let other = || Some(status("n", NodeState::Ready, vec![]));
+    assert_eq!(code(go(&view(vec![other(), other()]), &[], at(1100))), Code::ModelNotFound);
+    let partial = view(vec![other(), None]);
+    assert!(matches!(go(&partial, &[], at(1100)), Route::Wait(until) if until == at(1500)));
+    assert_eq!(code(go(&partial, &[], at(1500))), Code::NoReplica);
+}
+
+#[test]
+fn a_loading_model_is_waited_for_and_then_named() {
+    let fleet = view(vec![Some(status("n", NodeState::Ready, vec![model(ModelState::Loading, 0)]))]);
+    assert!(matches!(go(&fleet, &[], at(1100)), Route::Wait(_)));
+    assert_eq!(code(go(&fleet, &[], at(1501))), Code::ModelLoading);
+}
+
+#[test]
+fn two_live_processes_under_one_name_get_nothing() {
+    let mut one = status("n", NodeState::Ready, vec![model(ModelState::Ready, 0)]);
+    let two = one.clone();
+    one.incarnation.random = 99;
+    let fleet = view(vec![Some(one), Some(two)]);
+    assert!(fleet.nodes().all(|(_, node)| node.conflicted));
+    assert_eq!(code(go(&fleet, &[], at(1600))), Code::NoReplica);
+}
+
+#[test]
+fn an_older_word_changes_nothing() {
+    let mut fleet = view(vec![None]);
+    let mut new = status("n", NodeState::Draining(DrainPhase::Closed), vec![]);
+    new.generation = Generation(5);
+    let old = status("n", NodeState::Ready, vec![]);
+    assert_eq!(fleet.observe(at(1), Slot(0), new.clone()), Observation::Fresh { changed: true });
+    assert_eq!(fleet.observe(at(2), Slot(0), old.clone()), Observation::Stale);
+    assert_eq!(fleet.observe(at(3), Slot(0), new.clone()), Observation::Fresh { changed: false });
+    let mut reborn = old;
+    reborn.incarnation = Incarnation { counter: 2, random: 7 };
+    assert_eq!(fleet.observe(at(4), Slot(0), reborn), Observation::Fresh { changed: true });
+    assert_eq!(fleet.observe(at(5), Slot(0), new), Observation::Stale);
+}
+
+proptest! {
+    #[test]
+    fn a_route_never_goes_where_it_must_not(
+        nodes in proptest::collection::vec((0u8..4, 0u32..9, 0u64..4000), 0..6), now in 0u64..6000, seed: u64
+    ) {
+        let mut fleet = FleetView::new((0..nodes.len()).map(|i| i.to_string()));
+        for (i, (state, running, heard)) in nodes.iter().enumerate() {
+            let state = [NodeState::Ready, NodeState::Activating, NodeState::Unloading, NodeState::Unknown][*state as usize];
+            let name = "n".repeat(i + 1);
+            fleet.observe(at(*heard), Slot(i), status(&name, state, vec![model(ModelState::Ready, *running)]));
+        }
+        let id = ModelId::new("m").unwrap();
+        let query = RouteQuery { model: &id, tried: &[Slot(0)], wait_until: at(0) };
+        if let Route::Forward(target) = route(&fleet, &query, |_| 0, at(now), &mut SmallRng::seed_from_u64(seed)) {
+            let (state, running, heard) = nodes[target.slot.0];
+            prop_assert!(state == 0 && now.saturating_sub(heard) <= 2000 && target.slot != Slot(0), "RT1");
+            let fresher = |(i, n): (usize, &(u8, u32, u64))| i > 0 && n.0 == 0 && now.saturating_sub(n.2) <= 2000 && n.1 < running;
+            prop_assert!(!nodes.iter().enumerate().any(fresher), "a less loaded node was passed over");
+        }
+    }
+}

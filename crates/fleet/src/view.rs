@@ -1,0 +1,158 @@
+//! What a gateway knows of its fleet: the last status of each configured neuron, and how fresh it is.
+
+use std::time::Duration;
+
+use words::{ModelId, ModelState, ModelStatus, Moment, NodeState, NodeStatus};
+
+/// A neuron that said nothing for this long gets no new routes.
+pub const SILENT_AFTER: Duration = Duration::from_secs(2);
+
+/// A configured neuron's place in the view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub usize);
+
+/// One configured neuron.
+#[derive(Clone, Debug)]
+pub struct NodeView {
+    /// Its control address, as configured.
+    pub control_address: String,
+    /// Its last status, once it was heard from in this life of the gateway.
+    pub status: Option<NodeStatus>,
+    /// When that was.
+    pub heard_at: Moment,
+    /// Another live neuron uses the same node id.
+    pub conflicted: bool,
+}
+
+/// What a status did to the view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// It is the newest of its neuron.
+    Fresh {
+        /// Something besides the load changed.
+        changed: bool,
+    },
+    /// It is older than what is known; only its arrival counted for nothing.
+    Stale,
+}
+
+/// The fleet as one gateway sees it. Readers get immutable snapshots of it.
+#[derive(Clone, Debug, Default)]
+pub struct FleetView {
+    nodes: Vec<NodeView>,
+}
+
+impl FleetView {
+    /// Makes the view of a fleet that nothing is known of.
+    pub fn new(control_addresses: impl IntoIterator<Item = String>) -> Self {
+        let node = |control_address| NodeView {
+            control_address,
+            status: None,
+            heard_at: Moment::ZERO,
+            conflicted: false,
+        };
+        FleetView { nodes: control_addresses.into_iter().map(node).collect() }
+    }
+
+    /// Takes a status, pushed or polled. Generations never go back (GN1): a later life of the process wins over
+    /// an earlier one, and within one life the higher generation.
+    pub fn observe(&mut self, now: Moment, slot: Slot, status: NodeStatus) -> Observation {
+        let Some(node) = self.nodes.get_mut(slot.0) else { return Observation::Stale };
+        let changed = match &node.status {
+            Some(known) if known.incarnation == status.incarnation => {
+                if status.generation < known.generation {
+                    return Observation::Stale;
+                }
+                status.generation > known.generation
+            }
+            // Without a state directory the counter is 0 in every life; the newer word is then believed.
+            Some(known) if status.incarnation.counter < known.incarnation.counter => return Observation::Stale,
+            _ => true,
+        };
+        node.status = Some(status);
+        node.heard_at = now;
+        self.mark_conflicts(now);
+        Observation::Fresh { changed }
+    }
+
+    /// Takes a sign of life without news.
+    pub fn heard(&mut self, now: Moment, slot: Slot) {
+        if let Some(node) = self.nodes.get_mut(slot.0).filter(|node| node.status.is_some()) {
+            node.heard_at = now;
+        }
+    }
+
+    /// Takes the loss of a neuron's connection: no new routes until it is heard from again.
+    pub fn lost(&mut self, slot: Slot) {
+        if let Some(node) = self.nodes.get_mut(slot.0) {
+            node.heard_at = Moment::ZERO;
+            if let Some(status) = &mut node.status {
+                // What it was is still listed, but nothing can be sent to a port that is closed.
+                status.data_address.clear();
+            }
+        }
+    }
+
+    fn mark_conflicts(&mut self, now: Moment) {
+        let live: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|node| node.status.as_ref().filter(|_| now.since(node.heard_at) <= SILENT_AFTER))
+            .map(|status| status.map(|status| (status.node.clone(), status.incarnation)))
+            .collect();
+        for (i, node) in self.nodes.iter_mut().enumerate() {
+            node.conflicted = live[i].as_ref().is_some_and(|(id, incarnation)| {
+                live.iter().flatten().any(|(other, theirs)| other == id && theirs.random != incarnation.random)
+            });
+        }
+    }
+
+    /// Returns the configured neurons in order.
+    pub fn nodes(&self) -> impl Iterator<Item = (Slot, &NodeView)> {
+        self.nodes.iter().enumerate().map(|(i, node)| (Slot(i), node))
+    }
+
+    /// Returns one neuron.
+    pub fn node(&self, slot: Slot) -> Option<&NodeView> {
+        self.nodes.get(slot.0)
+    }
+
+    /// Returns whether every configured neuron was heard from in this life of the gateway.
+    pub fn all_heard(&self) -> bool {
+        self.nodes.iter().all(|node| node.status.is_some())
+    }
+
+    /// Returns the models that the fleet lists, one entry a name, ready ones first.
+    pub fn models(&self) -> Vec<&ModelStatus> {
+        let mut found: Vec<&ModelStatus> = Vec::new();
+        for status in self.nodes.iter().filter_map(|node| node.status.as_ref()) {
+            for model in status.models.iter().filter(|model| listed(model.state)) {
+                match found.iter_mut().find(|known| known.id == model.id) {
+                    Some(known) if known.state != ModelState::Ready && model.state == ModelState::Ready => *known = model,
+                    Some(_) => {}
+                    None => found.push(model),
+                }
+            }
+        }
+        found
+    }
+
+    /// Returns whether any neuron lists the model.
+    pub fn lists(&self, model: &ModelId) -> bool {
+        self.models().iter().any(|status| status.id == *model)
+    }
+}
+
+fn listed(state: ModelState) -> bool {
+    !matches!(state, ModelState::Absent | ModelState::Unknown)
+}
+
+impl NodeView {
+    /// Returns whether new work may go there (RT1): fresh, unambiguous, open, and its data port known.
+    pub fn routable(&self, now: Moment) -> Option<&NodeStatus> {
+        let status = self.status.as_ref()?;
+        let open = matches!(status.state, NodeState::Ready | NodeState::Draining(words::DrainPhase::Settle));
+        let fresh = now.since(self.heard_at) <= SILENT_AFTER;
+        (open && fresh && !self.conflicted && !status.data_address.is_empty()).then_some(status)
+    }
+}

@@ -1,0 +1,130 @@
+//! The seam between scheduling and arithmetic: one synchronous call, plain values in and out.
+
+use std::fmt;
+
+use crate::sampling::Sampling;
+
+/// Names one sequence (one choice of one request) for as long as it holds KV blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// Names one block of KV storage; the scheduler owns the ledger, the engine owns the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+/// What an engine can hold and do; fixed for its lifetime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Most rows in one batch.
+    pub max_batch: usize,
+    /// Most tokens in one batch, over all rows.
+    pub max_step_tokens: usize,
+    /// Tokens a KV block holds.
+    pub block_tokens: usize,
+    /// KV blocks there are.
+    pub blocks: usize,
+    /// Most tokens in one sequence, prompt and completion together.
+    pub context_length: usize,
+    /// Tokens in the vocabulary: the length of a row's logits.
+    pub vocab_size: usize,
+}
+
+/// One sequence's part of a step: `tokens` take positions `start..start + tokens.len()`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Whose row this is.
+    pub sequence: SequenceId,
+    /// The tokens to run, at least one.
+    pub tokens: Vec<u32>,
+    /// The position of `tokens[0]`; positions below it are already in the sequence's blocks.
+    pub start: usize,
+    /// The sequence's blocks in order of position; they cover `start + tokens.len()` positions.
+    pub blocks: Vec<BlockId>,
+    /// Whether the row's last token needs an output.
+    pub wants_logits: bool,
+    /// How the next token will be chosen, for a device that samples by itself.
+    pub sampling: Sampling,
+}
+
+/// A copy of one block's bytes to another, done before the rows run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Read from.
+    pub from: BlockId,
+    /// Written to.
+    pub to: BlockId,
+}
+
+/// One step for the device. A batch of one row is a batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// Copies to do first.
+    pub copies: Vec<BlockCopy>,
+    /// Rows, each of another sequence, at most [`Capabilities::max_batch`].
+    pub rows: Vec<Row>,
+}
+
+impl Batch {
+    /// Returns the tokens this batch runs, over all rows.
+    pub fn tokens(&self) -> usize {
+        self.rows.iter().map(|row| row.tokens.len()).sum()
+    }
+}
+
+/// What one row gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RowOutput {
+    /// The row asked for nothing (a prompt's chunk before its last).
+    Nothing,
+    /// Logits after the row's last token, [`Capabilities::vocab_size`] of them.
+    Logits(Vec<f32>),
+    /// The device sampled by itself, with a result equal to [`crate::sampling::sample`].
+    Token(u32),
+}
+
+/// Outputs, one a row, in the batch's order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outputs {
+    /// As many as the batch has rows.
+    pub rows: Vec<RowOutput>,
+}
+
+/// Why a step failed. Every sequence of the batch is lost with it.
+#[derive(Debug)]
+pub enum EngineError {
+    /// The batch breaks the engine's contract: a fault of the caller.
+    BadBatch(String),
+    /// The device or its arithmetic failed.
+    Device(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl fmt::Display for EngineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EngineError::BadBatch(what) => write!(f, "the batch breaks the engine's contract: {what}"),
+            EngineError::Device(source) => write!(f, "the device failed: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for EngineError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            EngineError::BadBatch(_) => None,
+            EngineError::Device(source) => Some(source.as_ref()),
+        }
+    }
+}
+
+/// Runs batches. Synchronous: it lives on the device's own OS thread, or inline in a simulation.
+pub trait Engine: Send {
+    /// Returns what this engine can hold and do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Runs one batch.
+    ///
+    /// # Errors
+    /// [`EngineError::BadBatch`] when the batch exceeds [`Capabilities`] or names blocks that don't exist;
+    /// [`EngineError::Device`] when the arithmetic failed.
+    fn step(&mut self, batch: &Batch) -> Result<Outputs, EngineError>;
+}

@@ -1,0 +1,100 @@
+//! An engine whose next token is a hash of the context: any lost, doubled or foreign token changes all that follow.
+
+use crate::engine::{Batch, Capabilities, Engine, EngineError, Outputs, RowOutput};
+use crate::text::TokenBytes;
+
+/// The fake vocabulary: 256 bytes and the end token.
+pub const FAKE_VOCABULARY: usize = 257;
+/// Ends a choice; the fake engine itself never says it.
+pub const FAKE_END_TOKEN: u32 = 256;
+
+/// Returns the fake vocabulary's bytes.
+pub fn fake_token_bytes() -> TokenBytes {
+    TokenBytes::new((0..=255u8).map(|byte| vec![byte]).chain([Vec::new()]))
+}
+
+const START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// Folds one token into a context's hash (FNV-1a over the token's four bytes).
+fn fold(hash: u64, token: u32) -> u64 {
+    token.to_le_bytes().iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn pick(hash: u64, last: u32) -> u32 {
+    // Fold the high bits down: FNV's low bits alone are weak.
+    let draw = hash ^ (hash >> 29) ^ (hash >> 47);
+    match (last, draw % 16) {
+        // The second half of a two-byte character follows its first half.
+        (0xc3, _) => 0x80 + (draw >> 8) as u32 % 64,
+        (_, 0) => 0xc3,
+        (_, 1..=3) => u32::from(b' '),
+        _ => u32::from(b'a') + (draw >> 8) as u32 % 26,
+    }
+}
+
+/// Returns the token that follows `context`: the oracle, computed from the whole context at once.
+pub fn fake_next_token(context: &[u32]) -> u32 {
+    pick(context.iter().fold(START, |hash, token| fold(hash, *token)), context.last().copied().unwrap_or(0))
+}
+
+/// The fake engine. Its "KV" is the context's hash at each position, kept by block id, so that a wrong block
+/// table or a wrong copy gives wrong tokens just as in a real engine.
+#[derive(Debug)]
+pub struct FakeEngine {
+    capabilities: Capabilities,
+    hashes: Vec<u64>,
+}
+
+impl FakeEngine {
+    /// Makes an engine with these limits; `vocab_size` is always [`FAKE_VOCABULARY`].
+    pub fn new(capabilities: Capabilities) -> Self {
+        let capabilities = Capabilities { vocab_size: FAKE_VOCABULARY, ..capabilities };
+        FakeEngine { capabilities, hashes: vec![0; capabilities.blocks * capabilities.block_tokens] }
+    }
+
+    fn slot(&self, row: &crate::engine::Row, position: usize) -> Result<usize, EngineError> {
+        let size = self.capabilities.block_tokens;
+        let block = row.blocks.get(position / size).map(|block| block.0 as usize);
+        match block {
+            Some(block) if block < self.capabilities.blocks => Ok(block * size + position % size),
+            _ => Err(EngineError::BadBatch(format!("position {position} has no block"))),
+        }
+    }
+}
+
+impl Engine for FakeEngine {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<Outputs, EngineError> {
+        let size = self.capabilities.block_tokens;
+        if batch.rows.len() > self.capabilities.max_batch || batch.tokens() > self.capabilities.max_step_tokens {
+            return Err(EngineError::BadBatch("too many rows or tokens".into()));
+        }
+        for copy in &batch.copies {
+            let (from, to) = (copy.from.0 as usize, copy.to.0 as usize);
+            if from.max(to) >= self.capabilities.blocks {
+                return Err(EngineError::BadBatch("a copy names a block that does not exist".into()));
+            }
+            self.hashes.copy_within(from * size..(from + 1) * size, to * size);
+        }
+        let mut rows = Vec::with_capacity(batch.rows.len());
+        for row in &batch.rows {
+            let Some(&last) = row.tokens.last() else {
+                return Err(EngineError::BadBatch("a row without tokens".into()));
+            };
+            if row.start + row.tokens.len() > self.capabilities.context_length {
+                return Err(EngineError::BadBatch("a row past the context".into()));
+            }
+            let mut hash = if row.start == 0 { START } else { self.hashes[self.slot(row, row.start - 1)?] };
+            for (i, token) in row.tokens.iter().enumerate() {
+                hash = fold(hash, *token);
+                let slot = self.slot(row, row.start + i)?;
+                self.hashes[slot] = hash;
+            }
+            rows.push(if row.wants_logits { RowOutput::Token(pick(hash, last)) } else { RowOutput::Nothing });
+        }
+        Ok(Outputs { rows })
+    }
+}

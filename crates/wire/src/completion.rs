@@ -1,0 +1,254 @@
+//! A chat completion on its way out: one encoder for the stream's events, and a fold of them into one JSON.
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::private::Line;
+use crate::sse::data_event;
+
+/// What every event of one answer repeats.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// `chatcmpl-...`
+    pub id: String,
+    /// Unix seconds.
+    pub created: u64,
+    /// The model as the client named it.
+    pub model: String,
+}
+
+#[derive(Serialize)]
+struct Chunk<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: &'a [ChunkChoice<'a>],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<UsageObject>>,
+}
+
+#[derive(Serialize)]
+struct ChunkChoice<'a> {
+    index: u32,
+    delta: Delta<'a>,
+    logprobs: Option<()>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Default, Serialize)]
+struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refusal: Option<Option<()>>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct UsageObject {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u32,
+}
+
+impl UsageObject {
+    fn new(prompt_tokens: u32, completion_tokens: u32) -> Self {
+        UsageObject { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    }
+}
+
+/// Encodes the events of one streamed answer. Private lines go before the event whose step they tell of.
+#[derive(Clone, Debug)]
+pub struct ChatEncoder {
+    identity: Identity,
+    include_usage: bool,
+}
+
+impl ChatEncoder {
+    /// Makes the encoder; with `include_usage` every event carries `usage`, null until the last.
+    pub fn new(identity: Identity, include_usage: bool) -> Self {
+        ChatEncoder { identity, include_usage }
+    }
+
+    fn chunk(&self, choices: &[ChunkChoice<'_>], usage: Option<UsageObject>) -> Bytes {
+        let chunk = Chunk {
+            id: &self.identity.id,
+            object: "chat.completion.chunk",
+            created: self.identity.created,
+            model: &self.identity.model,
+            choices,
+            usage: self.include_usage.then_some(usage),
+        };
+        data_event(&serde_json::to_string(&chunk).unwrap_or_default())
+    }
+
+    fn choice(&self, index: u32, delta: Delta<'_>, finish_reason: Option<&'static str>) -> Bytes {
+        self.chunk(&[ChunkChoice { index, delta, logprobs: None, finish_reason }], None)
+    }
+
+    /// The role event, first of each choice.
+    pub fn role(&self, choice: u32) -> Bytes {
+        let delta = Delta { role: Some("assistant"), content: Some(""), refusal: Some(None) };
+        self.choice(choice, delta, None)
+    }
+
+    /// A content event.
+    pub fn content(&self, choice: u32, text: &str) -> Bytes {
+        self.choice(choice, Delta { content: Some(text), ..Delta::default() }, None)
+    }
+
+    /// The finish event, last of each choice.
+    pub fn finish(&self, choice: u32, reason: &'static str) -> Bytes {
+        self.choice(choice, Delta::default(), Some(reason))
+    }
+
+    /// The usage event, after every finish; `None` when the client did not ask for it.
+    pub fn usage(&self, prompt_tokens: u32, completion_tokens: u32) -> Option<Bytes> {
+        self.include_usage.then(|| self.chunk(&[], Some(UsageObject::new(prompt_tokens, completion_tokens))))
+    }
+}
+
+/// Joins private lines and public events into the bytes of one write.
+pub fn with_private(lines: &[Line], events: &[Bytes]) -> Bytes {
+    if lines.is_empty() && events.len() == 1 {
+        return events[0].clone();
+    }
+    let mut out = Vec::with_capacity(64 + events.iter().map(Bytes::len).sum::<usize>());
+    lines.iter().for_each(|line| line.write(&mut out));
+    events.iter().for_each(|event| out.extend_from_slice(event));
+    if events.is_empty() && !lines.is_empty() {
+        out.push(b'\n');
+    }
+    out.into()
+}
+
+/// Folds the same events into the one JSON of an answer that is not streamed.
+#[derive(Debug)]
+pub struct Folder {
+    identity: Identity,
+    choices: Vec<(String, Option<&'static str>)>,
+}
+
+#[derive(Serialize)]
+struct Completion<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<CompletionChoice<'a>>,
+    usage: UsageObject,
+}
+
+#[derive(Serialize)]
+struct CompletionChoice<'a> {
+    index: u32,
+    message: Message<'a>,
+    logprobs: Option<()>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: &'a str,
+    refusal: Option<()>,
+}
+
+impl Folder {
+    /// Makes the fold of `choices` choices.
+    pub fn new(identity: Identity, choices: usize) -> Self {
+        Folder { identity, choices: vec![(String::new(), None); choices] }
+    }
+
+    /// Adds text to a choice.
+    pub fn content(&mut self, choice: u32, text: &str) {
+        if let Some((content, _)) = self.choices.get_mut(choice as usize) {
+            content.push_str(text);
+        }
+    }
+
+    /// Ends a choice.
+    pub fn finish(&mut self, choice: u32, reason: &'static str) {
+        if let Some((_, finish)) = self.choices.get_mut(choice as usize) {
+            *finish = Some(reason);
+        }
+    }
+
+    /// Returns the whole answer.
+    pub fn done(&self, prompt_tokens: u32, completion_tokens: u32) -> String {
+        let choices = self.choices.iter().enumerate().map(|(index, (content, finish_reason))| CompletionChoice {
+            index: index as u32,
+            message: Message { role: "assistant", content, refusal: None },
+            logprobs: None,
+            finish_reason: *finish_reason,
+        });
+        let completion = Completion {
+            id: &self.identity.id,
+            object: "chat.completion",
+            created: self.identity.created,
+            model: &self.identity.model,
+            choices: choices.collect(),
+            usage: UsageObject::new(prompt_tokens, completion_tokens),
+        };
+        serde_json::to_string(&completion).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn identity() -> Identity {
+        Identity { id: "chatcmpl-1".into(), created: 7, model: "m".into() }
+    }
+
+    fn data(event: &Bytes) -> Value {
+        serde_json::from_slice(event.strip_prefix(b"data: ").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn usage_is_null_until_the_last_event_and_absent_unless_asked_for() {
+        let asked = ChatEncoder::new(identity(), true);
+        assert_eq!(data(&asked.content(0, "x"))["usage"], Value::Null);
+        assert!(data(&asked.content(0, "x")).as_object().unwrap().contains_key("usage"));
+        let last = data(&asked.usage(3, 4).unwrap());
+        assert_eq!(last["choices"], json!([]));
+        assert_eq!(last["usage"], json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}));
+        let unasked = ChatEncoder::new(identity(), false);
+        assert!(!data(&unasked.content(0, "x")).as_object().unwrap().contains_key("usage"));
+        assert!(unasked.usage(3, 4).is_none());
+    }
+
+    #[test]
+    fn the_role_comes_first_and_the_finish_has_an_empty_delta() {
+        let encoder = ChatEncoder::new(identity(), false);
+        let delta = |event: Bytes| data(&event)["choices"][0]["delta"].clone();
+        assert_eq!(delta(encoder.role(0)), json!({"role": "assistant", "content": "", "refusal": null}));
+        assert_eq!(delta(encoder.finish(0, "stop")), json!({}));
+    }
+
+    #[test]
+    fn the_fold_has_every_key_that_clients_expect() {
+        let mut folder = Folder::new(identity(), 1);
+        folder.content(0, "a");
+        folder.content(0, "b");
+        folder.finish(0, "length");
+        let wanted = json!({
+            "id": "chatcmpl-1", "object": "chat.completion", "created": 7, "model": "m",
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": "ab", "refusal": null},
+                "logprobs": null, "finish_reason": "length"}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+        });
+        assert_eq!(serde_json::from_str::<Value>(&folder.done(1, 2)).unwrap(), wanted);
+    }
+
+    #[test]
+    fn private_lines_alone_are_an_event_of_their_own() {
+        let line = Line::Usage { prompt: 1, completion: 2 };
+        assert_eq!(with_private(&[line], &[]), ":cx u 1 2\n\n");
+    }
+}

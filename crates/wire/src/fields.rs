@@ -1,0 +1,224 @@
+//! The table of every field of a chat completion request, and what is done with it.
+//!
+//! Unknown fields are ignored and counted; a known field of the wrong type is refused with its name in `param`.
+
+use serde_json::{Map, Value};
+use words::{Code, Error};
+
+/// The JSON type a field must have; `null` always means "absent".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Bool,
+    Integer,
+    Number,
+    Text,
+    TextOrList,
+    TextOrObject,
+    List,
+    Object,
+}
+
+impl Kind {
+    fn admits(self, value: &Value) -> bool {
+        match self {
+            Kind::Bool => value.is_boolean(),
+            Kind::Integer => value.is_i64() || value.is_u64(),
+            Kind::Number => value.is_number(),
+            Kind::Text => value.is_string(),
+            Kind::TextOrList => value.is_string() || value.is_array(),
+            Kind::TextOrObject => value.is_string() || value.is_object(),
+            Kind::List => value.is_array(),
+            Kind::Object => value.is_object(),
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Kind::Bool => "a boolean",
+            Kind::Integer => "an integer",
+            Kind::Number => "a number",
+            Kind::Text => "a string",
+            Kind::TextOrList => "a string or an array",
+            Kind::TextOrObject => "a string or an object",
+            Kind::List => "an array",
+            Kind::Object => "an object",
+        }
+    }
+}
+
+/// What is done with a field.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Treatment {
+    /// It does what OpenAI (or, for extensions, vLLM) says it does.
+    Honoured,
+    /// It would change the output and is not supported: refused unless null or one of these JSON values.
+    Refused(&'static [&'static str]),
+    /// Accepted without effect on the output.
+    Bookkeeping,
+}
+
+/// One row.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// The key.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// What is done with it.
+    pub treatment: Treatment,
+}
+
+const fn honoured(name: &'static str, kind: Kind) -> Field {
+    Field { name, kind, treatment: Treatment::Honoured }
+}
+
+const fn refused(name: &'static str, kind: Kind, defaults: &'static [&'static str]) -> Field {
+    Field { name, kind, treatment: Treatment::Refused(defaults) }
+}
+
+const fn bookkeeping(name: &'static str, kind: Kind) -> Field {
+    Field { name, kind, treatment: Treatment::Bookkeeping }
+}
+
+/// Every field of OpenAI's chat completion request, then the extensions.
+pub const CHAT: &[Field] = &[
+    honoured("model", Kind::Text),
+    honoured("messages", Kind::List),
+    honoured("stream", Kind::Bool),
+    honoured("stream_options", Kind::Object),
+    honoured("temperature", Kind::Number),
+    honoured("top_p", Kind::Number),
+    honoured("seed", Kind::Integer),
+    honoured("stop", Kind::TextOrList),
+    honoured("max_tokens", Kind::Integer),
+    honoured("max_completion_tokens", Kind::Integer),
+    refused("n", Kind::Integer, &["1"]),
+    refused("frequency_penalty", Kind::Number, &["0"]),
+    refused("presence_penalty", Kind::Number, &["0"]),
+    refused("logit_bias", Kind::Object, &["{}"]),
+    refused("logprobs", Kind::Bool, &["false"]),
+    refused("top_logprobs", Kind::Integer, &["0"]),
+    refused("response_format", Kind::Object, &[r#"{"type":"text"}"#]),
+    refused("tools", Kind::List, &["[]"]),
+    refused("tool_choice", Kind::TextOrObject, &[r#""none""#, r#""auto""#]),
+    refused("parallel_tool_calls", Kind::Bool, &["true", "false"]),
+    refused("functions", Kind::List, &["[]"]),
+    refused("function_call", Kind::TextOrObject, &[r#""none""#, r#""auto""#]),
+    refused("modalities", Kind::List, &[r#"["text"]"#]),
+    refused("audio", Kind::Object, &[]),
+    refused("prediction", Kind::Object, &[]),
+    refused("reasoning_effort", Kind::Text, &[r#""medium""#]),
+    refused("verbosity", Kind::Text, &[r#""medium""#]),
+    refused("web_search_options", Kind::Object, &[]),
+    refused("moderation", Kind::Object, &[]),
+    bookkeeping("user", Kind::Text),
+    bookkeeping("metadata", Kind::Object),
+    bookkeeping("store", Kind::Bool),
+    bookkeeping("service_tier", Kind::Text),
+    bookkeeping("safety_identifier", Kind::Text),
+    bookkeeping("prompt_cache_key", Kind::Text),
+    bookkeeping("prompt_cache_retention", Kind::Text),
+    bookkeeping("prompt_cache_options", Kind::Object),
+    // Extensions, with vLLM's names and meanings.
+    honoured("top_k", Kind::Integer),
+    honoured("min_p", Kind::Number),
+    refused("repetition_penalty", Kind::Number, &["1"]),
+    refused("min_tokens", Kind::Integer, &["0"]),
+    refused("ignore_eos", Kind::Bool, &["false"]),
+    refused("stop_token_ids", Kind::List, &["[]"]),
+    refused("chat_template_kwargs", Kind::Object, &["{}"]),
+];
+
+/// Checks every field of `request` against the table; returns how many were unknown.
+///
+/// # Errors
+/// `InvalidRequest` for a wrong type, `UnsupportedParameter` for a value that would have to be ignored.
+pub fn check(table: &[Field], request: &Map<String, Value>) -> Result<usize, Error> {
+    let mut unknown = 0;
+    for (name, value) in request {
+        let Some(field) = table.iter().find(|field| field.name == name) else {
+            unknown += 1;
+            continue;
+        };
+        if value.is_null() {
+            continue;
+        }
+        if !field.kind.admits(value) {
+            return Err(Error::invalid(name, format!("'{name}' must be {}", field.kind.words())));
+        }
+        if let Treatment::Refused(defaults) = field.treatment
+            && !defaults.iter().any(|default| is_default(default, value))
+        {
+            let message = format!("'{name}' is not supported with this value; leave it out or set it to null");
+            return Err(Error::new(Code::UnsupportedParameter, message).at(name));
+        }
+    }
+    Ok(unknown)
+}
+
+fn is_default(default: &str, value: &Value) -> bool {
+    let Ok(default) = serde_json::from_str::<Value>(default) else { return false };
+    match (default.as_f64(), value.as_f64()) {
+        (Some(default), Some(value)) => default == value,
+        _ => default == *value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn code(request: Value) -> Result<usize, (Code, String)> {
+        check(CHAT, request.as_object().unwrap()).map_err(|e| (e.code(), e.param().unwrap_or("").to_string()))
+    }
+
+    #[test]
+    fn a_value_that_would_be_ignored_is_refused_by_name() {
+        assert_eq!(code(json!({"n": 2})), Err((Code::UnsupportedParameter, "n".into())));
+        assert_eq!(code(json!({"tools": [{}]})), Err((Code::UnsupportedParameter, "tools".into())));
+        let schema = json!({"response_format": {"type": "json_object"}});
+        assert_eq!(code(schema), Err((Code::UnsupportedParameter, "response_format".into())));
+    }
+
+    #[test]
+    fn null_and_defaults_pass_and_unknown_fields_are_counted() {
+        let request = json!({"n": 1, "presence_penalty": 0.0, "tools": null, "response_format": {"type": "text"},
+            "user": "u", "of_tomorrow": 1, "also": {}});
+        assert_eq!(code(request), Ok(2));
+    }
+
+    #[test]
+    fn a_wrong_type_is_refused_by_name_in_bookkeeping_too() {
+        assert_eq!(code(json!({"user": 7})), Err((Code::InvalidRequest, "user".into())));
+        assert_eq!(code(json!({"seed": 1.5})), Err((Code::InvalidRequest, "seed".into())));
+    }
+
+    #[test]
+    fn no_field_of_the_published_api_is_forgotten() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data/openai/openapi.json");
+        let Ok(text) = std::fs::read_to_string(path) else {
+            assert!(std::env::var("CORTEX_TEST_DATA").as_deref() != Ok("required"), "the OpenAI document is missing");
+            eprintln!("SKIPPED: the OpenAI document is not beside this checkout");
+            return;
+        };
+        let document: Value = serde_json::from_str(&text).unwrap();
+        let schemas = &document["components"]["schemas"];
+        let mut names = std::collections::BTreeSet::new();
+        let mut open = vec![schemas["CreateChatCompletionRequest"].clone()];
+        while let Some(schema) = open.pop() {
+            if let Some(properties) = schema["properties"].as_object() {
+                names.extend(properties.keys().cloned());
+            }
+            for part in schema["allOf"].as_array().into_iter().flatten() {
+                let named = part["$ref"].as_str().and_then(|path| path.rsplit('/').next());
+                open.push(named.map_or_else(|| part.clone(), |name| schemas[name].clone()));
+            }
+        }
+        assert!(names.len() > 30, "the document was not understood");
+        let missing: Vec<_> = names.iter().filter(|name| !CHAT.iter().any(|field| field.name == *name)).collect();
+        assert!(missing.is_empty(), "fields without a row: {missing:?}");
+    }
+}

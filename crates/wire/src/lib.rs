@@ -1,0 +1,16 @@
+//! What travels over HTTP: OpenAI types, the field table, the SSE codec, the error envelope and the private lines.
+
+pub mod chat;
+mod completion;
+mod envelope;
+pub mod fields;
+pub mod models;
+pub mod private;
+mod sse;
+
+pub use completion::{ChatEncoder, Folder, Identity, with_private};
+pub use envelope::{ErrorEnvelope, error_body, error_event};
+pub use sse::{DONE_EVENT, EventSplitter, EventTooLarge, HTTP_SSE_CONTENT_TYPE, KEEP_ALIVE_EVENT, data_event};
+
+#[cfg(test)]
+mod sdk_types_tests;

@@ -1,0 +1,183 @@
+//! Snapshots that travel: what a neuron says of itself and its models.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, Fingerprint, GatewayId, Generation, Incarnation, ModelId, NodeId};
+
+/// Where a model is between absent and serving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelState {
+    /// Not on this node.
+    Absent,
+    /// Its files are being fetched.
+    Fetching,
+    /// Its weights are being read.
+    Loading,
+    /// It is answering its warm-up prompt.
+    Warming,
+    /// It serves.
+    Ready,
+    /// It finishes what runs and takes nothing new.
+    Draining,
+    /// Its memory is being freed.
+    Unloading,
+    /// It could not be loaded, or its device failed.
+    Failed,
+    /// A device fault is being repaired.
+    Recovering,
+    /// A state of a newer version: never routable.
+    Unknown,
+}
+
+/// How far a drain has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DrainPhase {
+    /// Announced; still accepts until the gateways have acknowledged.
+    Settle,
+    /// New work is refused, queued work handed back, running work goes on.
+    Closed,
+    /// Running streams are handed over.
+    Handoff,
+    /// What still runs is cut.
+    Force,
+}
+
+/// Where a node is between its start and its exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state", content = "phase")]
+pub enum NodeState {
+    /// Loading its default models; no data port yet.
+    Activating,
+    /// Serving.
+    Ready,
+    /// Ready but held by a rollout: serves only its coordinator's canary.
+    Held,
+    /// On its way out, or being emptied.
+    Draining(DrainPhase),
+    /// Empty and alive, by a cordon.
+    Drained,
+    /// Unloading its models.
+    Unloading,
+    /// About to exit.
+    Stopped,
+    /// A state of a newer version: never routable.
+    Unknown,
+}
+
+/// What an operator or a rollout asked of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Intent {
+    /// Nothing.
+    None,
+    /// Leave and come back; dies with the incarnation it names.
+    Restart,
+    /// Take no new work; survives restarts.
+    Cordon,
+}
+
+/// What a model on a node can do, as the proxy needs to know it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Answers `/v1/chat/completions`.
+    pub chat: bool,
+    /// Streams carry private lines, so another worker can continue them.
+    pub continuation: bool,
+}
+
+/// A model's load as its worker counts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelLoad {
+    /// Requests in the batch.
+    pub running: u32,
+    /// Requests queued.
+    pub waiting: u32,
+    /// Most requests in the batch at once.
+    pub max_running: u32,
+    /// Most requests queued at once.
+    pub max_waiting: u32,
+    /// KV blocks there are.
+    pub kv_blocks: u32,
+    /// KV blocks in use.
+    pub kv_blocks_used: u32,
+}
+
+/// One model on one node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelStatus {
+    /// Its name.
+    pub id: ModelId,
+    /// Where it is.
+    pub state: ModelState,
+    /// Which harness runs it.
+    pub harness: String,
+    /// Most tokens of prompt and completion together; 0 while unknown.
+    pub context_length: u32,
+    /// Unix seconds of its load.
+    pub created: u64,
+    /// Equal ones may continue each other's streams.
+    pub continue_fingerprint: Fingerprint,
+    /// Equal ones give equal bytes.
+    pub exact_fingerprint: Fingerprint,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// How busy it is.
+    pub load: ModelLoad,
+    /// Share of the load that is done, in thousandths.
+    pub progress_permille: u32,
+    /// Why it failed, for operators.
+    pub failure: Option<String>,
+}
+
+/// How far the activation has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActivationProgress {
+    /// Default models there are.
+    pub total: u32,
+    /// Default models that are over, loaded or failed.
+    pub done: u32,
+    /// Default models that failed.
+    pub failed: u32,
+    /// The one in hand.
+    pub current: Option<ModelId>,
+}
+
+/// What a node says of itself. (incarnation, generation) order the snapshots of one node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub node: NodeId,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// Counts its state changes; load alone does not raise it.
+    pub generation: Generation,
+    /// Orders intents.
+    pub epoch: Epoch,
+    /// The intent in force.
+    pub intent: Intent,
+    /// Where it is.
+    pub state: NodeState,
+    /// `host:port` of its data plane; empty until bound.
+    pub data_address: String,
+    /// Its program's version.
+    pub version: String,
+    /// How far activation has come.
+    pub activation: ActivationProgress,
+    /// Its models.
+    pub models: Vec<ModelStatus>,
+    /// Gateways that hold a session here.
+    pub gateways: BTreeSet<GatewayId>,
+    /// Requests accepted and not over.
+    pub in_flight: u32,
+}
+
+impl NodeStatus {
+    /// Returns the status of `model`.
+    pub fn model(&self, model: &ModelId) -> Option<&ModelStatus> {
+        self.models.iter().find(|status| status.id == *model)
+    }
+}
