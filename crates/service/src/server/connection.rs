@@ -1,0 +1,161 @@
+//! One connection, from its first byte to its end.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::track::{Activity, Tracked};
+use super::{Phase, ServerOptions, Shared};
+
+/// How HTTP/2 begins; HTTP/1 has no such method.
+const H2_PREFACE: &[u8] = b"PRI";
+/// How long a connection whose last response is complete may take to flush it once the server stops.
+const FLUSH_MAX: Duration = Duration::from_millis(500);
+
+/// A stream that notes when bytes come.
+struct Watched {
+    stream: TcpStream,
+    activity: Arc<Activity>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.activity.bytes_came();
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+fn builder(options: &ServerOptions) -> Builder<TokioExecutor> {
+    let ms = Duration::from_millis;
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // Our own clock watches the headers, and tells them from idleness.
+        .header_read_timeout(None)
+        .max_buf_size(options.max_header_bytes.max(8192))
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(options.max_header_bytes as u32)
+        .max_concurrent_streams(options.h2_max_streams)
+        .keep_alive_interval(ms(options.h2_keepalive_interval_ms))
+        .keep_alive_timeout(ms(options.h2_keepalive_timeout_ms));
+    builder
+}
+
+/// Waits for the first bytes; `None` when there are none in time, or the server stops first.
+async fn sniff(stream: &TcpStream, shared: &Shared) -> Option<bool> {
+    let mut phase = shared.phase.subscribe();
+    let mut first = [0; H2_PREFACE.len()];
+    let patience = Duration::from_millis(shared.options.sniff_timeout_ms);
+    tokio::select! {
+        read = tokio::time::timeout(patience, stream.peek(&mut first)) => match read {
+            Ok(Ok(length)) if length > 0 => Some(H2_PREFACE.starts_with(&first[..length])),
+            _ => None,
+        },
+        _ = phase.wait_for(|phase| *phase >= Phase::Stopping) => None,
+    }
+}
+
+pub(super) async fn serve<S, B>(stream: TcpStream, shared: Arc<Shared>, service: S)
+where
+    S: hyper::service::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let Some(h2) = sniff(&stream, &shared).await else { return };
+    let activity = Arc::new(Activity::new());
+    let gauge = shared.metrics.in_flight.clone();
+    let service = Tracked { service, activity: activity.clone(), gauge };
+    let io = TokioIo::new(Watched { stream, activity: activity.clone() });
+    let builder = builder(&shared.options);
+    let mut connection = pin!(builder.serve_connection(io, service));
+    let mut phase = shared.phase.subscribe();
+    let mut graceful = false;
+    let mut check = tokio::time::interval(check_every(&shared.options));
+    check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let now = *phase.borrow_and_update();
+        if now == Phase::Cut || (now == Phase::Stopping && !activity.busy() && !activity.had_requests()) {
+            return;
+        }
+        // A connection that has not asked anything yet is left to ask once: its answer then ends it.
+        if now >= Phase::Closing && !graceful && activity.had_requests() {
+            connection.as_mut().graceful_shutdown();
+            graceful = true;
+        }
+        let flushing = now == Phase::Stopping && !activity.busy();
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended with an error");
+                }
+                return;
+            }
+            _ = phase.changed() => {}
+            () = activity.changed.notified(), if now >= Phase::Closing => {}
+            () = tokio::time::sleep(FLUSH_MAX), if flushing => return,
+            _ = check.tick() => {
+                if overdue(&activity, &shared.options, h2) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Often enough that a timeout is late by a quarter at most.
+fn check_every(options: &ServerOptions) -> Duration {
+    Duration::from_millis((options.header_timeout_ms.min(options.idle_timeout_ms) / 4).clamp(20, 5_000))
+}
+
+/// Whether the peer has let a timeout pass. HTTP/2 frames that are no headers also bring bytes, so there only
+/// idleness counts.
+fn overdue(activity: &Activity, options: &ServerOptions, h2: bool) -> bool {
+    let late_head = !h2 && activity.head_ms().is_some_and(|ms| ms > options.header_timeout_ms);
+    late_head || activity.idle_ms().is_some_and(|ms| ms > options.idle_timeout_ms)
+}

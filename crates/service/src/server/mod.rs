@@ -1,0 +1,251 @@
+//! The accept loop and the connection set, owned here so that an exit has a deadline.
+//!
+//! Phases: *open*; *closing*, in which each response ends its connection and idle ones close, but new
+//! connections are still accepted, so that handlers can refuse with words; *stopping*, in which nothing is
+//! accepted, silent and idle connections are dropped and busy ones have until the deadline.
+
+mod connection;
+mod track;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use prometheus::{IntCounter, IntGauge};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+use crate::metrics::{MetricsError, Registry};
+
+/// Limits and timeouts of one listener.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerOptions {
+    /// Connections at once; further ones wait in the system's backlog.
+    pub max_connections: usize,
+    /// A connection must send its first byte within this, in milliseconds.
+    pub sniff_timeout_ms: u64,
+    /// A request's headers must arrive within this, in milliseconds.
+    pub header_timeout_ms: u64,
+    /// A connection without a request is closed after this, in milliseconds.
+    pub idle_timeout_ms: u64,
+    /// Most bytes of a request's headers; at least 8192.
+    pub max_header_bytes: usize,
+    /// Requests at once on one HTTP/2 connection.
+    pub h2_max_streams: u32,
+    /// An HTTP/2 peer is asked for a sign of life this often, in milliseconds.
+    pub h2_keepalive_interval_ms: u64,
+    /// An HTTP/2 peer that gives none within this is gone, in milliseconds.
+    pub h2_keepalive_timeout_ms: u64,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        ServerOptions {
+            max_connections: 4096,
+            sniff_timeout_ms: 10_000,
+            header_timeout_ms: 10_000,
+            idle_timeout_ms: 75_000,
+            max_header_bytes: 64 << 10,
+            h2_max_streams: 1024,
+            h2_keepalive_interval_ms: 20_000,
+            h2_keepalive_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// What Prometheus sees of one listener.
+#[derive(Clone, Debug)]
+pub struct ServerMetrics {
+    connections: IntGauge,
+    accepted: IntCounter,
+    refused: IntCounter,
+    in_flight: IntGauge,
+}
+
+impl ServerMetrics {
+    /// Registers the listener's metrics under `prefix`.
+    ///
+    /// # Errors
+    /// When the names are taken.
+    pub fn register(registry: &Registry, prefix: &str) -> Result<Self, MetricsError> {
+        let gauge = |name: &str, help: &str| {
+            registry.gauge_vec(&format!("{prefix}_{name}"), help, &[]).map(|family| family.with_label_values::<&str>(&[]))
+        };
+        let counter = |name: &str, help: &str| {
+            let family = registry.counter_vec(&format!("{prefix}_{name}"), help, &[]);
+            family.map(|family| family.with_label_values::<&str>(&[]))
+        };
+        Ok(ServerMetrics {
+            connections: gauge("connections", "Open connections.")?,
+            accepted: counter("connections_accepted_total", "Connections accepted.")?,
+            refused: counter("accept_errors_total", "Connections that the system could not hand over.")?,
+            in_flight: gauge("requests_in_flight", "Requests whose response has not ended.")?,
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Open,
+    Closing,
+    Stopping,
+    Cut,
+}
+
+struct Shared {
+    options: ServerOptions,
+    metrics: ServerMetrics,
+    phase: watch::Sender<Phase>,
+    connections: watch::Sender<usize>,
+}
+
+/// How a stop went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StopReport {
+    /// Connections that were still busy at the deadline.
+    pub cut: usize,
+}
+
+/// One listener with its connections.
+pub struct Server {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    accept: JoinHandle<()>,
+}
+
+/// A connection's place in the count.
+struct Place(Arc<Shared>);
+
+impl Place {
+    fn take(shared: &Arc<Shared>) -> Self {
+        shared.connections.send_modify(|count| *count += 1);
+        shared.metrics.connections.inc();
+        Place(shared.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.send_modify(|count| *count -= 1);
+        self.0.metrics.connections.dec();
+    }
+}
+
+impl Server {
+    /// Starts serving on `listener`.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn start<S, B>(
+        listener: TcpListener,
+        options: &ServerOptions,
+        service: S,
+        metrics: ServerMetrics,
+    ) -> std::io::Result<Server>
+    where
+        S: hyper::service::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            options: options.clone(),
+            metrics,
+            phase: watch::Sender::new(Phase::Open),
+            connections: watch::Sender::new(0),
+        });
+        let accept = tokio::spawn(accept_loop(listener, shared.clone(), service));
+        Ok(Server { address, shared, accept })
+    }
+
+    /// Returns the bound address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns the open connections.
+    pub fn connections(&self) -> usize {
+        *self.shared.connections.borrow()
+    }
+
+    /// Begins the closing phase: each response ends its connection, idle connections close, new ones still come in.
+    pub fn begin_close(&self) {
+        self.shared.phase.send_if_modified(|phase| std::mem::replace(phase, Phase::Closing.max(*phase)) < Phase::Closing);
+    }
+
+    /// Stops accepting, drops what is idle or silent, waits for what is busy until `deadline`, then cuts it.
+    /// Never waits past the deadline.
+    pub async fn stop(self, deadline: tokio::time::Instant) -> StopReport {
+        self.shared.phase.send_replace(Phase::Stopping);
+        self.accept.abort();
+        let mut connections = self.shared.connections.subscribe();
+        let empty = async {
+            let _ = connections.wait_for(|count| *count == 0).await;
+        };
+        let in_time = tokio::time::timeout_at(deadline, empty).await.is_ok();
+        let cut = if in_time { 0 } else { self.connections() };
+        self.shared.phase.send_replace(Phase::Cut);
+        if cut > 0 {
+            tracing::warn!(cut, address = %self.address, "connections were cut at the deadline");
+        }
+        StopReport { cut }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accept.abort();
+        self.shared.phase.send_replace(Phase::Cut);
+    }
+}
+
+/// Pause after an accept that failed for want of file descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+async fn accept_loop<S, B>(listener: TcpListener, shared: Arc<Shared>, service: S)
+where
+    S: hyper::service::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let room = Arc::new(Semaphore::new(shared.options.max_connections));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let stream: TcpStream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                shared.metrics.refused.inc();
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        shared.metrics.accepted.inc();
+        // Without it a small event waits for the acknowledgement of the one before: 40 ms.
+        if stream.set_nodelay(true).is_err() {
+            continue;
+        }
+        let place = Place::take(&shared);
+        let (shared, service) = (shared.clone(), service.clone());
+        tokio::spawn(async move {
+            connection::serve(stream, shared, service).await;
+            drop((place, permit));
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

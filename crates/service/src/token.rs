@@ -1,0 +1,114 @@
+//! The shared token of the control plane.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Most bytes of a token file.
+const TOKEN_BYTES_MAX: u64 = 4096;
+
+/// A secret; its `Debug` shows nothing of it.
+#[derive(Clone)]
+pub struct Token(String);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+/// Why there is no usable token.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The file can't be read.
+    #[error("the token file {path} can't be read: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file's content is no token.
+    #[error("the token file {path} must hold 16 to 4096 visible ASCII characters")]
+    Content {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Without a token only this machine may come in.
+    #[error("{listener} binds {bind}, which is not a loopback address, without a token: set a token file or bind 127.0.0.1")]
+    Unguarded {
+        /// Which listener.
+        listener: &'static str,
+        /// Its address.
+        bind: SocketAddr,
+    },
+}
+
+impl Token {
+    /// Reads a token file; white space around the token is not part of it.
+    ///
+    /// # Errors
+    /// [`TokenError`] when the file can't be read or holds no token.
+    pub fn read(path: &Path) -> Result<Self, TokenError> {
+        let read = |source| TokenError::Read { path: path.into(), source };
+        let content = || TokenError::Content { path: path.into() };
+        if std::fs::metadata(path).map_err(read)?.len() > TOKEN_BYTES_MAX {
+            return Err(content());
+        }
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        let token = text.trim();
+        if token.len() < 16 || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(content());
+        }
+        Ok(Token(token.to_string()))
+    }
+
+    /// Compares in a time that depends on the lengths alone.
+    pub fn matches(&self, shown: &str) -> bool {
+        let pairs = self.0.bytes().zip(shown.bytes());
+        let different = pairs.fold(0u8, |different, (a, b)| different | (a ^ b));
+        self.0.len() == shown.len() && different == 0
+    }
+
+    /// Returns the value for an `authorization` header.
+    pub fn bearer(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
+}
+
+/// Refuses to bind outside loopback without a token.
+///
+/// # Errors
+/// [`TokenError::Unguarded`].
+pub fn guard(listener: &'static str, bind: SocketAddr, token: Option<&Token>) -> Result<(), TokenError> {
+    if bind.ip().is_loopback() || token.is_some() {
+        return Ok(());
+    }
+    Err(TokenError::Unguarded { listener, bind })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_token_is_read_trimmed_and_compared_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        std::fs::write(&path, "  0123456789abcdef\n").unwrap();
+        let token = Token::read(&path).unwrap();
+        assert!(token.matches("0123456789abcdef"));
+        assert!(!token.matches("0123456789abcdee") && !token.matches("0123456789abcdef0") && !token.matches(""));
+        assert_eq!(format!("{token:?}"), "Token(..)");
+        std::fs::write(&path, "short").unwrap();
+        assert!(matches!(Token::read(&path), Err(TokenError::Content { .. })));
+    }
+
+    #[test]
+    fn nothing_is_bound_outside_loopback_without_a_token() {
+        let open = "0.0.0.0:1".parse().unwrap();
+        assert!(guard("the control port", open, None).is_err());
+        assert!(guard("the control port", open, Some(&Token("x".into()))).is_ok());
+        assert!(guard("the control port", "127.0.0.1:1".parse().unwrap(), None).is_ok());
+    }
+}
