@@ -1,14 +1,17 @@
 //! The process shell: config, tracing, metrics, the server loop with a bounded drain, signals.
 //!
-//! No word of the domain is known here. Environment, clock and signals are read by the programs' `main` and by
+//! Of the domain only the word for a point in time is known here. Environment, clock and signals are read by the programs' `main` and by
 //! this crate's shells, and passed down from there.
 
+pub mod clock;
 pub mod config;
 pub mod deadman;
 pub mod document;
 pub mod exit;
+pub mod gate;
 pub mod metrics;
 pub mod notify;
+pub mod program;
 pub mod server;
 pub mod signals;
 pub mod telemetry;

@@ -1,5 +1,6 @@
 //! SIGTERM and SIGINT, one by one: the first asks to leave, the second to leave now.
 
+use tokio::sync::mpsc;
 use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 
 /// The two signals that ask a program to leave.
@@ -25,6 +26,13 @@ impl Signals {
     /// When the system refuses a handler.
     pub fn listen() -> std::io::Result<Self> {
         Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Moves the signals to a channel, for programs that take them from there.
+    pub fn forward(mut self) -> mpsc::Receiver<Signal> {
+        let (sender, receiver) = mpsc::channel(4);
+        tokio::spawn(async move { while sender.send(self.next().await).await.is_ok() {} });
+        receiver
     }
 
     /// Waits for the next signal. Safe to cancel.

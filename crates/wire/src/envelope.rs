@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use words::Error;
+use words::{Code, Error};
 
+use crate::private::ERROR_HEADER;
 use crate::sse::data_event;
 
 /// `{"error": {...}}`
@@ -41,16 +42,47 @@ impl From<&Error> for ErrorEnvelope {
     }
 }
 
-fn json(error: &Error) -> String {
-    serde_json::to_string(&ErrorEnvelope::from(error)).unwrap_or_default()
+/// The HTTP side of the error table: everything a response needs, without a web framework's types.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ErrorResponse {
+    /// The status.
+    pub status: u16,
+    /// Headers, the private code among them; a gateway removes that one.
+    pub headers: Vec<(&'static str, String)>,
+    /// The envelope.
+    pub body: Bytes,
 }
 
-/// Returns the envelope as a response body.
-pub fn error_body(error: &Error) -> Bytes {
-    json(error).into()
+impl From<&Error> for ErrorResponse {
+    fn from(error: &Error) -> Self {
+        let row = error.code().row();
+        let mut headers = vec![("content-type", "application/json".to_string()), (ERROR_HEADER, row.code.to_string())];
+        headers.extend(error.retry_after_seconds().map(|seconds| ("retry-after", seconds.to_string())));
+        if error.code() == Code::Draining {
+            headers.push(("connection", "close".to_string()));
+        }
+        ErrorResponse { status: row.http, headers, body: json(error).into() }
+    }
+}
+
+fn json(error: &Error) -> String {
+    serde_json::to_string(&ErrorEnvelope::from(error)).unwrap_or_default()
 }
 
 /// Returns the envelope as an event; clients read it as a failure, and no `[DONE]` may follow.
 pub fn error_event(error: &Error) -> Bytes {
     data_event(&json(error))
+}
+
+/// Checks a request's content type.
+///
+/// # Errors
+/// `UnsupportedMediaType` for anything but JSON.
+pub fn check_media_type(content_type: &str) -> Result<(), Error> {
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let message = format!("the content type must be application/json, it is '{essence}'");
+    Err(Error::new(Code::UnsupportedMediaType, message))
 }

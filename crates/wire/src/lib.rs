@@ -9,7 +9,7 @@ pub mod private;
 mod sse;
 
 pub use completion::{ChatEncoder, Folder, Identity, with_private};
-pub use envelope::{ErrorEnvelope, error_body, error_event};
+pub use envelope::{ErrorEnvelope, ErrorResponse, check_media_type, error_event};
 pub use sse::{DONE_EVENT, EventSplitter, EventTooLarge, HTTP_SSE_CONTENT_TYPE, KEEP_ALIVE_EVENT, data_event};
 
 #[cfg(test)]

@@ -1,0 +1,159 @@
+//! One loop a neuron: keeps the control stream, acknowledges generations, polls slowly beside it.
+
+use std::time::Duration;
+
+use control::proto::control_client::ControlClient;
+use control::proto::{self, gateway_message, node_message};
+use control::{STREAM_FORMAT, incarnation_to_proto, node_status_from_proto};
+use fleet::{SILENT_AFTER, Slot};
+use service::token::Token;
+use tokio::sync::mpsc;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+use words::{GatewayId, NodeStatus};
+
+use crate::fleet_task::Report;
+use crate::metrics::Metrics;
+
+/// Longest time to connect.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// Pause before a lost neuron is dialled again; doubles up to [`REDIAL_MAX`].
+const REDIAL_FIRST: Duration = Duration::from_millis(50);
+/// Longest such pause.
+const REDIAL_MAX: Duration = Duration::from_secs(2);
+/// The gateway's own sign of life.
+const PING_EVERY: Duration = Duration::from_secs(1);
+/// Messages that wait to be sent.
+const OUTBOX: usize = 16;
+
+/// What a loop needs.
+pub(crate) struct Attach {
+    pub(crate) slot: Slot,
+    pub(crate) control_address: String,
+    pub(crate) gateway: GatewayId,
+    pub(crate) token: Option<Token>,
+    pub(crate) poll: Duration,
+    pub(crate) reports: mpsc::Sender<Report>,
+    pub(crate) metrics: Metrics,
+}
+
+impl Attach {
+    /// Runs until the fleet task is gone.
+    pub(crate) async fn run(self) {
+        let mut pause = REDIAL_FIRST;
+        while !self.reports.is_closed() {
+            let begun = tokio::time::Instant::now();
+            let ended = self.session().await;
+            self.metrics.attached.with_label_values(&[&self.control_address]).set(0);
+            if self.reports.send(Report::Lost(self.slot)).await.is_err() {
+                return;
+            }
+            tracing::debug!(control = self.control_address, reason = %ended, "control stream ended");
+            pause = if begun.elapsed() > REDIAL_MAX { REDIAL_FIRST } else { (pause * 2).min(REDIAL_MAX) };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let bearer = self.token.as_ref().and_then(|token| MetadataValue::try_from(token.bearer()).ok());
+        if let Some(bearer) = bearer {
+            request.metadata_mut().insert("authorization", bearer);
+        }
+        request
+    }
+
+    async fn dial(&self) -> Result<ControlClient<Channel>, Status> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.control_address))
+            .map_err(|error| Status::invalid_argument(error.to_string()))?
+            .connect_timeout(CONNECT_MAX)
+            .tcp_nodelay(true);
+        let channel = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(ControlClient::new(channel))
+    }
+
+    /// One session: from the dialling to its end, which it returns the reason of.
+    async fn session(&self) -> Status {
+        match self.attached().await {
+            Ok(()) => Status::ok("the neuron ended the session"),
+            Err(status) => status,
+        }
+    }
+
+    async fn attached(&self) -> Result<(), Status> {
+        let mut client = self.dial().await?;
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        let hello = proto::Hello {
+            gateway_id: self.gateway.to_string(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            stream_format: STREAM_FORMAT,
+        };
+        send(&outbox, gateway_message::Message::Hello(hello))?;
+        let stream = tokio_stream::wrappers::ReceiverStream::new(messages);
+        let answer = tokio::time::timeout(CONNECT_MAX, client.attach(self.request(stream))).await;
+        let mut inbound = answer.map_err(|_| Status::deadline_exceeded("attach"))??.into_inner();
+        self.metrics.attached.with_label_values(&[&self.control_address]).set(1);
+        let mut ping = tokio::time::interval(PING_EVERY);
+        let mut poll = tokio::time::interval_at(tokio::time::Instant::now() + self.poll, self.poll);
+        let mut sequence = 0;
+        loop {
+            tokio::select! {
+                message = tokio::time::timeout(SILENT_AFTER * 2, inbound.message()) => {
+                    let message = message.map_err(|_| Status::deadline_exceeded("the neuron is silent"))??;
+                    let Some(message) = message else { return Ok(()) };
+                    self.take(message, &outbox).await?;
+                }
+                _ = ping.tick() => {
+                    sequence += 1;
+                    send(&outbox, gateway_message::Message::Ping(proto::Ping { sequence }))?;
+                }
+                _ = poll.tick() => {
+                    let request = self.request(proto::ListModelsRequest {});
+                    let polled = tokio::time::timeout(CONNECT_MAX, client.list_models(request)).await;
+                    let polled = polled.map_err(|_| Status::deadline_exceeded("list models"))??.into_inner();
+                    if let Some(status) = polled.status {
+                        self.report(read(status)?).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take(
+        &self,
+        message: proto::NodeMessage,
+        outbox: &mpsc::Sender<proto::GatewayMessage>,
+    ) -> Result<(), Status> {
+        match message.message {
+            Some(node_message::Message::Status(status)) => {
+                let status = read(status)?;
+                let ack = proto::Ack {
+                    incarnation: Some(incarnation_to_proto(status.incarnation)),
+                    generation: status.generation.0,
+                };
+                // The view has it before the neuron hears so: that is what an acknowledgement means.
+                self.report(status).await?;
+                send(outbox, gateway_message::Message::Ack(ack))
+            }
+            Some(node_message::Message::Pong(_)) | None => {
+                let heard = self.reports.send(Report::Heard(self.slot)).await;
+                heard.map_err(|_| Status::cancelled("the gateway is leaving"))
+            }
+        }
+    }
+
+    async fn report(&self, status: NodeStatus) -> Result<(), Status> {
+        let report = Report::Status(self.slot, Box::new(status));
+        self.reports.send(report).await.map_err(|_| Status::cancelled("the gateway is leaving"))
+    }
+}
+
+fn read(status: proto::NodeStatus) -> Result<NodeStatus, Status> {
+    node_status_from_proto(status).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn send(outbox: &mpsc::Sender<proto::GatewayMessage>, message: gateway_message::Message) -> Result<(), Status> {
+    let message = proto::GatewayMessage { message: Some(message) };
+    outbox.try_send(message).map_err(|_| Status::resource_exhausted("the neuron does not read"))
+}

@@ -1,0 +1,233 @@
+//! The API that apps use, on bare hyper: paths, bodies, headers, CORS.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use rand::Rng;
+use service::gate::Gate;
+use wire::chat::{Peek, without_private_fields};
+use wire::models::{Model, ModelList};
+use wire::private::REQUEST_ID_HEADER;
+use words::{Code, Error, ModelState, RequestId};
+
+use crate::gateway::Readiness;
+use crate::proxy::{BoxBody, Order, Pace, Relay, SharedProxy, full, respond};
+
+/// What the handlers need.
+pub(crate) struct Front {
+    pub(crate) proxy: SharedProxy,
+    pub(crate) gate: Gate,
+    pub(crate) readiness: Readiness,
+}
+
+impl Front {
+    /// Answers one request.
+    pub(crate) async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<BoxBody>, Infallible> {
+        let origin = self.allowed_origin(request.headers());
+        let request_id = request_id(request.headers());
+        let mut response = match self.dispatch(request, &request_id).await {
+            Ok(response) => response,
+            Err(error) => refuse(&error, &request_id),
+        };
+        if let Ok(value) = HeaderValue::from_str(&request_id) {
+            response.headers_mut().insert(REQUEST_ID_HEADER, value);
+        }
+        if let Some(origin) = origin {
+            response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            response.headers_mut().insert(header::VARY, HeaderValue::from_static("origin"));
+            let exposed = HeaderValue::from_static("x-request-id, retry-after");
+            response.headers_mut().insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+        }
+        Ok(response)
+    }
+
+    async fn dispatch(&self, request: Request<Incoming>, request_id: &str) -> Result<Response<BoxBody>, Error> {
+        let path = request.uri().path();
+        let wanted = match path {
+            "/v1/chat/completions" => Method::POST,
+            "/v1/models" | "/livez" | "/readyz" | "/health" => Method::GET,
+            _ if path.starts_with("/v1/models/") => Method::GET,
+            _ => {
+                let message = format!("there is nothing at {path}; this server has /v1/chat/completions and /v1/models");
+                return Err(Error::new(Code::RouteNotFound, message));
+            }
+        };
+        match request.method() {
+            &Method::OPTIONS => return Ok(preflight(&wanted)),
+            method if *method == wanted || (wanted == Method::GET && *method == Method::HEAD) => {}
+            method => {
+                return Err(Error::new(Code::MethodNotAllowed, format!("{path} takes {wanted}, not {method}")));
+            }
+        }
+        match path {
+            "/v1/chat/completions" => self.chat(request, request_id).await,
+            "/v1/models" => Ok(json(&self.models())),
+            "/livez" => Ok(Response::new(full("ok\n"))),
+            "/readyz" | "/health" => Ok(self.readiness.response()),
+            _ => self.model(&path["/v1/models/".len()..]),
+        }
+    }
+
+    async fn chat(&self, request: Request<Incoming>, request_id: &str) -> Result<Response<BoxBody>, Error> {
+        let draining = || Error::new(Code::Draining, "this gateway is draining and takes no new requests");
+        let admission = self.gate.enter().ok_or_else(draining)?;
+        check_media_type(request.headers())?;
+        let traceparent = request.headers().get("traceparent").cloned();
+        let body = self.read_body(request.into_body()).await?;
+        let peek = Peek::parse(&body)?;
+        let (model, stream) = (peek.model_id()?, peek.stream.unwrap_or(false));
+        let private = peek.resume.is_some();
+        let body = if private { without_private_fields(&body)?.into() } else { body };
+        let (completion, seed): (u128, u64) = rand::rng().random();
+        let order = Order {
+            model,
+            stream,
+            body,
+            request_id: request_id.to_string(),
+            completion_id: format!("chatcmpl-{:032x}", completion),
+            created: self.proxy.clock.unix_seconds(),
+            seed,
+            traceparent,
+        };
+        let api = &self.proxy.options.api;
+        let pace = Pace {
+            commit_after: Duration::from_millis(api.commit_after_ms),
+            keep_alive: Duration::from_millis(api.keep_alive_ms),
+        };
+        respond(Relay::new(self.proxy.clone(), order), stream, pace, self.proxy.cut.clone(), admission).await
+    }
+
+    async fn read_body(&self, body: Incoming) -> Result<Bytes, Error> {
+        let api = &self.proxy.options.api;
+        let limit = api.max_body_bytes;
+        let deadline = Duration::from_millis(api.body_timeout_ms);
+        match tokio::time::timeout(deadline, Limited::new(body, limit).collect()).await {
+            Ok(Ok(collected)) => Ok(collected.to_bytes()),
+            Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
+                Err(Error::new(Code::BodyTooLarge, format!("the request body is over {limit} bytes")))
+            }
+            Ok(Err(error)) => {
+                Err(Error::new(Code::InvalidRequest, "the request body ended before it was complete").because(error))
+            }
+            Err(_) => Err(Error::new(Code::RequestTimeout, "the request body did not arrive in time")),
+        }
+    }
+
+    fn models(&self) -> ModelList {
+        let view = self.proxy.fleet.view();
+        let ready = view.models().into_iter().filter(|status| status.state == ModelState::Ready);
+        ModelList::new(ready.map(Model::from).collect())
+    }
+
+    /// `GET /v1/models/{id}`: slashes of the id raw or percent-encoded.
+    fn model(&self, encoded: &str) -> Result<Response<BoxBody>, Error> {
+        let id = percent_decode(encoded);
+        let view = self.proxy.fleet.view();
+        if let Some(status) = view.models().into_iter().find(|status| status.id.as_str() == id) {
+            return Ok(json(&Model::from(status)));
+        }
+        if !view.all_heard() {
+            let message = "not every worker has been heard from yet, and none of the others has this model";
+            return Err(Error::new(Code::NoReplica, message));
+        }
+        let message = format!("the model '{id}' does not exist; GET /v1/models lists those that do");
+        Err(Error::new(Code::ModelNotFound, message).at("model"))
+    }
+
+    fn allowed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let origin = headers.get(header::ORIGIN)?;
+        let allowed = &self.proxy.options.api.cors_origins;
+        allowed.iter().any(|known| known == "*" || known.as_bytes() == origin.as_bytes()).then(|| origin.clone())
+    }
+}
+
+fn preflight(wanted: &Method) -> Response<BoxBody> {
+    let mut response = Response::new(full(""));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    if let Ok(methods) = HeaderValue::from_str(&format!("{wanted}, OPTIONS")) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods.clone());
+        headers.insert(header::ALLOW, methods);
+    }
+    let allowed = HeaderValue::from_static("authorization, content-type, x-request-id, traceparent");
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    response
+}
+
+fn json(value: &impl serde::Serialize) -> Response<BoxBody> {
+    let mut response = Response::new(full(serde_json::to_vec(value).unwrap_or_default()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Turns an error into a response; the private code stays inside.
+fn refuse(error: &Error, request_id: &str) -> Response<BoxBody> {
+    let parts = wire::ErrorResponse::from(error);
+    if let Some(source) = std::error::Error::source(error) {
+        tracing::warn!(request_id, code = error.code().row().code, %source, "request failed");
+    } else {
+        tracing::info!(request_id, code = error.code().row().code, "request refused");
+    }
+    let mut response = Response::new(full(parts.body));
+    *response.status_mut() = StatusCode::from_u16(parts.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    for (name, value) in parts.headers {
+        let (name, value) = (HeaderName::from_static(name), HeaderValue::from_str(&value));
+        if let Ok(value) = value
+            && !name.as_str().starts_with(wire::private::HEADER_PREFIX)
+        {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+/// Takes the client's request id, or makes one.
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(REQUEST_ID_HEADER).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|text| RequestId::new(text).ok());
+    given.map_or_else(|| format!("req-{:032x}", rand::rng().random::<u128>()), |id| id.to_string())
+}
+
+fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    wire::check_media_type(value.to_str().unwrap_or_default())
+}
+
+/// Decodes `%XX`; what is no such triple stays as it is.
+fn percent_decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let hex = bytes.get(i + 1..i + 3).and_then(|pair| std::str::from_utf8(pair).ok());
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) if bytes[i] == b'%' => {
+                out.push(byte);
+                i += 3;
+            }
+            _ => {
+                out.push(bytes[i]);
+                i += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percent_decode;
+
+    #[test]
+    fn model_ids_may_come_encoded() {
+        assert_eq!(percent_decode("org%2Fname"), "org/name");
+        assert_eq!(percent_decode("org/name"), "org/name");
+        assert_eq!(percent_decode("50%-%2"), "50%-%2");
+    }
+}

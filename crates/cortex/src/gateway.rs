@@ -1,0 +1,246 @@
+//! The wiring of one gateway, and the order of things: admin port, fleet, API port, drain, exit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleet::{RetryBudget, Slot};
+use http::{Response, StatusCode};
+use hyper::service::service_fn;
+use hyper_util::service::TowerToHyperService;
+use lifecycle::{Drain, DrainFacts, DrainStep};
+use rand::Rng;
+use service::clock::Clock;
+use service::gate::Gate;
+use service::metrics::{MetricsError, Registry};
+use service::notify::Notifier;
+use service::server::{Server, ServerMetrics};
+use service::signals::Signal;
+use service::token::{Token, TokenError, guard};
+use service::{deadman, exit};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use words::GatewayId;
+
+use crate::admin::{Admin, router};
+use crate::attach::Attach;
+use crate::fleet_task::{self, Fleet};
+use crate::front::Front;
+use crate::metrics::Metrics;
+use crate::options::Options;
+use crate::proxy::{BoxBody, Proxy, full, upstream};
+
+/// What a gateway takes from its surroundings.
+pub struct Surroundings {
+    /// The bound admin listener.
+    pub admin: TcpListener,
+    /// The bound API listener; it accepts nothing before the gateway is ready.
+    pub api: TcpListener,
+    /// Signals, real or a test's.
+    pub signals: mpsc::Receiver<Signal>,
+    /// The service manager.
+    pub notifier: Notifier,
+}
+
+/// Why a gateway can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// A listener can't be used.
+    #[error("{what} can't be bound to {address}: {source}")]
+    Bind {
+        /// Which listener.
+        what: &'static str,
+        /// Where.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The token is unusable.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The gateway's name is none.
+    #[error("fleet.gateway_id: {0}")]
+    Name(#[from] words::IdError),
+    /// A metric could not be registered: a fault of ours.
+    #[error("metrics: {0}")]
+    Metrics(#[from] MetricsError),
+}
+
+/// Whether load balancers should send requests here.
+#[derive(Clone, Debug)]
+pub(crate) struct Readiness {
+    state: Arc<watch::Sender<&'static str>>,
+}
+
+const READY: &str = "ready";
+
+impl Readiness {
+    fn new() -> Self {
+        Readiness { state: Arc::new(watch::Sender::new("waiting for the fleet")) }
+    }
+
+    fn set(&self, state: &'static str) {
+        self.state.send_replace(state);
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        *self.state.borrow() == READY
+    }
+
+    pub(crate) fn probe(&self) -> (StatusCode, String) {
+        let state = *self.state.borrow();
+        let code = if state == READY { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (code, format!("{state}\n"))
+    }
+
+    pub(crate) fn response(&self) -> Response<BoxBody> {
+        let (code, text) = self.probe();
+        let mut response = Response::new(full(text));
+        *response.status_mut() = code;
+        response
+    }
+}
+
+/// Longest wait for connections to close once the drain is over.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
+
+/// Runs a gateway to its exit; returns the exit code.
+///
+/// # Errors
+/// [`GatewayError`] when it can't start; by then nothing was served.
+pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, GatewayError> {
+    let clock = Clock::start();
+    let token = options.fleet.token_file.as_deref().map(Token::read).transpose()?;
+    let drawn = || format!("cortex-{:016x}", rand::rng().random::<u64>());
+    let gateway = GatewayId::new(options.fleet.gateway_id.clone().unwrap_or_else(drawn))?;
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry)?;
+    let addresses: Vec<String> = options.neurons.iter().map(|neuron| neuron.control.clone()).collect();
+    let (fleet, reports) = fleet_task::spawn(&addresses, clock, metrics.clone());
+    let readiness = Readiness::new();
+    let admin = Admin {
+        fleet: fleet.clone(),
+        registry: registry.clone(),
+        readiness: readiness.clone(),
+        clock,
+        gateway: gateway.clone(),
+    };
+    let service = TowerToHyperService::new(router(Arc::new(admin)));
+    let admin_metrics = ServerMetrics::register(&registry, "cortex_admin")?;
+    let admin = Server::start(around.admin, &options.admin.server, service, admin_metrics).map_err(|source| {
+        GatewayError::Bind { what: "the admin port", address: options.admin.bind.to_string(), source }
+    })?;
+    tracing::info!(address = %admin.local_addr(), %gateway, neurons = addresses.len(), "gateway starting");
+    let mut attached = tokio::task::JoinSet::new();
+    for (slot, control_address) in addresses.into_iter().enumerate() {
+        let attach = Attach {
+            slot: Slot(slot),
+            control_address,
+            gateway: gateway.clone(),
+            token: token.clone(),
+            poll: Duration::from_millis(options.fleet.poll_ms.max(100)),
+            reports: reports.clone(),
+            metrics: metrics.clone(),
+        };
+        attached.spawn(attach.run());
+    }
+    drop(reports);
+    let early = tokio::select! {
+        () = fleet_heard(&fleet, Duration::from_millis(options.fleet.ready_after_ms)) => None,
+        signal = around.signals.recv() => Some(signal),
+    };
+    if early.is_some() {
+        return Ok(exit::CLEAN);
+    }
+    let gate = Gate::new();
+    let (cut, cut_watch) = watch::channel(false);
+    let budget = RetryBudget::new(clock.now(), options.proxy.retry_ratio, options.proxy.retry_floor_per_second);
+    let proxy = Proxy {
+        fleet,
+        upstream: upstream(&options),
+        metrics,
+        clock,
+        options: options.clone(),
+        gateway,
+        budget: std::sync::Mutex::new(budget),
+        cut: cut_watch,
+    };
+    let front = Arc::new(Front { proxy: Arc::new(proxy), gate: gate.clone(), readiness: readiness.clone() });
+    let service = service_fn(move |request| front.clone().handle(request));
+    let api_metrics = ServerMetrics::register(&registry, "cortex_api")?;
+    let api = Server::start(around.api, &options.api.server, service, api_metrics).map_err(|source| {
+        GatewayError::Bind { what: "the API port", address: options.api.bind.to_string(), source }
+    })?;
+    readiness.set(READY);
+    around.notifier.ready();
+    tracing::info!(address = %api.local_addr(), "API port open");
+
+    let signal = around.signals.recv().await;
+    let total = options.drain.budget().total() + SHUTDOWN_MAX;
+    tracing::info!(?signal, budget_s = total.as_secs_f64(), "leaving");
+    // A deadman that can't be armed is no reason to stay; the service manager has its own.
+    let _deadman = deadman::arm(total + SHUTDOWN_MAX * 2, exit::WEDGED).ok();
+    around.notifier.stopping();
+    readiness.set("draining");
+    let cut = drain(&options, clock, &gate, &api, &mut around.signals, &around.notifier, &cut).await;
+    let report = api.stop(tokio::time::Instant::now() + SHUTDOWN_MAX).await;
+    attached.shutdown().await;
+    admin.stop(tokio::time::Instant::now() + SHUTDOWN_MAX).await;
+    tracing::info!(cut, cut_connections = report.cut, "gateway stopped");
+    Ok(if cut + report.cut > 0 { exit::CUT } else { exit::CLEAN })
+}
+
+/// Waits until every configured worker was heard from, or `patience` is over.
+async fn fleet_heard(fleet: &Fleet, patience: Duration) {
+    let mut view = fleet.watch();
+    let all = view.wait_for(|view| view.all_heard());
+    if tokio::time::timeout(patience, all).await.is_err() {
+        tracing::warn!("not every neuron was heard from; serving with those that were");
+    }
+}
+
+/// Drains by the same machine as a worker; returns how many streams were cut.
+async fn drain(
+    options: &Options,
+    clock: Clock,
+    gate: &Gate,
+    api: &Server,
+    signals: &mut mpsc::Receiver<Signal>,
+    notifier: &Notifier,
+    cut_streams: &watch::Sender<bool>,
+) -> usize {
+    let mut drain = Drain::begin(clock.now(), options.drain.budget());
+    let mut in_flight = gate.watch();
+    let (mut forced, mut cut) = (false, 0);
+    loop {
+        let running = in_flight.borrow_and_update().in_flight;
+        // Load balancers acknowledge nothing, so settle takes its whole time.
+        let facts = DrainFacts { in_flight: running, unaware_gateways: 1, forced };
+        match drain.advance(clock.now(), facts) {
+            Some(DrainStep::Close) => {
+                tracing::info!(running, "closed: new requests are refused");
+                gate.close();
+                api.begin_close();
+            }
+            Some(DrainStep::Cut) => {
+                tracing::warn!(running, "the drain's deadline has come: cutting what still runs");
+                cut = running;
+                cut_streams.send_replace(true);
+            }
+            Some(DrainStep::Finish) => return cut,
+            None => {
+                notifier.status(&format!("draining: {running} requests left"));
+                tokio::select! {
+                    _ = in_flight.changed() => {}
+                    () = tokio::time::sleep_until(clock.instant(drain.wake_at())) => {}
+                    Some(_) = signals.recv() => forced = true,
+                }
+            }
+        }
+    }
+}
+
+/// Refuses to bind the admin port outside loopback: it has mutating calls to come and no token of its own yet.
+pub(crate) fn guard_admin(options: &Options) -> Result<(), GatewayError> {
+    let token = options.fleet.token_file.as_deref().map(Token::read).transpose()?;
+    Ok(guard("the admin port", options.admin.bind, token.as_ref())?)
+}

@@ -1,0 +1,83 @@
+//! What Prometheus sees of a gateway.
+
+use service::metrics::prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
+use service::metrics::{LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry};
+
+/// All metrics of one gateway.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    /// Requests that ended.
+    pub(crate) requests: IntCounterVec,
+    /// Attempts by worker and outcome.
+    pub(crate) attempts: IntCounterVec,
+    /// Requests sent elsewhere.
+    pub(crate) retries: IntCounterVec,
+    /// Clients that left.
+    pub(crate) client_left: IntCounter,
+    /// Tokens passed on.
+    pub(crate) tokens: IntCounterVec,
+    /// From arrival to first token.
+    pub(crate) first_token: HistogramVec,
+    /// From arrival to end.
+    pub(crate) request_seconds: HistogramVec,
+    /// 1 for a worker that may get new requests.
+    pub(crate) routable: IntGaugeVec,
+    /// 1 for a worker whose control stream is up.
+    pub(crate) attached: IntGaugeVec,
+    /// 1 for a worker whose name another live process uses.
+    pub(crate) conflicted: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub(crate) fn new(registry: &Registry) -> Result<Self, MetricsError> {
+        Ok(Metrics {
+            requests: registry.counter_vec(
+                "cortex_requests_total",
+                "Requests that ended, by outcome: ok, an error's code, or client_closed_request.",
+                &["model", "outcome"],
+            )?,
+            attempts: registry.counter_vec(
+                "cortex_attempts_total",
+                "Attempts that ended, by worker and outcome.",
+                &["node", "outcome"],
+            )?,
+            retries: registry.counter_vec(
+                "cortex_retries_total",
+                "Requests sent elsewhere before their first token, by reason.",
+                &["reason"],
+            )?,
+            client_left: registry
+                .counter_vec("cortex_client_disconnects_total", "Clients that left before the end.", &[])?
+                .with_label_values::<&str>(&[]),
+            tokens: registry.counter_vec("cortex_generation_tokens_total", "Tokens passed on.", &["model"])?,
+            first_token: registry.histogram_vec(
+                "cortex_time_to_first_token_seconds",
+                "From the request's arrival to its first token.",
+                &["model"],
+                LATENCY_SECONDS,
+            )?,
+            request_seconds: registry.histogram_vec(
+                "cortex_e2e_request_latency_seconds",
+                "From the request's arrival to its end.",
+                &["model"],
+                REQUEST_SECONDS,
+            )?,
+            routable: registry.gauge_vec(
+                "cortex_node_routable",
+                "1 for a worker that may get new requests.",
+                &["control_address"],
+            )?,
+            attached: registry.gauge_vec(
+                "cortex_node_attached",
+                "1 for a worker whose control stream is up.",
+                &["control_address"],
+            )?,
+            conflicted: registry.gauge_vec(
+                "cortex_node_conflicted",
+                "1 for a worker whose node id another live process uses; neither gets requests.",
+                &["control_address"],
+            )?,
+        })
+    }
+}

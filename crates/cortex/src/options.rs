@@ -1,0 +1,228 @@
+//! Everything an operator can set on a gateway.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lifecycle::DrainBudget;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use service::server::ServerOptions;
+use service::telemetry::LogOptions;
+
+/// The gateway's configuration.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// The API that apps use.
+    pub api: ApiOptions,
+    /// Metrics, probes and the fleet's state.
+    pub admin: AdminOptions,
+    /// How requests are sent to workers.
+    pub proxy: ProxyOptions,
+    /// How the gateway knows its workers.
+    pub fleet: FleetOptions,
+    /// How the gateway leaves.
+    pub drain: DrainOptions,
+    /// The workers.
+    pub neurons: Vec<NeuronEntry>,
+    /// What is logged.
+    pub log: LogOptions,
+}
+
+/// The API that apps use.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiOptions {
+    /// Where it listens. Port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// Longest time for a request body to arrive, in milliseconds.
+    pub body_timeout_ms: u64,
+    /// After this long without a first token a stream is committed with status 200 and kept alive by comments,
+    /// in milliseconds.
+    pub commit_after_ms: u64,
+    /// A committed stream that is silent shows a sign of life this often, in milliseconds.
+    pub keep_alive_ms: u64,
+    /// Origins whose pages may call the API from a browser; '*' for all. None by default.
+    pub cors_origins: Vec<String>,
+    /// The listener's limits and timeouts.
+    pub server: ServerOptions,
+}
+
+impl Default for ApiOptions {
+    fn default() -> Self {
+        ApiOptions {
+            bind: SocketAddr::from(([127, 0, 0, 1], 31313)),
+            max_body_bytes: 4 << 20,
+            body_timeout_ms: 30_000,
+            commit_after_ms: 5_000,
+            keep_alive_ms: 1_000,
+            cors_origins: Vec::new(),
+            server: ServerOptions::default(),
+        }
+    }
+}
+
+/// Metrics, probes and the fleet's state.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminOptions {
+    /// Where it listens. Port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// The listener's limits and timeouts.
+    pub server: ServerOptions,
+}
+
+impl Default for AdminOptions {
+    fn default() -> Self {
+        AdminOptions { bind: SocketAddr::from(([127, 0, 0, 1], 31314)), server: ServerOptions::default() }
+    }
+}
+
+/// How requests are sent to workers. There is no total timeout: a long answer is not a fault.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxyOptions {
+    /// Longest time to connect to a worker, in milliseconds.
+    pub connect_timeout_ms: u64,
+    /// Longest silence of a worker before its first token, in milliseconds. A worker that queues, loads or prefills
+    /// shows a sign of life each second.
+    pub first_event_timeout_ms: u64,
+    /// Longest silence of a worker between two events, in milliseconds.
+    pub idle_timeout_ms: u64,
+    /// Longest wait for a worker that can take a request, in milliseconds.
+    pub route_wait_ms: u64,
+    /// Most times a request is sent elsewhere before its first token; hand-overs by a draining worker do not count.
+    pub retries_max: u32,
+    /// Retries the fleet can afford, as a share of its requests.
+    pub retry_ratio: f64,
+    /// Retries a second that are always affordable.
+    pub retry_floor_per_second: f64,
+    /// Largest request body that is kept for a retry, in bytes.
+    pub retry_body_bytes: usize,
+    /// Idle connections kept to each worker.
+    pub idle_connections: usize,
+    /// Largest event of a worker's stream, in bytes.
+    pub event_bytes_max: usize,
+}
+
+impl Default for ProxyOptions {
+    fn default() -> Self {
+        ProxyOptions {
+            connect_timeout_ms: 2_000,
+            first_event_timeout_ms: 30_000,
+            idle_timeout_ms: 60_000,
+            route_wait_ms: 10_000,
+            retries_max: 2,
+            retry_ratio: 0.1,
+            retry_floor_per_second: 3.0,
+            retry_body_bytes: 1 << 20,
+            idle_connections: 256,
+            event_bytes_max: 16 << 20,
+        }
+    }
+}
+
+/// How the gateway knows its workers.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FleetOptions {
+    /// The gateway's name; drawn at start when absent.
+    pub gateway_id: Option<String>,
+    /// A file with the token that the workers' control ports want.
+    pub token_file: Option<PathBuf>,
+    /// The slow reconcile beside the control stream, in milliseconds.
+    pub poll_ms: u64,
+    /// The API opens when every worker was heard from, or after this long, in milliseconds.
+    pub ready_after_ms: u64,
+}
+
+impl Default for FleetOptions {
+    fn default() -> Self {
+        FleetOptions { gateway_id: None, token_file: None, poll_ms: 10_000, ready_after_ms: 3_000 }
+    }
+}
+
+/// How the gateway leaves. The whole exit takes at most `settle_ms` or `deadline_s`, whichever is longer, plus
+/// `cut_max_ms`; systemd's TimeoutStopSec must be larger.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DrainOptions {
+    /// Time between the readiness probe's no and the refusal of new requests, for load balancers, in milliseconds.
+    pub settle_ms: u64,
+    /// Time that open streams have to finish, in seconds; what still runs then is cut.
+    pub deadline_s: f64,
+    /// Longest wait for cut streams to be flushed, in milliseconds.
+    pub cut_max_ms: u64,
+}
+
+impl Default for DrainOptions {
+    fn default() -> Self {
+        DrainOptions { settle_ms: 1_000, deadline_s: 600.0, cut_max_ms: 2_000 }
+    }
+}
+
+impl DrainOptions {
+    /// Returns the drain machine's budget.
+    pub fn budget(&self) -> DrainBudget {
+        DrainBudget {
+            settle_max: Duration::from_millis(self.settle_ms),
+            deadline: Duration::try_from_secs_f64(self.deadline_s).unwrap_or_default(),
+            cut_max: Duration::from_millis(self.cut_max_ms),
+        }
+    }
+}
+
+/// A worker.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NeuronEntry {
+    /// Its control address, host:port. Everything else it says by itself.
+    pub control: String,
+}
+
+/// Why a configuration that parses can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct OptionsError {
+    key: String,
+    problem: String,
+}
+
+impl Options {
+    /// Checks what types can't.
+    ///
+    /// # Errors
+    /// [`OptionsError`] with the key's path.
+    pub fn check(&self) -> Result<(), OptionsError> {
+        let wrong = |key: &str, problem: String| Err(OptionsError { key: key.into(), problem });
+        for (i, neuron) in self.neurons.iter().enumerate() {
+            let key = format!("neurons[{i}].control");
+            let port = neuron.control.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
+            if port.and_then(|port| port.parse::<u16>().ok()).is_none() {
+                return wrong(&key, format!("must be host:port, it is '{}'", neuron.control));
+            }
+            if self.neurons[..i].iter().any(|known| known.control == neuron.control) {
+                return wrong(&key, format!("'{}' is there twice", neuron.control));
+            }
+        }
+        if let Some(id) = &self.fleet.gateway_id
+            && let Err(error) = words::GatewayId::new(id.clone())
+        {
+            return wrong("fleet.gateway_id", error.to_string());
+        }
+        if !(0.0..=86_400.0).contains(&self.drain.deadline_s) {
+            return wrong("drain.deadline_s", format!("must be from 0 to 86400, it is {}", self.drain.deadline_s));
+        }
+        let share = |share: f64| (0.0..=10_000.0).contains(&share);
+        if !share(self.proxy.retry_ratio) || !share(self.proxy.retry_floor_per_second) {
+            return wrong("proxy.retry_ratio", "it and retry_floor_per_second must be from 0 to 10000".into());
+        }
+        if self.api.max_body_bytes < 1024 || self.proxy.event_bytes_max < 1024 || self.api.keep_alive_ms == 0 {
+            return wrong("api.max_body_bytes", "it and proxy.event_bytes_max must be at least 1024, keep_alive_ms 1".into());
+        }
+        Ok(())
+    }
+}

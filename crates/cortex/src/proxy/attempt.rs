@@ -1,0 +1,139 @@
+//! One try of a request on one worker: whole events in order, private lines apart.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use fleet::Target;
+use http::{HeaderValue, Method, Request, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use wire::EventSplitter;
+use wire::private::{self, Line, Refusal};
+use words::{Code, Error};
+
+use super::{Order, Proxy};
+
+/// Most bytes of a worker's refusal.
+const REFUSAL_BYTES_MAX: usize = 64 << 10;
+
+/// An open attempt.
+pub(super) struct Attempt {
+    pub(super) target: Target,
+    body: Incoming,
+    splitter: EventSplitter,
+    ready: Option<Bytes>,
+}
+
+/// What comes next.
+pub(super) enum Next {
+    /// A whole event: its private lines are in the caller's vector, this is the client's part, maybe empty.
+    Event(Bytes),
+    /// The stream is over, properly or not.
+    End,
+}
+
+fn header(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+fn upstream_error(message: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::new(Code::UpstreamFailed, message).because(source)
+}
+
+fn silent() -> Error {
+    Error::new(Code::UpstreamTimeout, "the worker was silent for too long")
+}
+
+impl Attempt {
+    /// Sends the request and waits for the response's head.
+    ///
+    /// # Errors
+    /// `UpstreamFailed` or `UpstreamTimeout` when the worker can't be reached or does not answer; its own error
+    /// when it refuses.
+    pub(super) async fn open(proxy: &Proxy, order: &Order, target: Target, number: u32) -> Result<Self, Error> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("http://{}/v1/chat/completions", target.data_address))
+            .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .header(private::REQUEST_ID_HEADER, header(&order.request_id))
+            .header(private::ATTEMPT_HEADER, HeaderValue::from(number))
+            .header(private::GATEWAY_HEADER, header(proxy.gateway.as_str()))
+            .header(private::SEED_HEADER, HeaderValue::from(order.seed))
+            .header(private::COMPLETION_ID_HEADER, header(&order.completion_id))
+            .header(private::CREATED_HEADER, HeaderValue::from(order.created));
+        let request = match &order.traceparent {
+            Some(traceparent) => request.header("traceparent", traceparent),
+            None => request,
+        };
+        let request = request.body(Full::new(order.body.clone())).map_err(Error::internal)?;
+        let patience = Duration::from_millis(proxy.options.proxy.first_event_timeout_ms);
+        let response = tokio::time::timeout(patience, proxy.upstream.request(request)).await;
+        let response = response
+            .map_err(|_| silent())?
+            .map_err(|error| upstream_error("the worker could not be reached", error))?;
+        if !response.status().is_success() {
+            return Err(refusal(response).await);
+        }
+        let splitter = EventSplitter::new(proxy.options.proxy.event_bytes_max);
+        Ok(Attempt { target, body: response.into_body(), splitter, ready: None })
+    }
+
+    /// Returns the next event. Safe to cancel.
+    ///
+    /// # Errors
+    /// `UpstreamFailed` when the connection broke, `UpstreamTimeout` after `patience` without a byte.
+    pub(super) async fn next(&mut self, patience: Duration, lines: &mut Vec<Line>) -> Result<Next, Error> {
+        loop {
+            let event = match self.ready.take() {
+                Some(event) => Some(event),
+                None => self.splitter.next_event().map_err(|error| upstream_error("the worker spoke nonsense", error))?,
+            };
+            if let Some(event) = event {
+                return Ok(Next::Event(private::strip(&event, lines)));
+            }
+            let frame = tokio::time::timeout(patience, self.body.frame()).await.map_err(|_| silent())?;
+            match frame {
+                Some(Ok(frame)) => {
+                    if let Ok(chunk) = frame.into_data() {
+                        self.ready = self.splitter.push(chunk);
+                    }
+                }
+                Some(Err(error)) => {
+                    self.splitter.discard_partial();
+                    return Err(upstream_error("the worker's connection broke", error));
+                }
+                None => {
+                    self.splitter.discard_partial();
+                    return Ok(Next::End);
+                }
+            }
+        }
+    }
+}
+
+/// Reads a worker's error response. One without our code is no answer of a worker.
+async fn refusal(response: http::Response<Incoming>) -> Error {
+    let status = response.status();
+    let code = response.headers().get(private::ERROR_HEADER).and_then(|value| value.to_str().ok()).map(str::to_string);
+    let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let retry_after = retry_after.and_then(|text| text.parse::<u64>().ok());
+    let read = Limited::new(response.into_body(), REFUSAL_BYTES_MAX).collect();
+    let body = tokio::time::timeout(Duration::from_secs(5), read).await;
+    let body = body.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let Some(code) = code else {
+        let source = format!("status {status} without a code");
+        return upstream_error("something that is no worker answered at a worker's address", source);
+    };
+    let envelope: Option<wire::ErrorEnvelope> = serde_json::from_slice(&body).ok();
+    let (message, param) = match envelope {
+        Some(envelope) => (envelope.error.message, envelope.error.param),
+        None => (format!("the worker refused the request with {code}"), None),
+    };
+    let error = Error::from(Refusal { code, message, param });
+    match retry_after {
+        Some(seconds) if matches!(error.retry(), words::Retry::After(_)) => {
+            error.retry_after(Duration::from_secs(seconds.min(3600)))
+        }
+        _ => error,
+    }
+}

@@ -1,0 +1,88 @@
+//! Activation: one pass over the default models, in order, timed, past failures.
+
+use std::time::Duration;
+
+use words::{Error, ModelId};
+
+use crate::harness::{DEFAULT_HARNESS, LoadFailure, LoadSpec};
+use crate::models::Models;
+use crate::options::ModelEntry;
+use crate::publisher::Publisher;
+
+/// First pause before a load that only lacked the network is tried again; doubles up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// Longest such pause.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Makes the load of a configured entry.
+///
+/// # Errors
+/// `InvalidRequest` when its id is no id.
+pub(crate) fn spec_of(entry: &ModelEntry) -> Result<LoadSpec, Error> {
+    let model_id = ModelId::new(entry.id.clone()).map_err(|error| Error::invalid("model_id", error.to_string()))?;
+    Ok(LoadSpec {
+        model_id,
+        harness: entry.harness.clone().unwrap_or_else(|| DEFAULT_HARNESS.to_string()),
+        path: entry.path.clone(),
+        quant: entry.quant.clone(),
+        device: entry.device.clone(),
+    })
+}
+
+/// Loads the entries one after another. Entries that only lacked the network are retried in the background.
+///
+/// # Errors
+/// The failure of an entry that is `required`.
+pub(crate) async fn activate(entries: &[ModelEntry], models: &Models, publisher: &Publisher) -> Result<(), Error> {
+    publisher.change(|status| status.activation.total = entries.len() as u32);
+    let begun = tokio::time::Instant::now();
+    let mut failed = 0u32;
+    for entry in entries {
+        let spec = spec_of(entry)?;
+        publisher.change(|status| status.activation.current = Some(spec.model_id.clone()));
+        let started = tokio::time::Instant::now();
+        let result = models.load(spec.clone()).await;
+        let seconds = started.elapsed().as_secs_f64();
+        let ok = result.is_ok();
+        match result {
+            Ok(()) => tracing::info!(model = %spec.model_id, seconds, "default model loaded"),
+            Err(LoadFailure { error, .. }) if entry.required => {
+                tracing::error!(model = %spec.model_id, seconds, %error, "required model failed");
+                return Err(error);
+            }
+            Err(LoadFailure { error, transient }) => {
+                tracing::warn!(model = %spec.model_id, seconds, %error, transient, "default model failed; going on");
+                failed += 1;
+                if transient {
+                    tokio::spawn(retry(spec, models.clone()));
+                }
+            }
+        }
+        publisher.change(|status| {
+            status.activation.done += 1;
+            status.activation.failed += u32::from(!ok);
+            status.activation.current = None;
+        });
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    tracing::info!(models = entries.len(), failed, seconds, "activation complete");
+    Ok(())
+}
+
+/// Tries again until the load succeeds or fails for another reason than the network.
+async fn retry(spec: LoadSpec, models: Models) {
+    let mut pause = RETRY_FIRST;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
+        match models.load(spec.clone()).await {
+            Ok(()) => return tracing::info!(model = %spec.model_id, "default model loaded after a retry"),
+            Err(LoadFailure { error, transient: true }) => {
+                tracing::warn!(model = %spec.model_id, %error, "default model failed again; will retry");
+            }
+            Err(LoadFailure { error, .. }) => {
+                return tracing::warn!(model = %spec.model_id, %error, "default model failed for good");
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The control port: gRPC for gateways, probes and metrics, from second 0 to the exit.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use control::proto;
+use control::proto::control_server::{Control, ControlServer};
+use control::{model_status_to_proto, node_status_to_proto, status_from_error};
+use futures_util::{Stream, StreamExt};
+use tokio::sync::{mpsc, watch};
+use tonic::{Request, Response, Status, Streaming};
+use wire::models::LoadRequest;
+use words::{Code, Error, GatewayId, Generation, ModelId, NodeState};
+
+use crate::data::spec_from_request;
+use crate::models::Models;
+use crate::options::Options;
+use crate::publisher::Publisher;
+
+/// A status goes out at least this often.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Statuses that wait for a gateway that reads slowly; one that lets them pile up is cut off.
+const STATUS_QUEUE: usize = 8;
+/// Most bytes of one control message.
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// The gateways that hold a session here, and how far each has followed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sessions {
+    acked: Arc<Mutex<BTreeMap<GatewayId, Generation>>>,
+    changed: Arc<watch::Sender<u64>>,
+}
+
+impl Sessions {
+    fn edit(&self, change: impl FnOnce(&mut BTreeMap<GatewayId, Generation>)) {
+        change(&mut self.acked.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Returns how many attached gateways have not acknowledged `generation`.
+    pub(crate) fn unaware(&self, generation: Generation) -> usize {
+        let acked = self.acked.lock().unwrap_or_else(PoisonError::into_inner);
+        acked.values().filter(|acked| **acked < generation).count()
+    }
+
+    /// Returns a reader that wakes at each change.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+/// One gateway's session; dropping it detaches the gateway.
+struct Session {
+    gateway: GatewayId,
+    sessions: Sessions,
+    publisher: Publisher,
+}
+
+impl Session {
+    fn attach(gateway: GatewayId, sessions: &Sessions, publisher: &Publisher) -> Self {
+        tracing::info!(%gateway, "gateway attached");
+        sessions.edit(|acked| _ = acked.insert(gateway.clone(), Generation(0)));
+        publisher.change(|status| _ = status.gateways.insert(gateway.clone()));
+        Session { gateway, sessions: sessions.clone(), publisher: publisher.clone() }
+    }
+
+    fn ack(&self, generation: u64) {
+        self.sessions.edit(|acked| {
+            if let Some(known) = acked.get_mut(&self.gateway) {
+                *known = Generation(generation).max(*known);
+            }
+        });
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        tracing::info!(gateway = %self.gateway, "gateway detached");
+        self.sessions.edit(|acked| _ = acked.remove(&self.gateway));
+        self.publisher.change(|status| _ = status.gateways.remove(&self.gateway));
+    }
+}
+
+/// The control service.
+#[derive(Clone)]
+pub(crate) struct ControlPlane {
+    pub(crate) publisher: Publisher,
+    pub(crate) sessions: Sessions,
+    pub(crate) models: Models,
+    pub(crate) options: Arc<Options>,
+    pub(crate) token: Option<service::token::Token>,
+    pub(crate) registry: service::metrics::Registry,
+}
+
+impl ControlPlane {
+    fn authorise<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let shown = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
+        match (&self.token, shown) {
+            (None, _) => Ok(()),
+            (Some(token), Some(shown)) if token.matches(shown) => Ok(()),
+            (Some(_), _) => {
+                Err(status_from_error(&Error::new(Code::Unauthorized, "the control port needs the shared token")))
+            }
+        }
+    }
+}
+
+type NodeStream = Pin<Box<dyn Stream<Item = Result<proto::NodeMessage, Status>> + Send>>;
+
+fn status_message(status: &words::NodeStatus) -> proto::NodeMessage {
+    proto::NodeMessage { message: Some(proto::node_message::Message::Status(node_status_to_proto(status))) }
+}
+
+#[tonic::async_trait]
+impl Control for ControlPlane {
+    type AttachStream = NodeStream;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<proto::GatewayMessage>>,
+    ) -> Result<Response<NodeStream>, Status> {
+        self.authorise(&request)?;
+        let mut inbound = request.into_inner();
+        let hello = tokio::time::timeout(HEARTBEAT * 5, inbound.message()).await;
+        let hello = hello.map_err(|_| Status::deadline_exceeded("no hello came"))??;
+        let Some(proto::gateway_message::Message::Hello(hello)) = hello.and_then(|message| message.message) else {
+            return Err(Status::invalid_argument("the first message must be a hello"));
+        };
+        let gateway = GatewayId::new(hello.gateway_id).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let session = Session::attach(gateway, &self.sessions, &self.publisher);
+        let (out, receiver) = mpsc::channel(STATUS_QUEUE);
+        tokio::spawn(speak(session, inbound, self.publisher.watch(), out));
+        Ok(Response::new(tokio_stream::wrappers::ReceiverStream::new(receiver).boxed()))
+    }
+
+    async fn list_models(
+        &self,
+        request: Request<proto::ListModelsRequest>,
+    ) -> Result<Response<proto::ListModelsResponse>, Status> {
+        self.authorise(&request)?;
+        let status = Some(node_status_to_proto(&self.publisher.snapshot()));
+        Ok(Response::new(proto::ListModelsResponse { status }))
+    }
+
+    async fn load_model(
+        &self,
+        request: Request<proto::LoadModelRequest>,
+    ) -> Result<Response<proto::LoadModelResponse>, Status> {
+        self.authorise(&request)?;
+        let message = request.into_inner();
+        let given = |text: String| (!text.is_empty()).then_some(text);
+        let request = LoadRequest {
+            model_id: message.model_id,
+            harness: given(message.harness),
+            quant: given(message.quant),
+            device: given(message.device),
+            path: given(message.path),
+        };
+        let spec =
+            spec_from_request(&self.options.default_models, request).map_err(|error| status_from_error(&error))?;
+        let id = spec.model_id.clone();
+        self.models.load(spec).await.map_err(|failure| status_from_error(&failure.error))?;
+        let model = self.models.status(&id).as_ref().map(model_status_to_proto);
+        Ok(Response::new(proto::LoadModelResponse { model }))
+    }
+
+    async fn unload_model(
+        &self,
+        request: Request<proto::UnloadModelRequest>,
+    ) -> Result<Response<proto::UnloadModelResponse>, Status> {
+        self.authorise(&request)?;
+        let id = ModelId::new(request.into_inner().model_id)
+            .map_err(|error| status_from_error(&Error::invalid("model_id", error.to_string())))?;
+        let grace = Duration::try_from_secs_f64(self.options.drain.deadline_s).unwrap_or_default();
+        self.models.unload(&id, grace).await.map_err(|error| status_from_error(&error))?;
+        Ok(Response::new(proto::UnloadModelResponse {}))
+    }
+}
+
+/// Speaks with one gateway until either side leaves.
+async fn speak(
+    session: Session,
+    mut inbound: Streaming<proto::GatewayMessage>,
+    mut status: watch::Receiver<words::NodeStatus>,
+    out: mpsc::Sender<Result<proto::NodeMessage, Status>>,
+) {
+    use proto::gateway_message::Message;
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut changes = true;
+    loop {
+        let reply = tokio::select! {
+            message = inbound.message() => match message {
+                Ok(Some(proto::GatewayMessage { message: Some(Message::Ack(ack)) })) => {
+                    session.ack(ack.generation);
+                    continue;
+                }
+                Ok(Some(proto::GatewayMessage { message: Some(Message::Ping(ping)) })) => {
+                    let pong = proto::node_message::Message::Pong(proto::Pong { sequence: ping.sequence });
+                    proto::NodeMessage { message: Some(pong) }
+                }
+                Ok(Some(_)) => continue,
+                Ok(None) | Err(_) => return,
+            },
+            changed = status.changed(), if changes => {
+                changes = changed.is_ok();
+                status_message(&status.borrow_and_update())
+            }
+            _ = heartbeat.tick() => status_message(&status.borrow_and_update()),
+        };
+        // A gateway that does not read is no gateway: its session ends rather than hold ours.
+        if tokio::time::timeout(HEARTBEAT * 2, out.send(Ok(reply))).await.is_ok_and(|sent| sent.is_ok()) {
+            continue;
+        }
+        return;
+    }
+}
+
+/// Makes the routes of the control port: gRPC, probes, metrics.
+pub(crate) fn router(plane: ControlPlane) -> Router {
+    let grpc = ControlServer::new(plane.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let probes = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(plane);
+    tonic::service::Routes::new(grpc).into_axum_router().merge(probes)
+}
+
+async fn readyz(State(plane): State<ControlPlane>) -> impl IntoResponse {
+    let status = plane.publisher.snapshot();
+    let code = if status.state == NodeState::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let activation = &status.activation;
+    let progress = format!("{:?}, default models {}/{}\n", status.state, activation.done, activation.total);
+    (code, progress)
+}
+
+async fn metrics(State(plane): State<ControlPlane>) -> impl IntoResponse {
+    // Loads are read at the scrape, so that they are never older than it.
+    plane.models.loads();
+    ([(header::CONTENT_TYPE, service::metrics::TEXT_FORMAT)], plane.registry.render())
+}

@@ -1,0 +1,328 @@
+//! One answer on its way out: events in, bytes out, and the account that ends in one log line.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use inference::{EventKind, FinishReason, Usage};
+use tokio::sync::mpsc;
+use tokio::time::{Interval, MissedTickBehavior};
+use wire::private::{Line, Meta};
+use wire::{ChatEncoder, DONE_EVENT, Folder, KEEP_ALIVE_EVENT, data_event, error_event, with_private};
+use words::{Code, Error, Moment};
+
+use super::DataPlane;
+use crate::engine_thread::{CancelGuard, Message};
+use service::gate::Admission;
+use crate::models::ReadyModel;
+
+/// How often a silent answer shows a sign of life.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// What the events become.
+pub(super) enum Form {
+    /// Chunks, one a token.
+    Stream(ChatEncoder),
+    /// One JSON at the end.
+    Whole(Folder),
+}
+
+/// What the end's log line and metrics need.
+pub(super) struct Account {
+    plane: Arc<DataPlane>,
+    model: Arc<ReadyModel>,
+    request_id: String,
+    arrived: Moment,
+    stream: bool,
+    first_token: Option<Moment>,
+    last_token: Option<Moment>,
+    tokens: u32,
+    outcome: Option<&'static str>,
+}
+
+impl Account {
+    pub(super) fn new(
+        plane: Arc<DataPlane>,
+        model: Arc<ReadyModel>,
+        request_id: String,
+        arrived: Moment,
+        stream: bool,
+    ) -> Self {
+        let (first_token, last_token, tokens, outcome) = (None, None, 0, None);
+        Account { plane, model, request_id, arrived, stream, first_token, last_token, tokens, outcome }
+    }
+
+    fn token(&mut self) {
+        let now = self.plane.clock.now();
+        match self.last_token {
+            Some(last) => self.model.metrics.inter_token.observe(now.since(last).as_secs_f64()),
+            None => {
+                self.first_token = Some(now);
+                self.model.metrics.first_token.observe(now.since(self.arrived).as_secs_f64());
+            }
+        }
+        self.last_token = Some(now);
+        self.tokens += 1;
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let now = self.plane.clock.now();
+        let model = self.model.id.as_str();
+        let outcome = self.outcome.unwrap_or_else(|| {
+            self.plane.metrics.client_left(model);
+            Code::ClientClosed.row().code
+        });
+        let seconds = now.since(self.arrived).as_secs_f64();
+        self.plane.metrics.ended(model, outcome, seconds);
+        let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
+        let (request_id, tokens, stream) = (&self.request_id, self.tokens, self.stream);
+        let client_left = self.outcome.is_none();
+        tracing::info!(request_id, model, stream, tokens, first_token_s, seconds, outcome, client_left, "request ended");
+    }
+}
+
+enum State {
+    /// No token yet.
+    Waiting,
+    /// Tokens flow.
+    Flowing,
+    /// The last bytes are out.
+    Over,
+}
+
+/// The answer. Dropping it cancels the request, gives its admission back and ends its account, in this order.
+pub(super) struct Answer {
+    events: mpsc::Receiver<Message>,
+    form: Form,
+    /// The attempt's number when a gateway reads; clients never see private lines.
+    attempt: Option<u32>,
+    meta: Option<Meta>,
+    resumed: bool,
+    /// Status 200 is out, so failures become events.
+    committed: bool,
+    state: State,
+    ticker: Interval,
+    account: Account,
+    _cancel: CancelGuard,
+    _admission: Admission,
+}
+
+/// A finish as clients read it.
+fn reason(finish: FinishReason) -> &'static str {
+    match finish {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    }
+}
+
+impl Answer {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        events: mpsc::Receiver<Message>,
+        cancel: CancelGuard,
+        admission: Admission,
+        account: Account,
+        form: Form,
+        attempt: Option<u32>,
+        meta: Meta,
+        resumed: bool,
+    ) -> Self {
+        let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Answer {
+            events,
+            form,
+            attempt,
+            meta: Some(meta),
+            resumed,
+            committed: attempt.is_some(),
+            state: State::Waiting,
+            ticker,
+            account,
+            _cancel: cancel,
+            _admission: admission,
+        }
+    }
+
+    /// Says that status 200 is on its way, so that what fails from now on becomes an event.
+    pub(super) fn commit(&mut self) {
+        self.committed = true;
+    }
+
+    /// Waits for the first bytes without a commitment. Safe to cancel and to call `next` afterwards.
+    ///
+    /// # Errors
+    /// Whatever ends the request before its first token.
+    pub(super) async fn first(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            let message = self.events.recv().await;
+            if let Some(bytes) = self.take(message)? {
+                self.committed = true;
+                return Ok(Some(bytes));
+            }
+            if let State::Over = self.state {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Returns the next bytes of a stream; `None` at its end.
+    pub(super) async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let State::Over = self.state {
+                return None;
+            }
+            if let Some(meta) = self.meta.take_if(|_| self.attempt.is_some()) {
+                return Some(Line::Meta(Box::new(meta)).event());
+            }
+            tokio::select! {
+                biased;
+                message = self.events.recv() => match self.take(message) {
+                    Ok(Some(bytes)) => return Some(bytes),
+                    Ok(None) => {}
+                    Err(error) => return Some(self.fail(&error)),
+                },
+                _ = self.ticker.tick() => {
+                    if let Some(sign) = self.sign_of_life() {
+                        return Some(sign);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for the whole answer of a request that is not streamed.
+    ///
+    /// # Errors
+    /// Whatever ends the request early.
+    pub(super) async fn whole(&mut self) -> Result<Bytes, Error> {
+        loop {
+            let message = self.events.recv().await;
+            if let Some(json) = self.take(message)? {
+                return Ok(json);
+            }
+        }
+    }
+
+    fn sign_of_life(&mut self) -> Option<Bytes> {
+        match (&self.state, self.attempt) {
+            (State::Waiting, Some(_)) => {
+                let load = self.account.model.engine.load();
+                let text = format!("waiting running={} queued={}", load.running, load.waiting);
+                Some(Line::Progress(text).event())
+            }
+            // A gateway keeps its clients alive by itself; a direct client needs it from us.
+            (State::Waiting, None) => Some(Bytes::from_static(KEEP_ALIVE_EVENT)),
+            _ => None,
+        }
+    }
+
+    /// Turns one message into bytes, if it makes any.
+    fn take(&mut self, message: Option<Message>) -> Result<Option<Bytes>, Error> {
+        let event = match message {
+            Some(Message::Event(event)) => event,
+            Some(Message::Refused(error)) => return Err(self.ended(error)),
+            None => {
+                let error = Error::new(Code::ModelNotHere, "the model was unloaded before it could answer");
+                return Err(self.ended(error));
+            }
+        };
+        match event {
+            EventKind::Started => Ok(None),
+            EventKind::Resumed { choice, text, finish } => {
+                self.fold(choice, &text, finish);
+                Ok(None)
+            }
+            EventKind::Token { choice, index, id, text, finish } => {
+                self.account.token();
+                if let Some(finish) = finish {
+                    self.account.outcome = Some(reason(finish));
+                }
+                Ok(self.token(choice, index, id, &text, finish))
+            }
+            EventKind::Done(usage) => {
+                self.state = State::Over;
+                // A resume that had nothing left to generate ends without a token of its own.
+                self.account.outcome.get_or_insert("stop");
+                Ok(Some(self.done(usage)))
+            }
+            EventKind::Failed(code, message) => Err(self.ended(Error::new(code, message))),
+        }
+    }
+
+    fn ended(&mut self, error: Error) -> Error {
+        self.state = State::Over;
+        self.account.outcome = Some(error.code().row().code);
+        error
+    }
+
+    fn fold(&mut self, choice: u32, text: &str, finish: Option<FinishReason>) {
+        if let Form::Whole(folder) = &mut self.form {
+            folder.content(choice, text);
+            if let Some(finish) = finish {
+                folder.finish(choice, reason(finish));
+            }
+        }
+    }
+
+    fn token(
+        &mut self,
+        choice: u32,
+        index: u32,
+        id: u32,
+        text: &str,
+        finish: Option<FinishReason>,
+    ) -> Option<Bytes> {
+        let first = matches!(self.state, State::Waiting);
+        self.state = State::Flowing;
+        self.fold(choice, text, finish);
+        let mut public = Vec::with_capacity(3);
+        if let Form::Stream(encoder) = &self.form {
+            // A resume's client has its role event already.
+            if first && !self.resumed {
+                public.push(encoder.role(choice));
+            }
+            if !text.is_empty() {
+                public.push(encoder.content(choice, text));
+            }
+            if let Some(finish) = finish {
+                public.push(encoder.finish(choice, reason(finish)));
+            }
+        }
+        let private = self.attempt.map(|attempt| Line::Tokens {
+            attempt,
+            choice,
+            index,
+            ids: vec![id],
+            finish: finish.map(reason),
+        });
+        (private.is_some() || !public.is_empty()).then(|| with_private(private.as_slice(), &public))
+    }
+
+    fn done(&mut self, usage: Usage) -> Bytes {
+        let (prompt, completion) = (usage.prompt_tokens as u32, usage.completion_tokens as u32);
+        let private = self.attempt.map(|_| Line::Usage { prompt, completion });
+        let public = match &self.form {
+            Form::Stream(encoder) => {
+                let done = Bytes::from_static(DONE_EVENT);
+                encoder.usage(prompt, completion).into_iter().chain([done]).collect()
+            }
+            Form::Whole(folder) => {
+                let json = folder.done(prompt, completion);
+                vec![if self.attempt.is_some() { data_event(&json) } else { json.into() }]
+            }
+        };
+        with_private(private.as_slice(), &public)
+    }
+
+    /// Turns a failure into the last bytes: a private refusal for a gateway, an error event for a client.
+    fn fail(&mut self, error: &Error) -> Bytes {
+        super::errors::log(error);
+        match self.attempt {
+            Some(_) => Line::Refusal(error.into()).event(),
+            None => error_event(error),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Listing, loading and unloading models.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use serde::de::DeserializeOwned;
+use wire::models::{Endpoint, LoadRequest, Model, ModelList, UnloadRequest};
+use words::{Code, Error, ModelId, ModelState, ModelStatus};
+
+use super::{DataPlane, HttpError};
+use crate::activation::spec_of;
+use crate::data::chat::read_body;
+use crate::harness::{DEFAULT_HARNESS, LoadSpec};
+use crate::options::ModelEntry;
+
+type Plane = State<Arc<DataPlane>>;
+
+pub(super) async fn list_openai(State(plane): Plane) -> Json<ModelList> {
+    let ready = |status: &ModelStatus| status.state == ModelState::Ready;
+    Json(ModelList::new(plane.models.statuses().iter().filter(|status| ready(status)).map(Model::from).collect()))
+}
+
+pub(super) async fn get_openai(State(plane): Plane, Path(id): Path<String>) -> Result<Json<Model>, HttpError> {
+    let status = find(&plane, &id)?;
+    Ok(Json(Model::from(&status)))
+}
+
+fn find(plane: &DataPlane, id: &str) -> Result<ModelStatus, Error> {
+    let found = ModelId::new(id).ok().and_then(|id| plane.models.status(&id));
+    found.ok_or_else(|| {
+        let message = format!("the model '{id}' is not on this worker; GET /models lists those that are");
+        Error::new(Code::ModelNotFound, message).at("model")
+    })
+}
+
+pub(super) async fn list(State(plane): Plane) -> Json<Vec<ModelStatus>> {
+    let loads = plane.models.loads();
+    let mut statuses = plane.models.statuses();
+    for status in &mut statuses {
+        if let Some((_, load)) = loads.iter().find(|(id, _)| *id == status.id) {
+            status.load = *load;
+        }
+    }
+    Json(statuses)
+}
+
+/// `GET /models/{id}/endpoint`, whatever slashes the id has.
+pub(super) async fn endpoint(State(plane): Plane, Path(rest): Path<String>) -> Result<Json<Endpoint>, HttpError> {
+    let Some(id) = rest.strip_suffix("/endpoint") else {
+        let message = "there is nothing here; GET /models lists the models, GET /models/{id}/endpoint says where one is";
+        return Err(Error::new(Code::RouteNotFound, message).into());
+    };
+    let status = find(&plane, id)?;
+    let address = plane.publisher.snapshot().data_address;
+    Ok(Json(Endpoint { model_id: id.to_string(), url: format!("http://{address}/v1"), state: status.state }))
+}
+
+fn authorise(plane: &DataPlane, headers: &HeaderMap) -> Result<(), Error> {
+    let shown = headers.get(axum::http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
+    match (&plane.token, shown) {
+        (None, _) => Ok(()),
+        (Some(token), Some(shown)) if token.matches(shown) => Ok(()),
+        (Some(_), _) => {
+            let message = "loading and unloading need the control token: Authorization: Bearer <token>";
+            Err(Error::new(Code::Unauthorized, message))
+        }
+    }
+}
+
+async fn read_json<T: DeserializeOwned>(plane: &DataPlane, body: Body) -> Result<T, Error> {
+    let bytes = read_body(plane, body).await?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::new(Code::InvalidRequest, format!("the request body does not fit: {error}")))
+}
+
+/// Makes a load from its request; what it leaves open is taken from the configured entry of that name.
+pub(crate) fn spec_from_request(entries: &[ModelEntry], request: LoadRequest) -> Result<LoadSpec, Error> {
+    let configured = entries.iter().find(|entry| entry.id == request.model_id).cloned().unwrap_or_default();
+    let harness = request.harness.or(configured.harness).unwrap_or_else(|| DEFAULT_HARNESS.to_string());
+    spec_of(&ModelEntry {
+        id: request.model_id,
+        harness: Some(harness),
+        path: request.path.map(PathBuf::from).or(configured.path),
+        quant: request.quant.or(configured.quant),
+        device: request.device.or(configured.device),
+        required: false,
+    })
+}
+
+pub(super) async fn load(
+    State(plane): Plane,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Option<ModelStatus>>, HttpError> {
+    authorise(&plane, &headers)?;
+    let request: LoadRequest = read_json(&plane, body).await?;
+    let spec = spec_from_request(&plane.options.default_models, request)?;
+    let id = spec.model_id.clone();
+    plane.models.load(spec).await.map_err(|failure| failure.error)?;
+    Ok(Json(plane.models.status(&id)))
+}
+
+pub(super) async fn unload(
+    State(plane): Plane,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<serde_json::Value>, HttpError> {
+    authorise(&plane, &headers)?;
+    let request: UnloadRequest = read_json(&plane, body).await?;
+    let id = ModelId::new(request.model_id).map_err(|error| Error::invalid("model_id", error.to_string()))?;
+    let grace = Duration::try_from_secs_f64(plane.options.drain.deadline_s).unwrap_or_default();
+    let cut = plane.models.unload(&id, grace).await?;
+    Ok(Json(serde_json::json!({ "model_id": id, "state": ModelState::Absent, "streams_cut": cut })))
+}

@@ -1,0 +1,66 @@
+//! The data plane: OpenAI's API and the model list, over HTTP.
+
+mod answer;
+mod chat;
+mod errors;
+mod manage;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::Method;
+use axum::routing::{get, post};
+use words::{Code, Error};
+
+use service::clock::Clock;
+use service::gate::Gate;
+use crate::metrics::Metrics;
+use crate::models::Models;
+use crate::options::Options;
+use crate::publisher::Publisher;
+pub(crate) use errors::HttpError;
+pub(crate) use manage::spec_from_request;
+
+/// What handlers need.
+pub(crate) struct DataPlane {
+    pub(crate) models: Models,
+    pub(crate) gate: Gate,
+    pub(crate) publisher: Publisher,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Clock,
+    pub(crate) options: Options,
+    pub(crate) token: Option<service::token::Token>,
+}
+
+/// Makes the routes.
+pub(crate) fn router(plane: Arc<DataPlane>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/models", get(manage::list_openai))
+        .route("/v1/models/{*id}", get(manage::get_openai))
+        .route("/models", get(manage::list))
+        .route("/models/load", post(manage::load))
+        .route("/models/unload", post(manage::unload))
+        .route("/models/{*rest}", get(manage::endpoint))
+        .route("/health", get(health))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        // Bodies are read with our own bound and deadline.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(plane)
+}
+
+async fn health(State(plane): State<Arc<DataPlane>>) -> axum::Json<serde_json::Value> {
+    let status = plane.publisher.snapshot();
+    axum::Json(serde_json::json!({ "node": status.node, "status": status.state, "in_flight": plane.gate.in_flight() }))
+}
+
+async fn no_route(uri: axum::http::Uri) -> HttpError {
+    Error::new(Code::RouteNotFound, format!("there is nothing at {}; this server has /v1/chat/completions and /v1/models", uri.path()))
+        .into()
+}
+
+async fn no_method(method: Method, uri: axum::http::Uri) -> HttpError {
+    Error::new(Code::MethodNotAllowed, format!("{} does not take {method}", uri.path())).into()
+}

@@ -1,0 +1,267 @@
+//! One model's engine thread: the only owner of its scheduler and engine.
+//!
+//! Commands come in through one inbox; events go out through one bounded queue a request. A queue that is full
+//! pauses its own sequence; what its last step gave waits here, so nothing is lost and the batch goes on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use inference::engine::Engine;
+use inference::{Event, EventKind, Load, RequestKey, Scheduler, Submission};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
+use words::{Code, Error};
+
+use service::clock::Clock;
+use crate::metrics::ModelMetrics;
+
+/// How often a thread with nothing but paused sequences looks whether a reader has caught up.
+const PAUSED_POLL: Duration = Duration::from_millis(5);
+
+/// What a request's owner receives.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// The scheduler took nothing of it.
+    Refused(Error),
+    /// The scheduler says.
+    Event(EventKind),
+}
+
+enum Command {
+    Submit(Submission, mpsc::Sender<Message>),
+    Cancel(RequestKey),
+    HandBack,
+    FailAll(Code, &'static str),
+    Stop,
+}
+
+/// The way to an engine thread; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineHandle {
+    inbox: Sender<Command>,
+    load: watch::Receiver<Load>,
+}
+
+/// Cancels a request when it is dropped, whoever drops it and why.
+#[derive(Debug)]
+pub(crate) struct CancelGuard {
+    inbox: Sender<Command>,
+    request: RequestKey,
+}
+
+impl Drop for CancelGuard {
+    fn drop(&mut self) {
+        // A thread that is gone has cancelled everything already.
+        let _ = self.inbox.send(Command::Cancel(self.request));
+    }
+}
+
+impl EngineHandle {
+    /// Submits a request; its events, or its refusal, come out of the receiver.
+    pub(crate) fn submit(&self, submission: Submission, queue: usize) -> (mpsc::Receiver<Message>, CancelGuard) {
+        let (events, receiver) = mpsc::channel(queue);
+        let guard = CancelGuard { inbox: self.inbox.clone(), request: submission.request };
+        // When the thread is gone the sender is dropped with the command, and the receiver ends.
+        let _ = self.inbox.send(Command::Submit(submission, events));
+        (receiver, guard)
+    }
+
+    /// Hands queued requests back to their owners as `Draining`.
+    pub(crate) fn hand_back(&self) {
+        let _ = self.inbox.send(Command::HandBack);
+    }
+
+    /// Ends every request with `code`.
+    pub(crate) fn fail_all(&self, code: Code, message: &'static str) {
+        let _ = self.inbox.send(Command::FailAll(code, message));
+    }
+
+    /// Ends the thread after its running step; what still runs is failed.
+    pub(crate) fn stop(&self) {
+        let _ = self.inbox.send(Command::Stop);
+    }
+
+    /// Returns a reader of the load.
+    pub(crate) fn watch(&self) -> watch::Receiver<Load> {
+        self.load.clone()
+    }
+
+    /// Returns the load.
+    pub(crate) fn load(&self) -> Load {
+        *self.load.borrow()
+    }
+}
+
+struct Outlet {
+    queue: mpsc::Sender<Message>,
+    overflow: VecDeque<Message>,
+}
+
+struct EngineLoop {
+    scheduler: Scheduler,
+    engine: Box<dyn Engine>,
+    clock: Clock,
+    metrics: ModelMetrics,
+    inbox: Receiver<Command>,
+    outlets: BTreeMap<RequestKey, Outlet>,
+    load: watch::Sender<Load>,
+}
+
+/// Starts the thread.
+///
+/// # Errors
+/// When the system gives no thread.
+pub(crate) fn spawn(
+    name: &str,
+    scheduler: Scheduler,
+    engine: Box<dyn Engine>,
+    clock: Clock,
+    metrics: ModelMetrics,
+) -> Result<(EngineHandle, JoinHandle<()>), Error> {
+    let (sender, inbox) = channel();
+    let (load, watch) = watch::channel(scheduler.load());
+    let state = EngineLoop { scheduler, engine, clock, metrics, inbox, outlets: BTreeMap::new(), load };
+    // Linux shows the first 15 bytes of a thread's name.
+    let thread = std::thread::Builder::new().name(format!("engine {name}"));
+    let thread = thread.spawn(move || state.run()).map_err(Error::internal)?;
+    Ok((EngineHandle { inbox: sender, load: watch }, thread))
+}
+
+enum Turn {
+    Go,
+    Stop,
+}
+
+impl EngineLoop {
+    fn run(mut self) {
+        let mut events = Vec::new();
+        let mut idle = true;
+        loop {
+            if let Turn::Stop = self.take_commands(idle, &mut events) {
+                break;
+            }
+            self.flush_overflow();
+            let batch = self.scheduler.plan(self.clock.now(), &mut events);
+            idle = batch.is_none();
+            // Before the step: a long one must not hide what it runs.
+            self.publish_load();
+            if let Some(batch) = batch {
+                match self.engine.step(&batch) {
+                    Ok(outputs) => self.scheduler.complete(&batch, outputs, &mut events),
+                    Err(error) => {
+                        tracing::error!(%error, rows = batch.rows.len(), "the engine failed a step");
+                        self.metrics.engine_failures.inc();
+                        self.scheduler.step_failed(&batch, &mut events);
+                    }
+                }
+            }
+            self.deliver(&mut events);
+            self.publish_load();
+        }
+        self.scheduler.fail_all(Code::ModelNotHere, "the model was unloaded", &mut events);
+        self.deliver(&mut events);
+        self.publish_load();
+    }
+
+    /// Takes what is in the inbox; waits for a first command when there is nothing to run.
+    fn take_commands(&mut self, idle: bool, events: &mut Vec<Event>) -> Turn {
+        if idle {
+            let first = match self.wait_at_most() {
+                Some(limit) => self.inbox.recv_timeout(limit),
+                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match first {
+                Ok(command) => {
+                    if let Turn::Stop = self.handle(command, events) {
+                        return Turn::Stop;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Turn::Stop,
+            }
+        }
+        while let Ok(command) = self.inbox.try_recv() {
+            if let Turn::Stop = self.handle(command, events) {
+                return Turn::Stop;
+            }
+        }
+        Turn::Go
+    }
+
+    fn wait_at_most(&self) -> Option<Duration> {
+        let paused = self.outlets.values().any(|outlet| !outlet.overflow.is_empty()).then_some(PAUSED_POLL);
+        let expiry = self.scheduler.next_deadline().map(|deadline| self.clock.until(deadline) + PAUSED_POLL);
+        paused.into_iter().chain(expiry).min()
+    }
+
+    fn handle(&mut self, command: Command, events: &mut Vec<Event>) -> Turn {
+        match command {
+            Command::Submit(submission, queue) => {
+                let request = submission.request;
+                match self.scheduler.submit(self.clock.now(), submission) {
+                    Ok(()) => {
+                        self.outlets.insert(request, Outlet { queue, overflow: VecDeque::new() });
+                    }
+                    // The queue is new and empty, so there is room for this one message.
+                    Err(error) => drop(queue.try_send(Message::Refused(error))),
+                }
+            }
+            Command::Cancel(request) => {
+                self.outlets.remove(&request);
+                self.scheduler.cancel(request);
+            }
+            Command::HandBack => self.scheduler.hand_back(events),
+            Command::FailAll(code, message) => self.scheduler.fail_all(code, message, events),
+            Command::Stop => return Turn::Stop,
+        }
+        Turn::Go
+    }
+
+    fn deliver(&mut self, events: &mut Vec<Event>) {
+        for event in events.drain(..) {
+            self.metrics.count(&event.kind);
+            let over = matches!(event.kind, EventKind::Done(_) | EventKind::Failed(..));
+            let Some(outlet) = self.outlets.get_mut(&event.request) else { continue };
+            outlet.overflow.push_back(Message::Event(event.kind));
+            if over && !push_through(outlet) {
+                // The tail waits for its reader; nothing more will come for this request.
+                continue;
+            }
+            if over {
+                self.outlets.remove(&event.request);
+            }
+        }
+        self.flush_overflow();
+    }
+
+    fn flush_overflow(&mut self) {
+        let scheduler = &mut self.scheduler;
+        self.outlets.retain(|request, outlet| {
+            if outlet.queue.is_closed() {
+                scheduler.cancel(*request);
+                return false;
+            }
+            let through = push_through(outlet);
+            scheduler.set_paused(*request, !through);
+            !(through && outlet.queue.is_closed())
+        });
+    }
+
+    fn publish_load(&self) {
+        let load = self.scheduler.load();
+        self.load.send_if_modified(|known| std::mem::replace(known, load) != load);
+    }
+}
+
+/// Moves what waits into the queue; `false` when the reader is behind. A reader that left takes everything.
+fn push_through(outlet: &mut Outlet) -> bool {
+    while let Some(message) = outlet.overflow.pop_front() {
+        if let Err(TrySendError::Full(message)) = outlet.queue.try_send(message) {
+            outlet.overflow.push_front(message);
+            return false;
+        }
+    }
+    true
+}

@@ -1,0 +1,113 @@
+//! `harness = "fake"`: the paced oracle engine, for tests of everything around an engine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use inference::engine::{Batch, Capabilities, Engine, EngineError, Outputs};
+use inference::{FAKE_END_TOKEN, FakeEngine, fake_token_bytes};
+use serde_json::Value;
+use words::{Code, Error, Fingerprint};
+
+use super::{ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
+use crate::options::FakeOptions;
+use crate::sampling::Defaults;
+
+const BLOCK_TOKENS: usize = 32;
+
+pub(crate) struct FakeHarness {
+    options: FakeOptions,
+    failures_left: AtomicU32,
+}
+
+impl FakeHarness {
+    pub(crate) fn new(options: FakeOptions) -> Self {
+        FakeHarness { options, failures_left: AtomicU32::new(options.failing_loads) }
+    }
+}
+
+impl Harness for FakeHarness {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn check(&self, _spec: &LoadSpec) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<LoadedModel, LoadFailure> {
+        let begun = Instant::now();
+        let whole = Duration::from_millis(self.options.load_ms);
+        while begun.elapsed() < whole {
+            let permille = begun.elapsed().as_millis() * 1000 / whole.as_millis().max(1);
+            if progress.report(permille as u32).is_break() {
+                return Err(Error::new(Code::Conflict, "the load was cancelled").into());
+            }
+            std::thread::sleep(Duration::from_millis(10).min(whole));
+        }
+        let take = |left: u32| left.checked_sub(1);
+        if self.failures_left.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok() {
+            let error = Error::new(Code::UpstreamFailed, "the fake engine was told to fail this load");
+            return Err(LoadFailure { error, transient: true });
+        }
+        let context_length = self.options.context_length;
+        let engine = FakeEngine::new(Capabilities {
+            max_batch: sizes.max_running,
+            max_step_tokens: sizes.max_running + sizes.prefill_tokens,
+            block_tokens: BLOCK_TOKENS,
+            blocks: context_length.div_ceil(BLOCK_TOKENS) * sizes.max_running,
+            context_length,
+            vocab_size: 0,
+        });
+        // All fake engines of one context length continue each other's streams, whatever their model is called.
+        let print = Fingerprint(*blake3::hash(format!("fake {context_length}").as_bytes()).as_bytes());
+        tracing::info!(model = %spec.model_id, step_ms = self.options.step_ms, "fake engine ready");
+        Ok(LoadedModel {
+            engine: Box::new(Paced { engine, options: self.options }),
+            text: Arc::new(FakeText),
+            token_bytes: Arc::new(fake_token_bytes()),
+            end_tokens: vec![FAKE_END_TOKEN],
+            defaults: Defaults::default(),
+            continue_fingerprint: print,
+            exact_fingerprint: print,
+            device: "none".into(),
+        })
+    }
+}
+
+/// The fake engine at a configured pace.
+struct Paced {
+    engine: FakeEngine,
+    options: FakeOptions,
+}
+
+impl Engine for Paced {
+    fn capabilities(&self) -> Capabilities {
+        self.engine.capabilities()
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<Outputs, EngineError> {
+        let begins = batch.rows.iter().any(|row| row.start == 0);
+        let pause = self.options.step_ms + if begins { self.options.prefill_ms } else { 0 };
+        if pause > 0 {
+            std::thread::sleep(Duration::from_millis(pause));
+        }
+        self.engine.step(batch)
+    }
+}
+
+/// Prompts as bytes: `role: content` a line.
+struct FakeText;
+
+impl ChatText for FakeText {
+    fn prompt(&self, messages: &[Value], _now: u64) -> Result<Vec<u32>, Error> {
+        let mut text = String::new();
+        for message in messages {
+            for field in ["role", "content"] {
+                text.push_str(message[field].as_str().unwrap_or_default());
+                text.push(if field == "role" { ':' } else { '\n' });
+            }
+        }
+        Ok(text.bytes().map(u32::from).collect())
+    }
+}

@@ -1,0 +1,118 @@
+//! What runs a model. A harness turns a load into an engine and the text around it.
+
+#[cfg(feature = "candle")]
+mod candle;
+mod fake;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use inference::TokenBytes;
+use inference::engine::Engine;
+use serde_json::Value;
+use words::{Code, Error, Fingerprint};
+
+use crate::options::HarnessOptions;
+use crate::sampling::Defaults;
+
+/// What a load names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LoadSpec {
+    pub(crate) model_id: words::ModelId,
+    pub(crate) harness: String,
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) quant: Option<String>,
+    pub(crate) device: Option<String>,
+}
+
+/// What a harness needs from the scheduler's settings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) max_running: usize,
+    pub(crate) prefill_tokens: usize,
+}
+
+/// How a load reports its progress, and hears that nobody wants it any more.
+pub(crate) trait Progress: Sync {
+    /// Share that is done, in thousandths. `Break` means: stop at once.
+    fn report(&self, permille: u32) -> std::ops::ControlFlow<()>;
+}
+
+/// Why a load failed.
+#[derive(Debug)]
+pub(crate) struct LoadFailure {
+    pub(crate) error: Error,
+    /// Only the network, or a file system behind one, was at fault: a later try may succeed.
+    pub(crate) transient: bool,
+}
+
+impl From<Error> for LoadFailure {
+    fn from(error: Error) -> Self {
+        LoadFailure { error, transient: false }
+    }
+}
+
+/// Text around an engine: chat template and tokenizer.
+pub(crate) trait ChatText: Send + Sync {
+    /// Renders the messages and tokenises them; `now` is what the template sees as the time, in Unix seconds.
+    fn prompt(&self, messages: &[Value], now: u64) -> Result<Vec<u32>, Error>;
+}
+
+/// A model in memory.
+pub(crate) struct LoadedModel {
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) text: Arc<dyn ChatText>,
+    pub(crate) token_bytes: Arc<TokenBytes>,
+    pub(crate) end_tokens: Vec<u32>,
+    pub(crate) defaults: Defaults,
+    pub(crate) continue_fingerprint: Fingerprint,
+    pub(crate) exact_fingerprint: Fingerprint,
+    /// Where it runs, for the log.
+    pub(crate) device: String,
+}
+
+/// A kind of engine.
+pub(crate) trait Harness: Send + Sync {
+    /// Its name in configs and loads.
+    fn name(&self) -> &'static str;
+
+    /// Checks a load without doing it: what can be told apart at once is refused at once.
+    fn check(&self, spec: &LoadSpec) -> Result<(), Error>;
+
+    /// Loads. Blocks; called off the runtime.
+    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<LoadedModel, LoadFailure>;
+}
+
+/// The harnesses of this build.
+#[derive(Clone)]
+pub(crate) struct Harnesses {
+    all: Arc<[Arc<dyn Harness>]>,
+}
+
+/// The harness of a load that names none.
+pub(crate) const DEFAULT_HARNESS: &str = "candle";
+
+impl Harnesses {
+    pub(crate) fn new(options: &HarnessOptions) -> Self {
+        let fake: Arc<dyn Harness> = Arc::new(fake::FakeHarness::new(options.fake));
+        Harnesses {
+            all: Arc::new([
+                #[cfg(feature = "candle")]
+                Arc::new(candle::CandleHarness::new(options.candle)),
+                fake,
+            ]),
+        }
+    }
+
+    /// Finds a harness by name.
+    ///
+    /// # Errors
+    /// `UnknownHarness`, naming those there are.
+    pub(crate) fn find(&self, name: &str) -> Result<Arc<dyn Harness>, Error> {
+        self.all.iter().find(|harness| harness.name() == name).cloned().ok_or_else(|| {
+            let known: Vec<_> = self.all.iter().map(|harness| harness.name()).collect();
+            let message = format!("there is no harness '{name}' here; this worker has: {}", known.join(", "));
+            Error::new(Code::UnknownHarness, message).at("harness")
+        })
+    }
+}

@@ -1,0 +1,153 @@
+//! What Prometheus sees of a worker. Names follow vLLM's meanings with the prefix `neuron_`.
+
+use inference::{EventKind, Load};
+use service::metrics::prometheus::{
+    CounterVec, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec,
+};
+use service::metrics::{
+    LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry, TIME_PER_OUTPUT_TOKEN_SECONDS,
+};
+
+/// All metrics of one worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    requests: IntCounterVec,
+    disconnects: IntCounterVec,
+    unknown_fields: IntCounterVec,
+    prompt_tokens: IntCounterVec,
+    generation_tokens: IntCounterVec,
+    engine_failures: IntCounterVec,
+    first_token: HistogramVec,
+    inter_token: HistogramVec,
+    request_seconds: HistogramVec,
+    running: IntGaugeVec,
+    waiting: IntGaugeVec,
+    kv_usage: GaugeVec,
+    load_seconds: CounterVec,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub(crate) fn new(registry: &Registry) -> Result<Self, MetricsError> {
+        let model = &["model"];
+        Ok(Metrics {
+            requests: registry.counter_vec(
+                "neuron_requests_total",
+                "Requests that ended, by outcome: stop, length, an error's code, or client_closed_request.",
+                &["model", "outcome"],
+            )?,
+            disconnects: registry.counter_vec(
+                "neuron_client_disconnects_total",
+                "Requests whose client (or gateway) left before the end.",
+                model,
+            )?,
+            unknown_fields: registry.counter_vec(
+                "neuron_unknown_request_fields_total",
+                "Fields of requests that this version does not know and ignored.",
+                model,
+            )?,
+            prompt_tokens: registry.counter_vec("neuron_prompt_tokens_total", "Prompt tokens taken in.", model)?,
+            generation_tokens: registry.counter_vec(
+                "neuron_generation_tokens_total",
+                "Tokens generated.",
+                model,
+            )?,
+            engine_failures: registry.counter_vec(
+                "neuron_engine_failures_total",
+                "Steps that the engine failed.",
+                model,
+            )?,
+            first_token: registry.histogram_vec(
+                "neuron_time_to_first_token_seconds",
+                "From the request's arrival to its first token.",
+                model,
+                LATENCY_SECONDS,
+            )?,
+            inter_token: registry.histogram_vec(
+                "neuron_inter_token_latency_seconds",
+                "Between two tokens of one request.",
+                model,
+                TIME_PER_OUTPUT_TOKEN_SECONDS,
+            )?,
+            request_seconds: registry.histogram_vec(
+                "neuron_e2e_request_latency_seconds",
+                "From the request's arrival to its end.",
+                model,
+                REQUEST_SECONDS,
+            )?,
+            running: registry.gauge_vec("neuron_num_requests_running", "Requests in the batch.", model)?,
+            waiting: registry.gauge_vec("neuron_num_requests_waiting", "Requests queued.", model)?,
+            kv_usage: registry.float_gauge_vec(
+                "neuron_kv_cache_usage_ratio",
+                "Share of the KV blocks in use, 0 to 1.",
+                model,
+            )?,
+            load_seconds: registry.float_counter_vec(
+                "neuron_model_load_seconds_total",
+                "Time spent loading, warm-up included.",
+                model,
+            )?,
+        })
+    }
+
+    /// Counts a request's end.
+    pub(crate) fn ended(&self, model: &str, outcome: &str, seconds: f64) {
+        self.requests.with_label_values(&[model, outcome]).inc();
+        self.request_seconds.with_label_values(&[model]).observe(seconds);
+    }
+
+    /// Counts a client that left.
+    pub(crate) fn client_left(&self, model: &str) {
+        self.disconnects.with_label_values(&[model]).inc();
+    }
+
+    /// Counts fields nobody knows.
+    pub(crate) fn unknown_fields(&self, model: &str, count: usize) {
+        if count > 0 {
+            self.unknown_fields.with_label_values(&[model]).inc_by(count as u64);
+        }
+    }
+
+    /// Adds a load's time.
+    pub(crate) fn loaded(&self, model: &str, seconds: f64) {
+        self.load_seconds.with_label_values(&[model]).inc_by(seconds);
+    }
+
+    /// Shows a model's load.
+    pub(crate) fn show_load(&self, model: &str, load: &Load) {
+        self.running.with_label_values(&[model]).set(load.running as i64);
+        self.waiting.with_label_values(&[model]).set(load.waiting as i64);
+        let usage = load.blocks_used as f64 / load.blocks.max(1) as f64;
+        self.kv_usage.with_label_values(&[model]).set(usage);
+    }
+
+    /// Returns one model's own handles, looked up once.
+    pub(crate) fn model(&self, model: &str) -> ModelMetrics {
+        ModelMetrics {
+            prompt_tokens: self.prompt_tokens.with_label_values(&[model]),
+            generation_tokens: self.generation_tokens.with_label_values(&[model]),
+            engine_failures: self.engine_failures.with_label_values(&[model]),
+            first_token: self.first_token.with_label_values(&[model]),
+            inter_token: self.inter_token.with_label_values(&[model]),
+        }
+    }
+}
+
+/// One model's handles for what happens at every token.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelMetrics {
+    pub(crate) prompt_tokens: IntCounter,
+    pub(crate) generation_tokens: IntCounter,
+    pub(crate) engine_failures: IntCounter,
+    pub(crate) first_token: Histogram,
+    pub(crate) inter_token: Histogram,
+}
+
+impl ModelMetrics {
+    /// Counts what an event tells.
+    pub(crate) fn count(&self, event: &EventKind) {
+        if let EventKind::Token { .. } = event {
+            self.generation_tokens.inc();
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! The models of this node: one machine each, one load at a time each, every transition through the publisher.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use inference::{Limits, RequestKey, Scheduler, StopRules};
+use lifecycle::{ModelInput, next_model_state};
+use tokio::sync::watch;
+use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelState, ModelStatus};
+
+use service::clock::Clock;
+use crate::engine_thread::{self, EngineHandle, Message};
+use crate::harness::{ChatText, Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
+use crate::metrics::{Metrics, ModelMetrics};
+use crate::options::SchedulerOptions;
+use crate::publisher::Publisher;
+use crate::sampling::Defaults;
+
+/// A model that serves.
+pub(crate) struct ReadyModel {
+    pub(crate) id: ModelId,
+    pub(crate) engine: EngineHandle,
+    pub(crate) text: Arc<dyn ChatText>,
+    pub(crate) end_tokens: Vec<u32>,
+    pub(crate) defaults: Defaults,
+    pub(crate) context_length: usize,
+    pub(crate) continue_fingerprint: Fingerprint,
+    pub(crate) exact_fingerprint: Fingerprint,
+    pub(crate) metrics: ModelMetrics,
+    next_request: AtomicU64,
+}
+
+impl ReadyModel {
+    /// Names a new request.
+    pub(crate) fn request_key(&self) -> RequestKey {
+        RequestKey(self.next_request.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// What a load ended with; joiners get the same.
+type Outcome = Option<Result<(), (Code, String)>>;
+
+struct Entry {
+    status: ModelStatus,
+    ready: Option<Arc<ReadyModel>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    outcome: watch::Receiver<Outcome>,
+    cancelled: Arc<AtomicBool>,
+}
+
+struct Inner {
+    harnesses: Harnesses,
+    scheduler: SchedulerOptions,
+    clock: Clock,
+    metrics: Metrics,
+    publisher: Publisher,
+    /// Held only for table look-ups and transitions, never over a wait.
+    entries: Mutex<BTreeMap<ModelId, Entry>>,
+    closed: AtomicBool,
+}
+
+/// The table of models; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Models {
+    inner: Arc<Inner>,
+}
+
+struct LoadProgress {
+    models: Models,
+    id: ModelId,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Progress for LoadProgress {
+    fn report(&self, permille: u32) -> std::ops::ControlFlow<()> {
+        self.models.edit(&self.id, |entry| entry.status.progress_permille = permille.min(1000));
+        if self.cancelled.load(Ordering::Acquire) {
+            return std::ops::ControlFlow::Break(());
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+}
+
+impl Models {
+    pub(crate) fn new(
+        harnesses: Harnesses,
+        scheduler: SchedulerOptions,
+        clock: Clock,
+        metrics: Metrics,
+        publisher: Publisher,
+    ) -> Self {
+        let (entries, closed) = (Mutex::default(), AtomicBool::new(false));
+        Models { inner: Arc::new(Inner { harnesses, scheduler, clock, metrics, publisher, entries, closed }) }
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, BTreeMap<ModelId, Entry>> {
+        // A panic while the table was held left it whole: every change is one assignment.
+        self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn edit(&self, id: &ModelId, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.entries().get_mut(id) {
+            change(entry);
+            self.inner.publisher.model(entry.status.clone());
+        }
+    }
+
+    /// Moves a model's machine; a refused transition is a fault of ours, logged and without effect.
+    fn transition(&self, id: &ModelId, input: ModelInput) {
+        self.edit(id, |entry| match next_model_state(entry.status.state, input) {
+            Ok(next) => {
+                tracing::info!(model = %id, from = ?entry.status.state, to = ?next, "model state");
+                entry.status.state = next;
+            }
+            Err(error) => tracing::error!(model = %id, %error, "model transition refused"),
+        });
+    }
+
+    /// Loads a model and waits until it is ready; joins a load that runs. `Ok` when it already serves.
+    ///
+    /// # Errors
+    /// The harness's own, `UnknownHarness`, `Conflict` while it unloads, `Draining` on the way out.
+    pub(crate) async fn load(&self, spec: LoadSpec) -> Result<(), LoadFailure> {
+        let mut outcome = self.begin_load(&spec)?;
+        loop {
+            if let Some(result) = outcome.borrow_and_update().clone() {
+                return result.map_err(|(code, message)| LoadFailure {
+                    error: Error::new(code, message),
+                    transient: code == Code::UpstreamFailed,
+                });
+            }
+            if outcome.changed().await.is_err() {
+                return Err(Error::internal("a load ended without an outcome").into());
+            }
+        }
+    }
+
+    /// Starts the load, or finds the one that runs: the table's lock makes two at once impossible (LC1).
+    fn begin_load(&self, spec: &LoadSpec) -> Result<watch::Receiver<Outcome>, Error> {
+        let harness = self.inner.harnesses.find(&spec.harness)?;
+        harness.check(spec)?;
+        if self.inner.closed.load(Ordering::Acquire) {
+            return Err(Error::new(Code::Draining, "this worker is draining and loads nothing"));
+        }
+        let mut entries = self.entries();
+        if let Some(entry) = entries.get(&spec.model_id) {
+            match entry.status.state {
+                ModelState::Failed | ModelState::Absent => {}
+                ModelState::Draining | ModelState::Unloading => {
+                    let message = format!("the model '{}' is being unloaded; load it again afterwards", spec.model_id);
+                    return Err(Error::new(Code::Conflict, message));
+                }
+                _ => return Ok(entry.outcome.clone()),
+            }
+        }
+        let (sender, outcome) = watch::channel(None);
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let status = ModelStatus {
+            id: spec.model_id.clone(),
+            state: ModelState::Fetching,
+            harness: spec.harness.clone(),
+            context_length: 0,
+            created: self.inner.clock.unix_seconds(),
+            continue_fingerprint: Fingerprint::default(),
+            exact_fingerprint: Fingerprint::default(),
+            capabilities: Capabilities { chat: true, continuation: true },
+            load: ModelLoad::default(),
+            progress_permille: 0,
+            failure: None,
+        };
+        self.inner.publisher.model(status.clone());
+        let entry =
+            Entry { status, ready: None, thread: None, outcome: outcome.clone(), cancelled: cancelled.clone() };
+        entries.insert(spec.model_id.clone(), entry);
+        drop(entries);
+        let (models, spec) = (self.clone(), spec.clone());
+        tokio::spawn(async move {
+            let result = models.run_load(&spec, cancelled).await;
+            let outcome = match result {
+                Ok(()) => Ok(()),
+                Err(failure) => Err(models.load_failed(&spec.model_id, &failure)),
+            };
+            sender.send_replace(Some(outcome));
+        });
+        Ok(outcome)
+    }
+
+    fn load_failed(&self, id: &ModelId, failure: &LoadFailure) -> (Code, String) {
+        let source = std::error::Error::source(&failure.error).map(|source| source.to_string()).unwrap_or_default();
+        tracing::error!(model = %id, error = %failure.error, source, transient = failure.transient, "load failed");
+        self.edit(id, |entry| entry.status.failure = Some(failure.error.message().to_string()));
+        let unloading = self.entries().get(id).is_some_and(|entry| entry.status.state == ModelState::Unloading);
+        if unloading {
+            self.remove(id);
+        } else {
+            self.transition(id, ModelInput::Fail);
+        }
+        (failure.error.code(), failure.error.message().to_string())
+    }
+
+    fn remove(&self, id: &ModelId) {
+        self.transition(id, ModelInput::Unloaded);
+        self.entries().remove(id);
+    }
+
+    async fn run_load(&self, spec: &LoadSpec, cancelled: Arc<AtomicBool>) -> Result<(), LoadFailure> {
+        let begun = self.inner.clock.now();
+        let id = spec.model_id.clone();
+        self.transition(&id, ModelInput::Fetched);
+        let harness = self.inner.harnesses.find(&spec.harness)?;
+        let options = self.inner.scheduler;
+        let sizes = Sizes { max_running: options.max_running, prefill_tokens: options.prefill_tokens };
+        let progress = LoadProgress { models: self.clone(), id: id.clone(), cancelled: cancelled.clone() };
+        let owned = spec.clone();
+        let loaded = tokio::task::spawn_blocking(move || harness.load(&owned, sizes, &progress)).await;
+        let loaded = loaded.map_err(|error| LoadFailure::from(Error::internal(error)))??;
+        let device = loaded.device.clone();
+        if cancelled.load(Ordering::Acquire) {
+            return Err(Error::new(Code::Conflict, "the load was cancelled").into());
+        }
+        self.transition(&id, ModelInput::Loaded);
+        let (ready, thread) = self.start(&id, loaded)?;
+        self.warm(&ready).await?;
+        let seconds = self.inner.clock.now().since(begun).as_secs_f64();
+        self.inner.metrics.loaded(id.as_str(), seconds);
+        tracing::info!(model = %id, harness = spec.harness, device, seconds, "model ready");
+        let cancelled_late = {
+            let mut entries = self.entries();
+            match entries.get_mut(&id) {
+                Some(entry) if entry.status.state == ModelState::Warming => {
+                    entry.status.context_length = ready.context_length as u32;
+                    entry.status.continue_fingerprint = ready.continue_fingerprint;
+                    entry.status.exact_fingerprint = ready.exact_fingerprint;
+                    entry.status.progress_permille = 1000;
+                    entry.ready = Some(ready.clone());
+                    entry.thread = Some(thread);
+                    false
+                }
+                _ => true,
+            }
+        };
+        if cancelled_late {
+            ready.engine.stop();
+            return Err(Error::new(Code::Conflict, "the load was cancelled").into());
+        }
+        self.transition(&id, ModelInput::Warmed);
+        Ok(())
+    }
+
+    fn start(
+        &self,
+        id: &ModelId,
+        loaded: LoadedModel,
+    ) -> Result<(Arc<ReadyModel>, std::thread::JoinHandle<()>), Error> {
+        let options = self.inner.scheduler;
+        let limits = Limits {
+            max_running: options.max_running,
+            max_waiting: options.max_waiting,
+            max_wait: Duration::from_millis(options.max_wait_ms),
+            prefill_tokens: options.prefill_tokens,
+        };
+        let capabilities = loaded.engine.capabilities();
+        let metrics = self.inner.metrics.model(id.as_str());
+        let scheduler = Scheduler::new(capabilities, limits, loaded.token_bytes);
+        let (engine, thread) =
+            engine_thread::spawn(id.as_str(), scheduler, loaded.engine, self.inner.clock, metrics.clone())?;
+        let ready = ReadyModel {
+            id: id.clone(),
+            engine,
+            text: loaded.text,
+            end_tokens: loaded.end_tokens,
+            defaults: loaded.defaults,
+            context_length: capabilities.context_length,
+            continue_fingerprint: loaded.continue_fingerprint,
+            exact_fingerprint: loaded.exact_fingerprint,
+            metrics,
+            next_request: AtomicU64::new(0),
+        };
+        Ok((Arc::new(ready), thread))
+    }
+
+    /// Runs one short request, so that the first real one finds warm memory and a proven engine.
+    async fn warm(&self, ready: &ReadyModel) -> Result<(), Error> {
+        let messages = [serde_json::json!({"role": "user", "content": "hello"})];
+        let prompt = ready.text.prompt(&messages, self.inner.clock.unix_seconds())?;
+        let submission = inference::Submission {
+            request: ready.request_key(),
+            prompt: prompt.into(),
+            choices: vec![inference::ChoiceStart::default()],
+            sampling: inference::sampling::Sampling::GREEDY,
+            max_tokens: 2,
+            stop: Arc::new(StopRules { strings: Vec::new(), tokens: ready.end_tokens.clone() }),
+        };
+        let (mut events, _guard) = ready.engine.submit(submission, 16);
+        while let Some(message) = events.recv().await {
+            match message {
+                Message::Event(inference::EventKind::Done(_)) => return Ok(()),
+                Message::Event(inference::EventKind::Failed(code, message)) => return Err(Error::new(code, message)),
+                Message::Refused(error) => return Err(error),
+                Message::Event(_) => {}
+            }
+        }
+        Err(Error::internal("the engine ended during its warm-up"))
+    }
+
+    /// Finds a model that serves.
+    ///
+    /// # Errors
+    /// `ModelNotHere` when it is absent, `ModelLoading` while it comes, `Draining` while it goes.
+    pub(crate) fn ready(&self, id: &ModelId) -> Result<Arc<ReadyModel>, Error> {
+        let entries = self.entries();
+        let Some(entry) = entries.get(id) else {
+            let message = format!("the model '{id}' is not on this worker; GET /v1/models lists those that are");
+            return Err(Error::new(Code::ModelNotHere, message).at("model"));
+        };
+        match (&entry.ready, entry.status.state) {
+            (Some(ready), ModelState::Ready) => Ok(ready.clone()),
+            (_, ModelState::Draining | ModelState::Unloading) => {
+                Err(Error::new(Code::Draining, format!("the model '{id}' is being unloaded")))
+            }
+            (_, ModelState::Failed) => {
+                Err(Error::new(Code::ModelNotHere, format!("the model '{id}' failed to load on this worker")).at("model"))
+            }
+            _ => Err(Error::new(Code::ModelLoading, format!("the model '{id}' is loading"))),
+        }
+    }
+
+    /// Unloads a model: refuses new requests, hands queued ones back, waits for running ones up to `grace`, cuts
+    /// the rest, frees its memory. Returns how many were cut.
+    ///
+    /// # Errors
+    /// `ModelNotHere` when there is nothing to unload, `Conflict` when an unload already runs.
+    pub(crate) async fn unload(&self, id: &ModelId, grace: Duration) -> Result<usize, Error> {
+        let (ready, thread) = self.begin_unload(id)?;
+        let Some(ready) = ready else { return Ok(0) };
+        ready.engine.hand_back();
+        let mut load = ready.engine.watch();
+        let empty = async {
+            let _ = load.wait_for(|load| load.running + load.waiting == 0).await;
+        };
+        let mut cut = 0;
+        if tokio::time::timeout(grace, empty).await.is_err() {
+            cut = ready.engine.load().running;
+            ready.engine.fail_all(Code::StreamCut, "the model was unloaded before the answer was complete");
+        }
+        self.transition(id, ModelInput::Emptied);
+        ready.engine.stop();
+        drop(ready);
+        if let Some(thread) = thread {
+            // The engine's memory goes with its thread.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+        self.remove(id);
+        Ok(cut)
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn begin_unload(
+        &self,
+        id: &ModelId,
+    ) -> Result<(Option<Arc<ReadyModel>>, Option<std::thread::JoinHandle<()>>), Error> {
+        let state = self.entries().get(id).map(|entry| entry.status.state);
+        match state {
+            None => Err(Error::new(Code::ModelNotHere, format!("the model '{id}' is not on this worker")).at("model_id")),
+            Some(ModelState::Draining | ModelState::Unloading) => {
+                Err(Error::new(Code::Conflict, format!("the model '{id}' is being unloaded already")))
+            }
+            Some(ModelState::Failed) => {
+                self.transition(id, ModelInput::Unload);
+                self.entries().remove(id);
+                Ok((None, None))
+            }
+            Some(_) => {
+                self.transition(id, ModelInput::Unload);
+                let mut entries = self.entries();
+                let Some(entry) = entries.get_mut(id) else { return Ok((None, None)) };
+                // A load that runs stops at its next step and takes the entry away itself.
+                entry.cancelled.store(true, Ordering::Release);
+                Ok((entry.ready.take(), entry.thread.take()))
+            }
+        }
+    }
+
+    /// Refuses every load from now on.
+    pub(crate) fn close(&self) {
+        self.inner.closed.store(true, Ordering::Release);
+    }
+
+    /// Returns the ids of all models that are here, in any state.
+    pub(crate) fn ids(&self) -> Vec<ModelId> {
+        self.entries().keys().cloned().collect()
+    }
+
+    /// Returns the status of all models.
+    pub(crate) fn statuses(&self) -> Vec<ModelStatus> {
+        self.entries().values().map(|entry| entry.status.clone()).collect()
+    }
+
+    /// Returns one model's status.
+    pub(crate) fn status(&self, id: &ModelId) -> Option<ModelStatus> {
+        self.entries().get(id).map(|entry| entry.status.clone())
+    }
+
+    /// Returns the engines of all models that serve.
+    pub(crate) fn engines(&self) -> Vec<(ModelId, EngineHandle)> {
+        let ready = |entry: &Entry| entry.ready.as_ref().map(|ready| (ready.id.clone(), ready.engine.clone()));
+        self.entries().values().filter_map(ready).collect()
+    }
+
+    /// Returns how busy each model is, in the form that gateways read.
+    pub(crate) fn loads(&self) -> Vec<(ModelId, ModelLoad)> {
+        let options = self.inner.scheduler;
+        let report = |(id, engine): (ModelId, EngineHandle)| {
+            let load = engine.load();
+            self.inner.metrics.show_load(id.as_str(), &load);
+            let report = ModelLoad {
+                running: load.running as u32,
+                waiting: load.waiting as u32,
+                max_running: options.max_running as u32,
+                max_waiting: options.max_waiting as u32,
+                kv_blocks: load.blocks as u32,
+                kv_blocks_used: load.blocks_used as u32,
+            };
+            (id, report)
+        };
+        self.engines().into_iter().map(report).collect()
+    }
+}

@@ -1,0 +1,293 @@
+//! Everything an operator can set on a worker.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lifecycle::DrainBudget;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use service::server::ServerOptions;
+use service::telemetry::LogOptions;
+use words::{ModelId, NodeId};
+
+/// The worker's configuration.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Who this worker is.
+    pub node: NodeOptions,
+    /// The data plane: the OpenAI API.
+    pub data: DataOptions,
+    /// The control plane: gRPC for gateways, probes and metrics.
+    pub control: ControlOptions,
+    /// How the worker leaves.
+    pub drain: DrainOptions,
+    /// How requests are scheduled, for every model.
+    pub scheduler: SchedulerOptions,
+    /// The harnesses' own settings.
+    pub harness: HarnessOptions,
+    /// Models loaded at start, one after another, in this order.
+    pub default_models: Vec<ModelEntry>,
+    /// What is logged.
+    pub log: LogOptions,
+}
+
+/// Who this worker is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeOptions {
+    /// The worker's name in the fleet: up to 64 letters, digits, '-', '_', '.'. The host's name when absent.
+    pub id: Option<String>,
+    /// A folder that survives restarts; it counts the starts. Without one, starts are not counted.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// The data plane.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataOptions {
+    /// Where it listens. Port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// The address gateways are told, host:port, when it differs from the one bound (behind NAT, say).
+    pub advertise: Option<String>,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// Longest time for a request body to arrive, in milliseconds.
+    pub body_timeout_ms: u64,
+    /// After this long without a first token a stream is committed with status 200, in milliseconds. For clients
+    /// that talk to the worker directly; gateways have their own.
+    pub commit_after_ms: u64,
+    /// Events that wait for a slow reader before its sequence pauses.
+    pub event_queue: usize,
+    /// The listener's limits and timeouts.
+    pub server: ServerOptions,
+}
+
+impl Default for DataOptions {
+    fn default() -> Self {
+        DataOptions {
+            bind: SocketAddr::from(([127, 0, 0, 1], 13131)),
+            advertise: None,
+            max_body_bytes: 4 << 20,
+            body_timeout_ms: 30_000,
+            commit_after_ms: 5_000,
+            event_queue: 64,
+            server: ServerOptions::default(),
+        }
+    }
+}
+
+/// The control plane.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ControlOptions {
+    /// Where it listens. Port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// A file with the token that gateways must show. Needed to bind outside loopback.
+    pub token_file: Option<PathBuf>,
+    /// The listener's limits and timeouts.
+    pub server: ServerOptions,
+}
+
+impl Default for ControlOptions {
+    fn default() -> Self {
+        ControlOptions {
+            bind: SocketAddr::from(([127, 0, 0, 1], 13231)),
+            token_file: None,
+            server: ServerOptions::default(),
+        }
+    }
+}
+
+/// How the worker leaves. The whole exit takes at most `settle_max_ms` or `deadline_s`, whichever is longer, plus
+/// `cut_max_ms`, plus `unload_max_s`; systemd's TimeoutStopSec must be larger.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DrainOptions {
+    /// Longest wait until every attached gateway knows of the drain, in milliseconds.
+    pub settle_max_ms: u64,
+    /// Time that running requests have to finish, in seconds; what still runs then is cut.
+    pub deadline_s: f64,
+    /// Longest wait for cut streams to be flushed, in milliseconds.
+    pub cut_max_ms: u64,
+    /// Longest time for all models to unload, in seconds.
+    pub unload_max_s: f64,
+}
+
+impl Default for DrainOptions {
+    fn default() -> Self {
+        DrainOptions { settle_max_ms: 2_000, deadline_s: 600.0, cut_max_ms: 2_000, unload_max_s: 30.0 }
+    }
+}
+
+impl DrainOptions {
+    /// Returns the drain machine's budget.
+    pub fn budget(&self) -> DrainBudget {
+        DrainBudget {
+            settle_max: Duration::from_millis(self.settle_max_ms),
+            deadline: seconds(self.deadline_s),
+            cut_max: Duration::from_millis(self.cut_max_ms),
+        }
+    }
+
+    /// Returns the longest time from the signal to the exit.
+    pub fn exit_budget(&self) -> Duration {
+        self.budget().total() + seconds(self.unload_max_s) + SHUTDOWN_MAX
+    }
+}
+
+/// Longest wait for connections to close once everything is unloaded.
+pub const SHUTDOWN_MAX: Duration = Duration::from_secs(2);
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+/// How requests are scheduled.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SchedulerOptions {
+    /// Most sequences in a batch.
+    pub max_running: usize,
+    /// Most requests in a model's queue.
+    pub max_waiting: usize,
+    /// Longest wait in the queue, in milliseconds.
+    pub max_wait_ms: u64,
+    /// Most prompt tokens in one step, beside the decodes.
+    pub prefill_tokens: usize,
+    /// Tokens a request may generate when it names no limit; the context bounds it too. 0: the context alone.
+    pub default_max_tokens: u32,
+}
+
+impl Default for SchedulerOptions {
+    fn default() -> Self {
+        SchedulerOptions {
+            max_running: 8,
+            max_waiting: 256,
+            max_wait_ms: 120_000,
+            prefill_tokens: 256,
+            default_max_tokens: 0,
+        }
+    }
+}
+
+/// The harnesses' own settings.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HarnessOptions {
+    /// The in-process engine.
+    pub candle: CandleOptions,
+    /// The paced oracle engine, for tests.
+    pub fake: FakeOptions,
+}
+
+/// The in-process engine.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CandleOptions {
+    /// Memory for the KV of one model, in MiB.
+    pub kv_cache_mib: usize,
+    /// Longest context served, prompt and answer together; the model's own bounds it too. 0: the model's own.
+    pub max_context_length: usize,
+}
+
+impl Default for CandleOptions {
+    fn default() -> Self {
+        CandleOptions { kv_cache_mib: 1024, max_context_length: 0 }
+    }
+}
+
+/// The fake engine: its next token is a hash of the context.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FakeOptions {
+    /// Time a step takes, in milliseconds.
+    pub step_ms: u64,
+    /// Time that a step with the start of a prompt takes besides, in milliseconds.
+    pub prefill_ms: u64,
+    /// Time a load takes, in milliseconds.
+    pub load_ms: u64,
+    /// Loads that fail, as if the network were down, before one succeeds.
+    pub failing_loads: u32,
+    /// Prompt and answer together, in tokens.
+    pub context_length: usize,
+}
+
+impl Default for FakeOptions {
+    fn default() -> Self {
+        FakeOptions { step_ms: 0, prefill_ms: 0, load_ms: 0, failing_loads: 0, context_length: 8192 }
+    }
+}
+
+/// A model that is loaded at start, or by name later.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelEntry {
+    /// The name clients use.
+    pub id: String,
+    /// The harness: 'candle' (the default) or 'fake'.
+    pub harness: Option<String>,
+    /// A GGUF file, or a folder with one.
+    pub path: Option<PathBuf>,
+    /// Which file of a folder of several, such as 'Q8_0'.
+    pub quant: Option<String>,
+    /// 'auto' (the default), 'cpu', 'cuda' or 'cuda:N'.
+    pub device: Option<String>,
+    /// Whether the worker refuses to start without it.
+    pub required: bool,
+}
+
+/// Why a configuration that parses can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct OptionsError {
+    key: String,
+    problem: String,
+}
+
+impl Options {
+    /// Checks what types can't.
+    ///
+    /// # Errors
+    /// [`OptionsError`] with the key's path.
+    pub fn check(&self) -> Result<(), OptionsError> {
+        let wrong = |key: &str, problem: String| Err(OptionsError { key: key.into(), problem });
+        if let Some(id) = &self.node.id
+            && let Err(error) = NodeId::new(id.clone())
+        {
+            return wrong("node.id", error.to_string());
+        }
+        let mut seen = BTreeSet::new();
+        for (i, model) in self.default_models.iter().enumerate() {
+            let key = format!("default_models[{i}].id");
+            if let Err(error) = ModelId::new(model.id.clone()) {
+                return wrong(&key, error.to_string());
+            }
+            if !seen.insert(&model.id) {
+                return wrong(&key, format!("'{}' is there twice", model.id));
+            }
+        }
+        for (key, seconds) in [("drain.deadline_s", self.drain.deadline_s), ("drain.unload_max_s", self.drain.unload_max_s)] {
+            if !(0.0..=86_400.0).contains(&seconds) {
+                return wrong(key, format!("must be from 0 to 86400, it is {seconds}"));
+            }
+        }
+        let bounds = [
+            ("scheduler.max_running", self.scheduler.max_running, 1, 4096),
+            ("scheduler.max_waiting", self.scheduler.max_waiting, 0, 1 << 20),
+            ("scheduler.prefill_tokens", self.scheduler.prefill_tokens, 1, 1 << 16),
+            ("data.event_queue", self.data.event_queue, 1, 1 << 16),
+            ("data.max_body_bytes", self.data.max_body_bytes, 1024, 1 << 30),
+            ("harness.fake.context_length", self.harness.fake.context_length, 16, 1 << 20),
+            ("harness.candle.kv_cache_mib", self.harness.candle.kv_cache_mib, 1, 1 << 22),
+        ];
+        for (key, value, low, high) in bounds {
+            if !(low..=high).contains(&value) {
+                return wrong(key, format!("must be from {low} to {high}, it is {value}"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,70 @@
+//! The one publisher of this node's status: every transition is logged and raises the generation.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use words::{ModelId, ModelLoad, ModelState, ModelStatus, NodeState, NodeStatus};
+
+/// Owns the status; hands out snapshots.
+#[derive(Clone, Debug)]
+pub(crate) struct Publisher {
+    status: Arc<watch::Sender<NodeStatus>>,
+}
+
+impl Publisher {
+    pub(crate) fn new(first: NodeStatus) -> Self {
+        Publisher { status: Arc::new(watch::Sender::new(first)) }
+    }
+
+    /// Changes the status and raises the generation.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut NodeStatus)) {
+        self.status.send_modify(|status| {
+            change(status);
+            status.generation = status.generation.next();
+        });
+    }
+
+    /// Moves the node to `state`, with a log line.
+    pub(crate) fn node_state(&self, state: NodeState) {
+        self.change(|status| {
+            tracing::info!(from = ?status.state, to = ?state, generation = status.generation.0 + 1, "node state");
+            status.state = state;
+        });
+    }
+
+    /// Puts a model's status in, or takes it out when it is absent.
+    pub(crate) fn model(&self, model: ModelStatus) {
+        self.change(|status| {
+            status.models.retain(|known| known.id != model.id);
+            if model.state != ModelState::Absent {
+                status.models.push(model);
+                status.models.sort_by(|a, b| a.id.cmp(&b.id));
+            }
+        });
+    }
+
+    /// Refreshes what changes all the time, without a new generation.
+    pub(crate) fn load(&self, in_flight: usize, loads: &[(ModelId, ModelLoad)]) {
+        self.status.send_if_modified(|status| {
+            let mut changed = status.in_flight != in_flight as u32;
+            status.in_flight = in_flight as u32;
+            for (id, load) in loads {
+                if let Some(model) = status.models.iter_mut().find(|model| model.id == *id) {
+                    changed |= model.load != *load;
+                    model.load = *load;
+                }
+            }
+            changed
+        });
+    }
+
+    /// Returns a snapshot.
+    pub(crate) fn snapshot(&self) -> NodeStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Returns a reader.
+    pub(crate) fn watch(&self) -> watch::Receiver<NodeStatus> {
+        self.status.subscribe()
+    }
+}

@@ -1,0 +1,38 @@
+//! The one place that reads clocks.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use words::Moment;
+
+/// Monotonic time since the process began, and the wall clock for what clients see.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// Starts counting.
+    pub fn start() -> Self {
+        Clock { start: Instant::now() }
+    }
+
+    /// Returns the present.
+    pub fn now(&self) -> Moment {
+        Moment::after_start(self.start.elapsed())
+    }
+
+    /// Returns the instant at which `moment` comes, for timers.
+    pub fn instant(&self, moment: Moment) -> tokio::time::Instant {
+        (self.start + moment.elapsed()).into()
+    }
+
+    /// Returns the time left until `moment`.
+    pub fn until(&self, moment: Moment) -> Duration {
+        moment.since(self.now())
+    }
+
+    /// Returns Unix seconds.
+    pub fn unix_seconds(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    }
+}

@@ -1,0 +1,133 @@
+//! A client that reads streams as apps do, and says exactly what it got.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+
+/// What a streamed answer was.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// All text.
+    pub text: String,
+    /// Content events.
+    pub pieces: usize,
+    /// How it ended.
+    pub finish: Option<String>,
+    /// Whether `[DONE]` came.
+    pub done: bool,
+    /// The error of the body, or of an event.
+    pub error: Option<Value>,
+    /// The usage, when one came.
+    pub usage: Option<Value>,
+    /// From the request to the first content.
+    pub first: Option<Duration>,
+    /// Everything, byte for byte.
+    pub raw: String,
+}
+
+impl Answer {
+    /// Whether it is a whole answer: finished, `[DONE]`, no error.
+    pub fn whole(&self) -> bool {
+        self.status == 200 && self.done && self.finish.is_some() && self.error.is_none()
+    }
+}
+
+/// Returns a streaming request of one user message.
+pub fn chat_body(model: &str, message: &str, max_tokens: u32) -> Value {
+    json!({
+        "model": model, "stream": true, "max_tokens": max_tokens, "temperature": 0,
+        "messages": [{"role": "user", "content": message}],
+    })
+}
+
+/// A client of one API.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    api: String,
+}
+
+impl Client {
+    /// Makes a client; connections are reused.
+    pub fn new(api: &str) -> Result<Self> {
+        Ok(Client { http: reqwest::Client::builder().tcp_nodelay(true).build()?, api: api.into() })
+    }
+
+    /// Posts a body and reads the whole answer; `on_text` is told all content so far at each piece.
+    pub async fn stream(&self, body: &Value, mut on_text: impl FnMut(&Answer)) -> Result<Answer> {
+        let begun = Instant::now();
+        let response = self.http.post(format!("{}/v1/chat/completions", self.api)).json(body).send().await?;
+        let mut answer = Answer { status: response.status().as_u16(), ..Answer::default() };
+        if !response.status().is_success() {
+            let text = response.text().await?;
+            let body: Value = serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))?;
+            answer.error = Some(body["error"].clone());
+            return Ok(answer);
+        }
+        let mut chunks = response.bytes_stream();
+        let mut rest = String::new();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk?;
+            let text = std::str::from_utf8(&chunk).context("an event splits a character")?;
+            answer.raw.push_str(text);
+            rest.push_str(text);
+            while let Some(end) = rest.find("\n\n") {
+                let event: String = rest.drain(..end + 2).collect();
+                take(&mut answer, event.trim_end(), begun)?;
+                on_text(&answer);
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Posts a body and returns status and JSON.
+    pub async fn json(&self, body: &Value) -> Result<(u16, Value)> {
+        let response = self.http.post(format!("{}/v1/chat/completions", self.api)).json(body).send().await?;
+        let status = response.status().as_u16();
+        Ok((status, serde_json::from_str(&response.text().await?)?))
+    }
+
+    /// Posts raw bytes and returns status and JSON.
+    pub async fn raw(&self, body: impl Into<reqwest::Body>, content_type: &str) -> Result<(u16, Value)> {
+        let request = self.http.post(format!("{}/v1/chat/completions", self.api)).header("content-type", content_type);
+        let response = request.body(body).send().await?;
+        let status = response.status().as_u16();
+        Ok((status, serde_json::from_str(&response.text().await?)?))
+    }
+
+    /// Gets a path and returns status and JSON.
+    pub async fn get(&self, path: &str) -> Result<(u16, Value)> {
+        let response = self.http.get(format!("{}{path}", self.api)).send().await?;
+        let status = response.status().as_u16();
+        Ok((status, serde_json::from_str(&response.text().await?)?))
+    }
+}
+
+fn take(answer: &mut Answer, event: &str, begun: Instant) -> Result<()> {
+    let Some(data) = event.strip_prefix("data: ") else { return Ok(()) };
+    if data == "[DONE]" {
+        answer.done = true;
+        return Ok(());
+    }
+    let chunk: Value = serde_json::from_str(data).with_context(|| format!("not JSON: {data}"))?;
+    if !chunk["error"].is_null() {
+        answer.error = Some(chunk["error"].clone());
+    }
+    if !chunk["usage"].is_null() {
+        answer.usage = Some(chunk["usage"].clone());
+    }
+    let choice = &chunk["choices"][0];
+    if let Some(text) = choice["delta"]["content"].as_str().filter(|text| !text.is_empty()) {
+        answer.first.get_or_insert_with(|| begun.elapsed());
+        answer.text.push_str(text);
+        answer.pieces += 1;
+    }
+    if let Some(finish) = choice["finish_reason"].as_str() {
+        answer.finish = Some(finish.into());
+    }
+    Ok(())
+}

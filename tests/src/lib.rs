@@ -1,0 +1,7 @@
+//! Real processes for the fleet tests: started on free ports, watched by their own words, ended by their own ids.
+
+mod client;
+mod process;
+
+pub use client::{Answer, Client, chat_body};
+pub use process::{Fleet, Gateway, Neuron, Running, programs, free_port};

@@ -1,0 +1,222 @@
+//! Programs as children: configuration in a temporary folder, logs in memory's reach, an end for each.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Longest wait for anything a program should do soon.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Where the programs under test are.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// The gateway.
+    pub cortex: PathBuf,
+    /// The worker.
+    pub neuron: PathBuf,
+}
+
+/// Returns the programs that were built with the tests; pass `env!("CARGO_BIN_EXE_test-cortex")` and its twin.
+pub fn programs(cortex: &str, neuron: &str) -> Programs {
+    Programs { cortex: cortex.into(), neuron: neuron.into() }
+}
+
+/// Finds a free port. Somebody else may take it before it is used; a start that fails for that is retried.
+pub fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A child that is killed when it is dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    name: String,
+    log: PathBuf,
+}
+
+impl Running {
+    fn start(program: &Path, name: &str, folder: &Path, config: &str) -> Result<Self> {
+        let file = folder.join(format!("{name}.toml"));
+        std::fs::write(&file, config)?;
+        let log = folder.join(format!("{name}.log"));
+        let stderr = std::fs::File::create(&log)?;
+        let child = Command::new(program)
+            .args(["serve", "--config"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        Ok(Running { child, name: name.into(), log })
+    }
+
+    /// Sends a signal to this child.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.child.id() as i32).context("the child has no id")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Kills at once, as kill -9 does.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Returns whether the child still runs.
+    pub fn alive(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// Waits for the child's own end.
+    pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < until, "{} did not end within {patience:?}\n{}", self.name, self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Returns what the child has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A test that failed leaves no process behind; one that ended is not there any more.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of {}\n{}", self.name, self.log());
+        }
+    }
+}
+
+/// A worker.
+#[derive(Debug)]
+pub struct Neuron {
+    /// Its process.
+    pub process: Running,
+    /// Its control address.
+    pub control: String,
+}
+
+/// A gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    /// Its process.
+    pub process: Running,
+    /// `http://host:port` of its API.
+    pub api: String,
+    /// `http://host:port` of its admin port.
+    pub admin: String,
+}
+
+/// A fleet in one temporary folder.
+#[derive(Debug)]
+pub struct Fleet {
+    programs: Programs,
+    folder: tempfile::TempDir,
+    http: reqwest::Client,
+}
+
+impl Fleet {
+    /// Makes an empty fleet.
+    pub fn new(programs: Programs) -> Result<Self> {
+        let http = reqwest::Client::builder().connect_timeout(SOON).build()?;
+        Ok(Fleet { programs, folder: tempfile::tempdir()?, http })
+    }
+
+    /// Returns the fleet's folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Starts a worker; `config` is added to its ports and name. Waits until it is ready.
+    pub async fn neuron(&self, name: &str, config: &str) -> Result<Neuron> {
+        let neuron = self.starting_neuron(name, config)?;
+        self.until_ok(&format!("http://{}/readyz", neuron.control), &neuron.process).await?;
+        Ok(neuron)
+    }
+
+    /// Starts a worker without waiting.
+    pub fn starting_neuron(&self, name: &str, config: &str) -> Result<Neuron> {
+        self.neuron_on(name, free_port()?, config)
+    }
+
+    /// Starts a worker whose control port is known.
+    pub fn neuron_on(&self, name: &str, port: u16, config: &str) -> Result<Neuron> {
+        let control = format!("127.0.0.1:{port}");
+        let config = format!(
+            "{config}\n[node]\nid = \"{name}\"\n[data]\nbind = \"127.0.0.1:0\"\n[control]\nbind = \"{control}\"\n"
+        );
+        let process = Running::start(&self.programs.neuron, name, self.folder.path(), &config)?;
+        Ok(Neuron { process, control })
+    }
+
+    /// Starts a gateway over these control addresses; `config` is added. Waits until it is ready.
+    pub async fn gateway(&self, controls: &[&str], config: &str) -> Result<Gateway> {
+        let (api, admin) = (free_port()?, free_port()?);
+        let mut text = format!(
+            "{config}\n[api]\nbind = \"127.0.0.1:{api}\"\n[admin]\nbind = \"127.0.0.1:{admin}\"\n"
+        );
+        for control in controls {
+            text.push_str(&format!("[[neurons]]\ncontrol = \"{control}\"\n"));
+        }
+        let process = Running::start(&self.programs.cortex, "cortex", self.folder.path(), &text)?;
+        let (api, admin) = (format!("http://127.0.0.1:{api}"), format!("http://127.0.0.1:{admin}"));
+        self.until_ok(&format!("{admin}/readyz"), &process).await?;
+        Ok(Gateway { process, api, admin })
+    }
+
+    /// Waits until a URL answers 200.
+    pub async fn until_ok(&self, url: &str, process: &Running) -> Result<()> {
+        let until = Instant::now() + SOON;
+        while Instant::now() < until {
+            if let Ok(response) = self.http.get(url).send().await
+                && response.status().is_success()
+            {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bail!("{url} is not ready\n{}", process.log())
+    }
+
+    /// Returns the sum of a metric's samples whose line has all of `labels`.
+    pub async fn metric(&self, base: &str, name: &str, labels: &[&str]) -> Result<f64> {
+        let text = self.http.get(format!("{base}/metrics")).send().await?.text().await?;
+        let matches = |line: &&str| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|label| line.contains(label))
+        };
+        let samples = text.lines().filter(matches).filter_map(|line| line.rsplit(' ').next());
+        Ok(samples.filter_map(|sample| sample.parse::<f64>().ok()).sum())
+    }
+
+    /// Waits until a metric is at least `wanted`.
+    pub async fn until_metric(&self, base: &str, name: &str, labels: &[&str], wanted: f64) -> Result<Duration> {
+        let begun = Instant::now();
+        while begun.elapsed() < SOON {
+            if self.metric(base, name, labels).await? >= wanted {
+                return Ok(begun.elapsed());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bail!("{name}{labels:?} did not reach {wanted}: it is {}", self.metric(base, name, labels).await?)
+    }
+}

@@ -1,0 +1,261 @@
+//! Fleets of real processes on the fake engine: routing, drains, crashes, clients that leave.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use fleet_tests::{Answer, Client, Fleet, chat_body, programs};
+use serde_json::json;
+
+fn fleet() -> Fleet {
+    Fleet::new(programs(env!("CARGO_BIN_EXE_test-cortex"), env!("CARGO_BIN_EXE_test-neuron"))).unwrap()
+}
+
+/// A worker with the fake model `m`.
+fn fake(extra: &str) -> String {
+    format!("[[default_models]]\nid = \"m\"\nharness = \"fake\"\n{extra}")
+}
+
+#[tokio::test]
+async fn both_workers_serve_and_answers_are_the_oracles() {
+    let fleet = fleet();
+    let (a, b) = (fleet.neuron("a", &fake("")).await.unwrap(), fleet.neuron("b", &fake("")).await.unwrap());
+    let gateway = fleet.gateway(&[&a.control, &b.control], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let mut texts = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        let answer = client.stream(&chat_body("m", "hello", 16), |_| {}).await.unwrap();
+        assert!(answer.whole(), "{answer:?}");
+        assert!(!answer.raw.contains(":cx"), "private lines never reach a client");
+        texts.insert(answer.text);
+    }
+    assert_eq!(texts.len(), 1, "every worker says the same");
+    let mut body = chat_body("m", "hello", 16);
+    body["stream"] = json!(false);
+    let (status, whole) = client.json(&body).await.unwrap();
+    assert_eq!((status, whole["choices"][0]["message"]["content"].as_str()), (200, texts.first().map(String::as_str)));
+    assert_eq!(whole["usage"]["completion_tokens"], 16);
+    for node in ["a", "b"] {
+        let labels = [format!("node=\"{node}\""), "outcome=\"ok\"".to_string()];
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        let served = fleet.metric(&gateway.admin, "cortex_attempts_total", &labels).await.unwrap();
+        assert!(served >= 1.0, "{node} served {served}");
+    }
+    let (status, models) = client.get("/v1/models").await.unwrap();
+    assert_eq!((status, models["data"][0]["id"].as_str()), (200, Some("m")));
+    assert_eq!(client.get("/v1/models/m").await.unwrap().0, 200);
+}
+
+#[tokio::test]
+async fn a_worker_killed_before_its_first_token_is_never_seen_by_a_client() {
+    let fleet = fleet();
+    // `a` takes long to its first token, so the request is surely on it or in `b`'s hands when it dies.
+    let slow = fake("[harness.fake]\nprefill_ms = 3000\n");
+    let mut a = fleet.neuron("a", &slow).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control], "").await.unwrap();
+    drop(gateway);
+    let b = fleet.neuron("b", &fake("")).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control, &b.control], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let base = format!("http://{}", a.control);
+    let requests: Vec<_> = (0..8)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.stream(&chat_body("m", "hello", 8), |_| {}).await.unwrap() })
+        })
+        .collect();
+    fleet.until_metric(&base, "neuron_num_requests_running", &[], 1.0).await.unwrap();
+    a.process.kill().unwrap();
+    for request in requests {
+        let answer = request.await.unwrap();
+        assert!(answer.whole(), "{answer:?}");
+    }
+    let retries = fleet.metric(&gateway.admin, "cortex_retries_total", &[]).await.unwrap();
+    assert!(retries >= 1.0, "nobody was on the worker when it died");
+}
+
+#[tokio::test]
+async fn a_drain_ends_what_runs_and_hands_back_what_waits() {
+    let fleet = fleet();
+    let paced = fake("[harness.fake]\nstep_ms = 20\n[scheduler]\nmax_running = 8\n");
+    let mut a = fleet.neuron("a", &paced).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control, "127.0.0.1:1"], "").await.unwrap();
+    drop(gateway);
+    // The second worker joins later, so that all 28 requests are on the first.
+    let port = fleet_tests::free_port().unwrap();
+    let late = format!("127.0.0.1:{port}");
+    let gateway = fleet.gateway(&[&a.control, &late], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let (told, mut begun) = tokio::sync::mpsc::unbounded_channel();
+    let start = |count: usize, tokens: u32| -> Vec<tokio::task::JoinHandle<Answer>> {
+        let spawn = |_| {
+            let (client, told) = (client.clone(), told.clone());
+            tokio::spawn(async move {
+                let mut first = true;
+                let body = chat_body("m", "drain", tokens);
+                let tell = |answer: &Answer| {
+                    if first && answer.pieces > 0 {
+                        first = false;
+                        told.send(()).unwrap();
+                    }
+                };
+                client.stream(&body, tell).await.unwrap()
+            })
+        };
+        (0..count).map(spawn).collect()
+    };
+    let base = format!("http://{}", a.control);
+    let running = start(8, 150);
+    for _ in 0..8 {
+        begun.recv().await.unwrap();
+    }
+    let waiting = start(20, 5);
+    fleet.until_metric(&base, "neuron_num_requests_waiting", &[], 20.0).await.unwrap();
+    let b = fleet.neuron_on("b", port, &paced).unwrap();
+    fleet.until_ok(&format!("http://{late}/readyz"), &b.process).await.unwrap();
+    fleet.until_metric(&gateway.admin, "cortex_node_routable", &[], 2.0).await.unwrap();
+    assert!(running.iter().all(|task| !task.is_finished()), "a running request ended too early for this test");
+    assert_eq!(fleet.metric(&base, "neuron_num_requests_running", &[]).await.unwrap(), 8.0);
+    a.process.terminate().unwrap();
+    for task in running.into_iter().chain(waiting) {
+        let answer = task.await.unwrap();
+        assert!(answer.whole() && answer.finish.as_deref() == Some("length"), "{answer:?}");
+    }
+    assert_eq!(a.process.wait(Duration::from_secs(10)).unwrap().code(), Some(0));
+    let back = fleet.metric(&gateway.admin, "cortex_retries_total", &["reason=\"draining\""]).await.unwrap();
+    assert_eq!(back, 20.0, "all twenty were handed back");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_the_worker_is_silent_is_known_within_50_ms() {
+    let fleet = fleet();
+    let a = fleet.neuron("a", &fake("[harness.fake]\nprefill_ms = 4000\n")).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control], "[drain]\nsettle_ms = 0\n").await.unwrap();
+    let base = format!("http://{}", a.control);
+    let client = Client::new(&gateway.api).unwrap();
+    let request = tokio::spawn(async move { client.stream(&chat_body("m", "hello", 8), |_| {}).await });
+    fleet.until_metric(&base, "neuron_num_requests_running", &[], 1.0).await.unwrap();
+    let before = fleet.metric(&base, "neuron_client_disconnects_total", &[]).await.unwrap();
+    request.abort();
+    let took = fleet.until_metric(&base, "neuron_client_disconnects_total", &[], before + 1.0).await.unwrap();
+    println!("the worker knew after {took:?}, the reading of the metric included");
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_gateway_leaves_within_its_budget_whatever_its_peers_do() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let fleet = fleet();
+    let a = fleet.neuron("a", &fake("[harness.fake]\nstep_ms = 20\n")).await.unwrap();
+    let options = "[drain]\nsettle_ms = 100\ndeadline_s = 1.5\ncut_max_ms = 500\n";
+    let mut gateway = fleet.gateway(&[&a.control], options).await.unwrap();
+    let address = gateway.api.strip_prefix("http://").unwrap().to_string();
+    let connect = || tokio::net::TcpStream::connect(address.clone());
+    let mut idle = Vec::new();
+    for _ in 0..200 {
+        let mut stream = connect().await.unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut buffer = [0; 512];
+        assert!(stream.read(&mut buffer).await.unwrap() > 0);
+        idle.push(stream);
+    }
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(connect().await.unwrap());
+    }
+    let body = chat_body("m", "x", 4000).to_string();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut stopped = connect().await.unwrap();
+    stopped.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let open: Vec<_> = (0..3)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.stream(&chat_body("m", "x", 4000), |_| {}).await })
+        })
+        .collect();
+    fleet.until_metric(&format!("http://{}", a.control), "neuron_num_requests_running", &[], 4.0).await.unwrap();
+    let begun = Instant::now();
+    gateway.process.terminate().unwrap();
+    let status = gateway.process.wait(Duration::from_secs(10)).unwrap();
+    let took = begun.elapsed();
+    println!("the gateway was gone after {took:?}");
+    assert!(took < Duration::from_secs_f64(1.5 + 0.5 + 1.0 + 0.5), "{took:?}");
+    assert_eq!(status.code(), Some(75), "streams were cut, and the exit code says so");
+    for stream in open {
+        let answer = stream.await.unwrap().unwrap();
+        assert_eq!(answer.error.unwrap()["code"], "stream_interrupted");
+        assert!(!answer.done, "never [DONE] after a failure");
+    }
+}
+
+#[tokio::test]
+async fn bad_input_gets_a_clear_error_and_the_fleet_goes_on() {
+    let fleet = fleet();
+    let a = fleet.neuron("a", &fake("")).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let json_type = "application/json";
+    let deep = format!("{{\"model\":\"m\",\"messages\":{}{}}}", "[".repeat(500), "]".repeat(500));
+    for (body, status, code) in [
+        ("{\"model\": \"m\"".to_string(), 400, "invalid_request"),
+        ("{\"model\": 7}".to_string(), 400, "invalid_request"),
+        (deep, 400, "invalid_request"),
+        (format!("{{\"model\":\"m\",\"x\":\"{}\"}}", "y".repeat(10 << 20)), 413, "body_too_large"),
+        (chat_body("nobody", "x", 5).to_string(), 404, "model_not_found"),
+        (chat_body("m", &"x".repeat(9000), 5).to_string(), 400, "context_length_exceeded"),
+        (chat_body("m", "x", 0).to_string(), 400, "invalid_request"),
+        (chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"temperature\":NaN"), 400, "invalid_request"),
+        (chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"n\":3"), 400, "unsupported_parameter"),
+    ] {
+        let shown: String = body.chars().take(60).collect();
+        let (got, answer) = client.raw(body, json_type).await.unwrap();
+        assert_eq!((got, answer["error"]["code"].as_str()), (status, Some(code)), "{shown}: {answer}");
+        assert!(answer["error"]["message"].as_str().is_some_and(|message| message.len() > 10), "{answer}");
+    }
+    let (status, answer) = client.raw("x=1", "application/x-www-form-urlencoded").await.unwrap();
+    assert_eq!((status, answer["error"]["code"].as_str()), (415, Some("unsupported_media_type")));
+    assert_eq!(client.get("/v2/nothing").await.unwrap().0, 404);
+    assert!(client.stream(&chat_body("m", "still here", 5), |_| {}).await.unwrap().whole());
+}
+
+#[tokio::test]
+async fn first_tokens_on_a_reused_connection_have_no_40_ms_step() {
+    let fleet = fleet();
+    let a = fleet.neuron("a", &fake("")).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let mut times = Vec::new();
+    for _ in 0..30 {
+        times.push(client.stream(&chat_body("m", "x", 4), |_| {}).await.unwrap().first.unwrap());
+    }
+    times.sort_unstable();
+    println!("time to first token on a reused connection: median {:?}", times[15]);
+    assert!(times[15] < Duration::from_millis(35), "the median shows delayed acknowledgements: {times:?}");
+}
+
+#[tokio::test]
+async fn a_load_that_lacked_the_network_is_retried_in_the_background() {
+    let fleet = fleet();
+    let config = "[[default_models]]\nid = \"gone\"\nharness = \"candle-of-tomorrow\"\n".to_string()
+        + &fake("[harness.fake]\nfailing_loads = 2\n");
+    let a = fleet.neuron("a", &config).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let answer = client.stream(&chat_body("m", "x", 4), |_| {}).await.unwrap();
+    assert!(answer.whole(), "the request waited for the model: {answer:?}");
+    assert!(a.process.log().contains("default model failed; going on"));
+}
+
+#[tokio::test]
+async fn a_required_model_that_fails_stops_the_start_and_an_unknown_key_is_a_config_error() {
+    let fleet = fleet();
+    let config = "[[default_models]]\nid = \"m\"\nharness = \"fake\"\nrequired = true\n[harness.fake]\nfailing_loads = 1\n";
+    let mut a = fleet.starting_neuron("a", config).unwrap();
+    assert_eq!(a.process.wait(Duration::from_secs(20)).unwrap().code(), Some(1));
+    let mut b = fleet.starting_neuron("b", "[harness.fake]\nstepms = 1\n").unwrap();
+    assert_eq!(b.process.wait(Duration::from_secs(20)).unwrap().code(), Some(78));
+    assert!(b.process.log().contains("stepms"), "{}", b.process.log());
+}
