@@ -84,6 +84,12 @@ impl Client {
         Ok(answer)
     }
 
+    /// Posts a body and reads the whole answer; the future borrows nothing.
+    pub fn stream_owned(&self, body: Value) -> impl Future<Output = Result<Answer>> + Send + 'static {
+        let client = self.clone();
+        async move { client.stream(&body, |_| {}).await }
+    }
+
     /// Posts a body and returns status and JSON.
     pub async fn json(&self, body: &Value) -> Result<(u16, Value)> {
         let response = self.http.post(format!("{}/v1/chat/completions", self.api)).json(body).send().await?;

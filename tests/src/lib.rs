@@ -4,4 +4,4 @@ mod client;
 mod process;
 
 pub use client::{Answer, Client, chat_body};
-pub use process::{Fleet, Gateway, Neuron, Running, programs, free_port};
+pub use process::{Fleet, Gateway, Neuron, Running, free_port, programs};

@@ -171,9 +171,7 @@ impl Fleet {
     /// Starts a gateway over these control addresses; `config` is added. Waits until it is ready.
     pub async fn gateway(&self, controls: &[&str], config: &str) -> Result<Gateway> {
         let (api, admin) = (free_port()?, free_port()?);
-        let mut text = format!(
-            "{config}\n[api]\nbind = \"127.0.0.1:{api}\"\n[admin]\nbind = \"127.0.0.1:{admin}\"\n"
-        );
+        let mut text = format!("{config}\n[api]\nbind = \"127.0.0.1:{api}\"\n[admin]\nbind = \"127.0.0.1:{admin}\"\n");
         for control in controls {
             text.push_str(&format!("[[neurons]]\ncontrol = \"{control}\"\n"));
         }

@@ -137,7 +137,7 @@ async fn a_client_that_leaves_while_the_worker_is_silent_is_known_within_50_ms()
     let before = fleet.metric(&base, "neuron_client_disconnects_total", &[]).await.unwrap();
     request.abort();
     let took = fleet.until_metric(&base, "neuron_client_disconnects_total", &[], before + 1.0).await.unwrap();
-    println!("the worker knew after {took:?}, the reading of the metric included");
+    eprintln!("the worker knew after {took:?}, the reading of the metric included");
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
@@ -181,7 +181,7 @@ async fn a_gateway_leaves_within_its_budget_whatever_its_peers_do() {
     gateway.process.terminate().unwrap();
     let status = gateway.process.wait(Duration::from_secs(10)).unwrap();
     let took = begun.elapsed();
-    println!("the gateway was gone after {took:?}");
+    eprintln!("the gateway was gone after {took:?}");
     assert!(took < Duration::from_secs_f64(1.5 + 0.5 + 1.0 + 0.5), "{took:?}");
     assert_eq!(status.code(), Some(75), "streams were cut, and the exit code says so");
     for stream in open {
@@ -207,7 +207,11 @@ async fn bad_input_gets_a_clear_error_and_the_fleet_goes_on() {
         (chat_body("nobody", "x", 5).to_string(), 404, "model_not_found"),
         (chat_body("m", &"x".repeat(9000), 5).to_string(), 400, "context_length_exceeded"),
         (chat_body("m", "x", 0).to_string(), 400, "invalid_request"),
-        (chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"temperature\":NaN"), 400, "invalid_request"),
+        (
+            chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"temperature\":NaN"),
+            400,
+            "invalid_request",
+        ),
         (chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"n\":3"), 400, "unsupported_parameter"),
     ] {
         let shown: String = body.chars().take(60).collect();
@@ -232,7 +236,7 @@ async fn first_tokens_on_a_reused_connection_have_no_40_ms_step() {
         times.push(client.stream(&chat_body("m", "x", 4), |_| {}).await.unwrap().first.unwrap());
     }
     times.sort_unstable();
-    println!("time to first token on a reused connection: median {:?}", times[15]);
+    eprintln!("time to first token on a reused connection: median {:?}", times[15]);
     assert!(times[15] < Duration::from_millis(35), "the median shows delayed acknowledgements: {times:?}");
 }
 
@@ -252,7 +256,8 @@ async fn a_load_that_lacked_the_network_is_retried_in_the_background() {
 #[tokio::test]
 async fn a_required_model_that_fails_stops_the_start_and_an_unknown_key_is_a_config_error() {
     let fleet = fleet();
-    let config = "[[default_models]]\nid = \"m\"\nharness = \"fake\"\nrequired = true\n[harness.fake]\nfailing_loads = 1\n";
+    let config =
+        "[[default_models]]\nid = \"m\"\nharness = \"fake\"\nrequired = true\n[harness.fake]\nfailing_loads = 1\n";
     let mut a = fleet.starting_neuron("a", config).unwrap();
     assert_eq!(a.process.wait(Duration::from_secs(20)).unwrap().code(), Some(1));
     let mut b = fleet.starting_neuron("b", "[harness.fake]\nstepms = 1\n").unwrap();

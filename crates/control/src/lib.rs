@@ -9,7 +9,9 @@ mod status;
 #[path = "generated/cortex.control.v1.rs"]
 pub mod proto;
 
-pub use convert::{incarnation_to_proto, model_status_from_proto, model_status_to_proto, node_status_from_proto, node_status_to_proto};
+pub use convert::{
+    incarnation_to_proto, model_status_from_proto, model_status_to_proto, node_status_from_proto, node_status_to_proto,
+};
 pub use status::{error_from_status, status_from_error};
 
 /// The version of the private lines that this code speaks.

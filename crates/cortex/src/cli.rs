@@ -133,7 +133,8 @@ async fn status(args: StatusArgs) -> anyhow::Result<u8> {
     for node in status["nodes"].as_array().into_iter().flatten() {
         let inner = &node["status"];
         let models = inner["models"].as_array().into_iter().flatten();
-        let models = models.map(|m| format!("{} ({})", m["id"].as_str().unwrap_or("?"), m["state"].as_str().unwrap_or("?")));
+        let models =
+            models.map(|m| format!("{} ({})", m["id"].as_str().unwrap_or("?"), m["state"].as_str().unwrap_or("?")));
         println!(
             "{:<24} {:<16} {:<12} {:<8} {:>8} {}",
             node["control"].as_str().unwrap_or("?"),

@@ -53,7 +53,8 @@ impl Front {
             "/v1/models" | "/livez" | "/readyz" | "/health" => Method::GET,
             _ if path.starts_with("/v1/models/") => Method::GET,
             _ => {
-                let message = format!("there is nothing at {path}; this server has /v1/chat/completions and /v1/models");
+                let message =
+                    format!("there is nothing at {path}; this server has /v1/chat/completions and /v1/models");
                 return Err(Error::new(Code::RouteNotFound, message));
             }
         };

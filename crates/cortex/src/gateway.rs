@@ -167,9 +167,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     let front = Arc::new(Front { proxy: Arc::new(proxy), gate: gate.clone(), readiness: readiness.clone() });
     let service = service_fn(move |request| front.clone().handle(request));
     let api_metrics = ServerMetrics::register(&registry, "cortex_api")?;
-    let api = Server::start(around.api, &options.api.server, service, api_metrics).map_err(|source| {
-        GatewayError::Bind { what: "the API port", address: options.api.bind.to_string(), source }
-    })?;
+    let api = Server::start(around.api, &options.api.server, service, api_metrics)
+        .map_err(|source| GatewayError::Bind { what: "the API port", address: options.api.bind.to_string(), source })?;
     readiness.set(READY);
     around.notifier.ready();
     tracing::info!(address = %api.local_addr(), "API port open");

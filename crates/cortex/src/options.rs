@@ -221,7 +221,10 @@ impl Options {
             return wrong("proxy.retry_ratio", "it and retry_floor_per_second must be from 0 to 10000".into());
         }
         if self.api.max_body_bytes < 1024 || self.proxy.event_bytes_max < 1024 || self.api.keep_alive_ms == 0 {
-            return wrong("api.max_body_bytes", "it and proxy.event_bytes_max must be at least 1024, keep_alive_ms 1".into());
+            return wrong(
+                "api.max_body_bytes",
+                "it and proxy.event_bytes_max must be at least 1024, keep_alive_ms 1".into(),
+            );
         }
         Ok(())
     }

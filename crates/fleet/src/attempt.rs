@@ -61,7 +61,14 @@ impl Fence {
     ///
     /// # Errors
     /// [`FenceError`] when they are old, out of turn or nobody's; the account is then unchanged.
-    pub fn accept(&mut self, attempt: u32, choice: u32, index: u32, ids: &[u32], finished: bool) -> Result<(), FenceError> {
+    pub fn accept(
+        &mut self,
+        attempt: u32,
+        choice: u32,
+        index: u32,
+        ids: &[u32],
+        finished: bool,
+    ) -> Result<(), FenceError> {
         if attempt != self.attempt {
             return Err(FenceError::OldAttempt);
         }

@@ -45,12 +45,8 @@ pub struct FleetView {
 impl FleetView {
     /// Makes the view of a fleet that nothing is known of.
     pub fn new(control_addresses: impl IntoIterator<Item = String>) -> Self {
-        let node = |control_address| NodeView {
-            control_address,
-            status: None,
-            heard_at: Moment::ZERO,
-            conflicted: false,
-        };
+        let node =
+            |control_address| NodeView { control_address, status: None, heard_at: Moment::ZERO, conflicted: false };
         FleetView { nodes: control_addresses.into_iter().map(node).collect() }
     }
 
@@ -128,7 +124,9 @@ impl FleetView {
         for status in self.nodes.iter().filter_map(|node| node.status.as_ref()) {
             for model in status.models.iter().filter(|model| listed(model.state)) {
                 match found.iter_mut().find(|known| known.id == model.id) {
-                    Some(known) if known.state != ModelState::Ready && model.state == ModelState::Ready => *known = model,
+                    Some(known) if known.state != ModelState::Ready && model.state == ModelState::Ready => {
+                        *known = model
+                    }
                     Some(_) => {}
                     None => found.push(model),
                 }

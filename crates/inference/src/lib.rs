@@ -6,13 +6,13 @@
 pub mod engine;
 mod fake;
 mod ledger;
+mod request;
 pub mod sampling;
 mod scheduler;
 mod text;
 
 pub use fake::{FAKE_END_TOKEN, FAKE_VOCABULARY, FakeEngine, fake_next_token, fake_token_bytes};
 pub use ledger::Ledger;
-pub use scheduler::{
-    ChoiceStart, Event, EventKind, FinishReason, Limits, Load, RequestKey, Scheduler, Submission, Usage,
-};
+pub use request::{ChoiceStart, Event, EventKind, FinishReason, Limits, Load, RequestKey, Submission, Usage};
+pub use scheduler::Scheduler;
 pub use text::{Assembler, Piece, StopRules, TokenBytes};

@@ -1,7 +1,11 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use std::time::Duration;
+
 use crate::engine::Engine;
 use crate::fake::{FakeEngine, fake_next_token, fake_token_bytes};
+use crate::request::ChoiceStart;
+use crate::text::StopRules;
 use proptest::prelude::*;
 
 fn capabilities() -> Capabilities {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::scheduler::FinishReason;
+use crate::request::FinishReason;
 
 /// The bytes each token adds to the output, by id; control tokens add none.
 #[derive(Clone, Debug, Default)]

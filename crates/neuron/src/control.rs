@@ -123,10 +123,7 @@ fn status_message(status: &words::NodeStatus) -> proto::NodeMessage {
 impl Control for ControlPlane {
     type AttachStream = NodeStream;
 
-    async fn attach(
-        &self,
-        request: Request<Streaming<proto::GatewayMessage>>,
-    ) -> Result<Response<NodeStream>, Status> {
+    async fn attach(&self, request: Request<Streaming<proto::GatewayMessage>>) -> Result<Response<NodeStream>, Status> {
         self.authorise(&request)?;
         let mut inbound = request.into_inner();
         let hello = tokio::time::timeout(HEARTBEAT * 5, inbound.message()).await;

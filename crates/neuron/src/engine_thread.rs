@@ -14,8 +14,8 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use words::{Code, Error};
 
-use service::clock::Clock;
 use crate::metrics::ModelMetrics;
+use service::clock::Clock;
 
 /// How often a thread with nothing but paused sequences looks whether a reader has caught up.
 const PAUSED_POLL: Duration = Duration::from_millis(5);

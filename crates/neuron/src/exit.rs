@@ -9,12 +9,12 @@ use service::signals::Signal;
 use tokio::sync::mpsc;
 use words::{Code, DrainPhase, Generation, NodeState};
 
-use service::clock::Clock;
 use crate::control::Sessions;
-use service::gate::Gate;
 use crate::models::Models;
 use crate::options::DrainOptions;
 use crate::publisher::Publisher;
+use service::clock::Clock;
+use service::gate::Gate;
 
 /// What the drain touches.
 pub(crate) struct Leaving<'a> {

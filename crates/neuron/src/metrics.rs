@@ -4,9 +4,7 @@ use inference::{EventKind, Load};
 use service::metrics::prometheus::{
     CounterVec, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec,
 };
-use service::metrics::{
-    LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry, TIME_PER_OUTPUT_TOKEN_SECONDS,
-};
+use service::metrics::{LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry, TIME_PER_OUTPUT_TOKEN_SECONDS};
 
 /// All metrics of one worker.
 #[derive(Clone, Debug)]
@@ -47,11 +45,7 @@ impl Metrics {
                 model,
             )?,
             prompt_tokens: registry.counter_vec("neuron_prompt_tokens_total", "Prompt tokens taken in.", model)?,
-            generation_tokens: registry.counter_vec(
-                "neuron_generation_tokens_total",
-                "Tokens generated.",
-                model,
-            )?,
+            generation_tokens: registry.counter_vec("neuron_generation_tokens_total", "Tokens generated.", model)?,
             engine_failures: registry.counter_vec(
                 "neuron_engine_failures_total",
                 "Steps that the engine failed.",

@@ -10,13 +10,13 @@ use lifecycle::{ModelInput, next_model_state};
 use tokio::sync::watch;
 use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelState, ModelStatus};
 
-use service::clock::Clock;
 use crate::engine_thread::{self, EngineHandle, Message};
 use crate::harness::{ChatText, Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::options::SchedulerOptions;
 use crate::publisher::Publisher;
 use crate::sampling::Defaults;
+use service::clock::Clock;
 
 /// A model that serves.
 pub(crate) struct ReadyModel {
@@ -171,8 +171,7 @@ impl Models {
             failure: None,
         };
         self.inner.publisher.model(status.clone());
-        let entry =
-            Entry { status, ready: None, thread: None, outcome: outcome.clone(), cancelled: cancelled.clone() };
+        let entry = Entry { status, ready: None, thread: None, outcome: outcome.clone(), cancelled: cancelled.clone() };
         entries.insert(spec.model_id.clone(), entry);
         drop(entries);
         let (models, spec) = (self.clone(), spec.clone());
@@ -321,7 +320,8 @@ impl Models {
                 Err(Error::new(Code::Draining, format!("the model '{id}' is being unloaded")))
             }
             (_, ModelState::Failed) => {
-                Err(Error::new(Code::ModelNotHere, format!("the model '{id}' failed to load on this worker")).at("model"))
+                Err(Error::new(Code::ModelNotHere, format!("the model '{id}' failed to load on this worker"))
+                    .at("model"))
             }
             _ => Err(Error::new(Code::ModelLoading, format!("the model '{id}' is loading"))),
         }
@@ -363,7 +363,9 @@ impl Models {
     ) -> Result<(Option<Arc<ReadyModel>>, Option<std::thread::JoinHandle<()>>), Error> {
         let state = self.entries().get(id).map(|entry| entry.status.state);
         match state {
-            None => Err(Error::new(Code::ModelNotHere, format!("the model '{id}' is not on this worker")).at("model_id")),
+            None => {
+                Err(Error::new(Code::ModelNotHere, format!("the model '{id}' is not on this worker")).at("model_id"))
+            }
             Some(ModelState::Draining | ModelState::Unloading) => {
                 Err(Error::new(Code::Conflict, format!("the model '{id}' is being unloaded already")))
             }

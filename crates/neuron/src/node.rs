@@ -19,16 +19,16 @@ use tokio::sync::mpsc;
 use words::{ActivationProgress, Epoch, Generation, Incarnation, Intent, NodeId, NodeState, NodeStatus};
 
 use crate::activation;
-use service::clock::Clock;
 use crate::control::{ControlPlane, Sessions, router as control_router};
 use crate::data::{DataPlane, router as data_router};
 use crate::exit::Leaving;
-use service::gate::Gate;
 use crate::harness::Harnesses;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::options::{Options, SHUTDOWN_MAX};
 use crate::publisher::Publisher;
+use service::clock::Clock;
+use service::gate::Gate;
 
 /// What a worker takes from its surroundings.
 pub struct Surroundings {
@@ -155,13 +155,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;
     let (sessions, gate) = (Sessions::default(), Gate::new());
-    let models = Models::new(
-        Harnesses::new(&options.harness),
-        options.scheduler,
-        clock,
-        metrics.clone(),
-        publisher.clone(),
-    );
+    let models =
+        Models::new(Harnesses::new(&options.harness), options.scheduler, clock, metrics.clone(), publisher.clone());
     let first = publisher.snapshot();
     tracing::info!(node = %first.node, incarnation = %first.incarnation, version = first.version, "worker starting");
     let plane = ControlPlane {

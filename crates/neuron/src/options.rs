@@ -269,7 +269,9 @@ impl Options {
                 return wrong(&key, format!("'{}' is there twice", model.id));
             }
         }
-        for (key, seconds) in [("drain.deadline_s", self.drain.deadline_s), ("drain.unload_max_s", self.drain.unload_max_s)] {
+        for (key, seconds) in
+            [("drain.deadline_s", self.drain.deadline_s), ("drain.unload_max_s", self.drain.unload_max_s)]
+        {
             if !(0.0..=86_400.0).contains(&seconds) {
                 return wrong(key, format!("must be from 0 to 86400, it is {seconds}"));
             }

@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn flags_win_over_environment_over_file_over_defaults() {
-        let (_folder, mut sources) = sources("[api]\nport = 2\nhost = \"b\"", &[("SAMPLE__API__PORT", "3"), ("X", "y")]);
+        let (_folder, mut sources) =
+            sources("[api]\nport = 2\nhost = \"b\"", &[("SAMPLE__API__PORT", "3"), ("X", "y")]);
         let loaded: Sample = load(&sources).unwrap();
         assert_eq!(loaded.api, Api { port: 3, host: "b".into() });
         sources.overrides.push(("api.port".into(), "4".into()));

@@ -54,7 +54,13 @@ fn kind_of(root: &Value, schema: &Value) -> String {
     }
 }
 
-fn walk<'a>(root: &'a Value, schema: &'a Value, defaults: Option<&'a Value>, table: Table<'a>, out: &mut Vec<Table<'a>>) {
+fn walk<'a>(
+    root: &'a Value,
+    schema: &'a Value,
+    defaults: Option<&'a Value>,
+    table: Table<'a>,
+    out: &mut Vec<Table<'a>>,
+) {
     let mut table = table;
     let mut below = Vec::new();
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
@@ -137,7 +143,8 @@ pub fn reference_markdown<T: JsonSchema + Serialize + Default>(program: &str) ->
             (path, false) => format!("`[{path}]`"),
             (path, true) => format!("`[[{path}]]`"),
         };
-        let _ = write!(out, "\n## {heading}\n\n{}\n\n| key | type | default | meaning |\n|---|---|---|---|\n", table.text);
+        let _ =
+            write!(out, "\n## {heading}\n\n{}\n\n| key | type | default | meaning |\n|---|---|---|---|\n", table.text);
         for key in &table.keys {
             let default = key.default.and_then(toml_text).map(|value| format!("`{value}`")).unwrap_or_default();
             let words = key.text.replace('\n', " ").replace('|', "\\|");

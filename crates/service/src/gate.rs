@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-
 /// What the gate knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GateState {

@@ -10,16 +10,14 @@ use prometheus::{
 pub type MetricsError = prometheus::Error;
 
 /// Time to a first token and the like, in seconds; vLLM's buckets.
-pub const LATENCY_SECONDS: &[f64] = &[
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-];
+pub const LATENCY_SECONDS: &[f64] =
+    &[0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0];
 /// Time between two tokens, in seconds; vLLM's buckets.
 pub const TIME_PER_OUTPUT_TOKEN_SECONDS: &[f64] =
     &[0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0];
 /// Time of a whole request, in seconds; vLLM's buckets.
-pub const REQUEST_SECONDS: &[f64] = &[
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
-];
+pub const REQUEST_SECONDS: &[f64] =
+    &[0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0];
 
 /// The content type of [`Registry::render`].
 pub const TEXT_FORMAT: &str = prometheus::TEXT_FORMAT;

@@ -1,7 +1,7 @@
 //! SIGTERM and SIGINT, one by one: the first asks to leave, the second to leave now.
 
-use tokio::sync::mpsc;
 use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
+use tokio::sync::mpsc;
 
 /// The two signals that ask a program to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,7 +34,9 @@ pub enum TokenError {
         path: PathBuf,
     },
     /// Without a token only this machine may come in.
-    #[error("{listener} binds {bind}, which is not a loopback address, without a token: set a token file or bind 127.0.0.1")]
+    #[error(
+        "{listener} binds {bind}, which is not a loopback address, without a token: set a token file or bind 127.0.0.1"
+    )]
     Unguarded {
         /// Which listener.
         listener: &'static str,

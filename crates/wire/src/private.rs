@@ -93,7 +93,10 @@ impl Resume {
             serde_json::from_value(value).map_err(|error| Error::invalid(RESUME_FIELD, error.to_string()))?;
         let ids: usize = resume.choices.iter().map(|choice| choice.ids.len()).sum();
         if ids > RESUME_IDS_MAX || resume.choices.is_empty() {
-            return Err(Error::invalid(RESUME_FIELD, format!("a resume has 1 choice or more and {RESUME_IDS_MAX} ids at most")));
+            return Err(Error::invalid(
+                RESUME_FIELD,
+                format!("a resume has 1 choice or more and {RESUME_IDS_MAX} ids at most"),
+            ));
         }
         Ok(resume)
     }

@@ -86,7 +86,9 @@ impl Attempt {
         loop {
             let event = match self.ready.take() {
                 Some(event) => Some(event),
-                None => self.splitter.next_event().map_err(|error| upstream_error("the worker spoke nonsense", error))?,
+                None => {
+                    self.splitter.next_event().map_err(|error| upstream_error("the worker spoke nonsense", error))?
+                }
             };
             if let Some(event) = event {
                 return Ok(Next::Event(private::strip(&event, lines)));

@@ -63,7 +63,8 @@ pub(crate) async fn respond(
         Ok(None) => return Err(Error::new(Code::UpstreamFailed, "the worker sent an empty answer")),
         Err(_) => Bytes::from_static(KEEP_ALIVE_EVENT),
     };
-    let state = Flow { first: Some(first), events, cut, keep_alive: pace.keep_alive, over: false, _admission: admission };
+    let state =
+        Flow { first: Some(first), events, cut, keep_alive: pace.keep_alive, over: false, _admission: admission };
     let frames = unfold(state, |mut flow| async move {
         let bytes = flow.next().await?;
         Some((Ok(Frame::data(bytes)), flow))

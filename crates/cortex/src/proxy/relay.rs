@@ -142,7 +142,8 @@ impl Relay {
         let Some(attempt) = &mut self.attempt else { return Ok(None) };
         let options = &self.proxy.options.proxy;
         let begun = self.first_token.is_some();
-        let patience = Duration::from_millis(if begun { options.idle_timeout_ms } else { options.first_event_timeout_ms });
+        let patience =
+            Duration::from_millis(if begun { options.idle_timeout_ms } else { options.first_event_timeout_ms });
         self.lines.clear();
         match attempt.next(patience, &mut self.lines).await? {
             Next::Event(bytes) => {

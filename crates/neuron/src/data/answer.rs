@@ -13,8 +13,8 @@ use words::{Code, Error, Moment};
 
 use super::DataPlane;
 use crate::engine_thread::{CancelGuard, Message};
-use service::gate::Admission;
 use crate::models::ReadyModel;
+use service::gate::Admission;
 
 /// How often a silent answer shows a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -79,7 +79,17 @@ impl Drop for Account {
         let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
         let (request_id, tokens, stream) = (&self.request_id, self.tokens, self.stream);
         let client_left = self.outcome.is_none();
-        tracing::info!(request_id, model, stream, tokens, first_token_s, seconds, outcome, client_left, "request ended");
+        tracing::info!(
+            request_id,
+            model,
+            stream,
+            tokens,
+            first_token_s,
+            seconds,
+            outcome,
+            client_left,
+            "request ended"
+        );
     }
 }
 
@@ -267,14 +277,7 @@ impl Answer {
         }
     }
 
-    fn token(
-        &mut self,
-        choice: u32,
-        index: u32,
-        id: u32,
-        text: &str,
-        finish: Option<FinishReason>,
-    ) -> Option<Bytes> {
+    fn token(&mut self, choice: u32, index: u32, id: u32, text: &str, finish: Option<FinishReason>) -> Option<Bytes> {
         let first = matches!(self.state, State::Waiting);
         self.state = State::Flowing;
         self.fold(choice, text, finish);

@@ -93,12 +93,7 @@ pub(super) async fn complete(
     Ok(response)
 }
 
-async fn admit(
-    plane: &Arc<DataPlane>,
-    headers: &HeaderMap,
-    private: Private,
-    body: Body,
-) -> Result<Response, Error> {
+async fn admit(plane: &Arc<DataPlane>, headers: &HeaderMap, private: Private, body: Body) -> Result<Response, Error> {
     let arrived = plane.clock.now();
     let draining = || Error::new(Code::Draining, "this worker is draining and takes no new requests");
     let admission = plane.gate.enter().ok_or_else(draining)?;
@@ -151,11 +146,7 @@ async fn admit(
 }
 
 /// Renders and tokenises off the runtime: a long prompt takes milliseconds of pure computing.
-async fn tokenize(
-    model: &Arc<ReadyModel>,
-    request: ChatRequest,
-    now: u64,
-) -> Result<(Vec<u32>, ChatRequest), Error> {
+async fn tokenize(model: &Arc<ReadyModel>, request: ChatRequest, now: u64) -> Result<(Vec<u32>, ChatRequest), Error> {
     let text = model.text.clone();
     let work = tokio::task::spawn_blocking(move || text.prompt(&request.messages, now).map(|prompt| (prompt, request)));
     work.await.map_err(Error::internal)?
@@ -184,12 +175,7 @@ fn starts(request: &ChatRequest, meta: &Meta) -> Result<Vec<ChoiceStart>, Error>
 
 /// Sends the answer out: to a gateway always as a stream with private lines, committed at once; to a client as
 /// OpenAI does, where a stream commits at its first token or after a while.
-async fn respond(
-    plane: &DataPlane,
-    mut answer: Answer,
-    stream: bool,
-    private: bool,
-) -> Result<Response, Error> {
+async fn respond(plane: &DataPlane, mut answer: Answer, stream: bool, private: bool) -> Result<Response, Error> {
     if private {
         return Ok(event_stream(answer, Vec::new()));
     }

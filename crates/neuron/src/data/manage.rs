@@ -52,7 +52,8 @@ pub(super) async fn list(State(plane): Plane) -> Json<Vec<ModelStatus>> {
 /// `GET /models/{id}/endpoint`, whatever slashes the id has.
 pub(super) async fn endpoint(State(plane): Plane, Path(rest): Path<String>) -> Result<Json<Endpoint>, HttpError> {
     let Some(id) = rest.strip_suffix("/endpoint") else {
-        let message = "there is nothing here; GET /models lists the models, GET /models/{id}/endpoint says where one is";
+        let message =
+            "there is nothing here; GET /models lists the models, GET /models/{id}/endpoint says where one is";
         return Err(Error::new(Code::RouteNotFound, message).into());
     };
     let status = find(&plane, id)?;

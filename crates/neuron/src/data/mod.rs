@@ -13,14 +13,14 @@ use axum::http::Method;
 use axum::routing::{get, post};
 use words::{Code, Error};
 
-use service::clock::Clock;
-use service::gate::Gate;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::options::Options;
 use crate::publisher::Publisher;
 pub(crate) use errors::HttpError;
 pub(crate) use manage::spec_from_request;
+use service::clock::Clock;
+use service::gate::Gate;
 
 /// What handlers need.
 pub(crate) struct DataPlane {
@@ -57,8 +57,11 @@ async fn health(State(plane): State<Arc<DataPlane>>) -> axum::Json<serde_json::V
 }
 
 async fn no_route(uri: axum::http::Uri) -> HttpError {
-    Error::new(Code::RouteNotFound, format!("there is nothing at {}; this server has /v1/chat/completions and /v1/models", uri.path()))
-        .into()
+    Error::new(
+        Code::RouteNotFound,
+        format!("there is nothing at {}; this server has /v1/chat/completions and /v1/models", uri.path()),
+    )
+    .into()
 }
 
 async fn no_method(method: Method, uri: axum::http::Uri) -> HttpError {

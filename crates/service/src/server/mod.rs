@@ -77,7 +77,9 @@ impl ServerMetrics {
     /// When the names are taken.
     pub fn register(registry: &Registry, prefix: &str) -> Result<Self, MetricsError> {
         let gauge = |name: &str, help: &str| {
-            registry.gauge_vec(&format!("{prefix}_{name}"), help, &[]).map(|family| family.with_label_values::<&str>(&[]))
+            registry
+                .gauge_vec(&format!("{prefix}_{name}"), help, &[])
+                .map(|family| family.with_label_values::<&str>(&[]))
         };
         let counter = |name: &str, help: &str| {
             let family = registry.counter_vec(&format!("{prefix}_{name}"), help, &[]);
@@ -180,7 +182,9 @@ impl Server {
 
     /// Begins the closing phase: each response ends its connection, idle connections close, new ones still come in.
     pub fn begin_close(&self) {
-        self.shared.phase.send_if_modified(|phase| std::mem::replace(phase, Phase::Closing.max(*phase)) < Phase::Closing);
+        self.shared
+            .phase
+            .send_if_modified(|phase| std::mem::replace(phase, Phase::Closing.max(*phase)) < Phase::Closing);
     }
 
     /// Stops accepting, drops what is idle or silent, waits for what is busy until `deadline`, then cuts it.

@@ -203,13 +203,12 @@ async fn a_client_that_leaves_a_silent_stream_is_known_at_once() {
 async fn http2_peers_are_told_to_go_and_finish_first() {
     let mut fixture = fixture(ServerOptions::default()).await;
     let stream = connect(&fixture).await;
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake::<_, _, http_body_util::Empty<Bytes>>(
-            hyper_util::rt::TokioExecutor::new(),
-            hyper_util::rt::TokioIo::new(stream),
-        )
-        .await
-        .unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake::<_, _, http_body_util::Empty<Bytes>>(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
     let driver = tokio::spawn(connection);
     let request = Request::get("http://x/stream").body(http_body_util::Empty::new()).unwrap();
     let answer = tokio::spawn(sender.send_request(request));

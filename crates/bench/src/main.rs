@@ -1,0 +1,53 @@
+//! `bench gguf` writes a random-weight model of a known shape; `bench logprobs` compares the engine with another
+//! program on it.
+
+mod gguf;
+mod logprobs;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "bench", about = "Generators of load and files")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write a random-weight GGUF file; equal arguments give equal bytes on every machine.
+    Gguf {
+        /// The shape.
+        #[arg(long, value_enum, default_value = "qwen3-0.6b")]
+        shape: gguf::Shape,
+        /// How weights are stored.
+        #[arg(long, value_enum, default_value = "f16")]
+        quant: gguf::Quant,
+        /// Seeds the weights.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Where to.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Compare the engine's logprobs on a generated file with those that another program gave; fails where the top
+    /// five differ by more than 0.01.
+    Logprobs {
+        /// The generated file.
+        #[arg(long)]
+        model: PathBuf,
+        /// What the other program gave.
+        #[arg(long, default_value = "tests/goldens/qwen3-0.6b-f16-600.json")]
+        golden: PathBuf,
+    },
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Gguf { shape, quant, seed, out } => gguf::write(shape, quant, seed, &out),
+        Command::Logprobs { model, golden } => logprobs::compare(&model, &golden),
+    }
+}

@@ -1,0 +1,82 @@
+//! Keys and values by block: one pair of tensors a layer, `[blocks * block_tokens, kv_width]` in f32.
+
+use candle_core::{DType, Device, Result, Tensor};
+use inference::engine::{BlockCopy, Row};
+
+/// The store of all layers.
+#[derive(Debug)]
+pub(crate) struct KvStore {
+    layers: Vec<(Tensor, Tensor)>,
+    block_tokens: usize,
+}
+
+/// Where the positions `0..length` of a row are.
+pub(crate) enum Place {
+    /// One range, starting there.
+    Range(usize),
+    /// One by one.
+    Scattered(Tensor),
+}
+
+impl KvStore {
+    pub(crate) fn new(
+        layers: usize,
+        blocks: usize,
+        block_tokens: usize,
+        width: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let empty = || Tensor::zeros((blocks * block_tokens, width), DType::F32, device);
+        let layers = (0..layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
+        Ok(KvStore { layers, block_tokens })
+    }
+
+    /// Copies whole blocks, in order.
+    pub(crate) fn copy(&self, copies: &[BlockCopy]) -> Result<()> {
+        for copy in copies {
+            let (from, to) = (copy.from.0 as usize * self.block_tokens, copy.to.0 as usize * self.block_tokens);
+            for tensor in self.layers.iter().flat_map(|(keys, values)| [keys, values]) {
+                tensor.slice_set(&tensor.narrow(0, from, self.block_tokens)?.copy()?, 0, to)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a row's new keys and values `[tokens, kv_width]` at its positions.
+    pub(crate) fn write(&self, layer: usize, row: &Row, keys: &Tensor, values: &Tensor) -> Result<()> {
+        let (key_store, value_store) = &self.layers[layer];
+        let end = row.start + row.tokens.len();
+        let mut position = row.start;
+        while position < end {
+            let block = position / self.block_tokens;
+            let count = ((block + 1) * self.block_tokens).min(end) - position;
+            let slot = row.blocks[block].0 as usize * self.block_tokens + position % self.block_tokens;
+            let from = position - row.start;
+            key_store.slice_set(&keys.narrow(0, from, count)?.contiguous()?, 0, slot)?;
+            value_store.slice_set(&values.narrow(0, from, count)?.contiguous()?, 0, slot)?;
+            position += count;
+        }
+        Ok(())
+    }
+
+    /// Finds where a row's positions up to its end are; the same for every layer.
+    pub(crate) fn place(&self, row: &Row, device: &Device) -> Result<Place> {
+        let length = row.start + row.tokens.len();
+        let blocks = &row.blocks[..length.div_ceil(self.block_tokens)];
+        if blocks.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0) {
+            return Ok(Place::Range(blocks[0].0 as usize * self.block_tokens));
+        }
+        let slot =
+            |p: usize| blocks[p / self.block_tokens].0 * self.block_tokens as u32 + (p % self.block_tokens) as u32;
+        Ok(Place::Scattered(Tensor::from_vec((0..length).map(slot).collect(), length, device)?))
+    }
+
+    /// Returns a row's keys and values `[length, kv_width]`.
+    pub(crate) fn read(&self, layer: usize, place: &Place, length: usize) -> Result<(Tensor, Tensor)> {
+        let (keys, values) = &self.layers[layer];
+        match place {
+            Place::Range(start) => Ok((keys.narrow(0, *start, length)?, values.narrow(0, *start, length)?)),
+            Place::Scattered(slots) => Ok((keys.index_select(slots, 0)?, values.index_select(slots, 0)?)),
+        }
+    }
+}

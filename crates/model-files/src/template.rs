@@ -1,0 +1,137 @@
+//! Chat templates: Jinja2 as Hugging Face renders it, on minijinja, with bounds.
+
+mod python;
+
+use std::io::{self, Write};
+
+use minijinja::{Environment, Error as JinjaError, ErrorKind, UndefinedBehavior, Value};
+use serde_json::{Map, Value as Json};
+
+/// What a template may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of the template.
+    pub source_bytes: usize,
+    /// Steps of a rendering.
+    pub fuel: u64,
+    /// Depth of calls and includes.
+    pub recursion: usize,
+    /// Bytes of a rendering.
+    pub output_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { source_bytes: 1 << 20, fuel: 20_000_000, recursion: 200, output_bytes: 64 << 20 }
+    }
+}
+
+/// Why a template gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// It does not parse, or is over its limit.
+    #[error("the chat template is unusable: {0}")]
+    Source(String),
+    /// It refused the messages by `raise_exception`.
+    #[error("the chat template refuses these messages: {0}")]
+    Raised(String),
+    /// It failed, or went over a bound.
+    #[error("the chat template failed: {0}")]
+    Render(String),
+}
+
+/// A compiled template; rendering is pure.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    limits: Limits,
+}
+
+const NAME: &str = "chat";
+/// Marks the error of `raise_exception`; it is recognised as this value's own kind, not by words.
+const RAISED: ErrorKind = ErrorKind::TemplateNotFound;
+
+impl ChatTemplate {
+    /// Compiles a template.
+    ///
+    /// # Errors
+    /// `Source` when it does not parse or is too long.
+    pub fn new(source: &str, limits: Limits) -> Result<Self, TemplateError> {
+        if source.len() > limits.source_bytes {
+            let words = format!("it has {} bytes, more than {}", source.len(), limits.source_bytes);
+            return Err(TemplateError::Source(words));
+        }
+        let mut environment = Environment::new();
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment.set_fuel(Some(limits.fuel));
+        environment.set_recursion_limit(limits.recursion);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(python::format);
+        environment.add_filter("tojson", python::tojson);
+        environment.add_filter("length", python::length);
+        environment.add_filter("count", python::length);
+        environment.add_filter("string", |value: Value| python::text(&value));
+        environment.add_function("raise_exception", |message: String| -> Result<Value, JinjaError> {
+            Err(JinjaError::new(RAISED, message))
+        });
+        let compiled = environment.add_template_owned(NAME, source.to_string());
+        compiled.map_err(|error| TemplateError::Source(format!("{error:#}")))?;
+        Ok(ChatTemplate { environment, source: source.to_string(), limits })
+    }
+
+    /// Returns the template's text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Renders with `context` (messages, tools, add_generation_prompt, bos_token, ...). `now` is what
+    /// `strftime_now` sees, in Unix seconds, as UTC, so that every worker renders the same.
+    ///
+    /// # Errors
+    /// `Raised` when the template refuses, `Render` when it fails or goes over a bound.
+    pub fn render(&self, context: &Map<String, Json>, now: i64) -> Result<String, TemplateError> {
+        let failed = |error: JinjaError| match error.kind() {
+            RAISED => TemplateError::Raised(error.detail().unwrap_or_default().to_string()),
+            _ => TemplateError::Render(error.to_string()),
+        };
+        let template = self.environment.get_template(NAME).map_err(failed)?;
+        let clock = Value::from_function(move |format: String| strftime(now, &format));
+        let fields = context.iter().map(|(key, value)| (key.clone(), Value::from_serialize(value)));
+        let context: Value = fields.chain([("strftime_now".to_string(), clock)]).collect();
+        let mut out = Bounded { bytes: Vec::new(), limit: self.limits.output_bytes };
+        template.render_captured_to(context, &mut out).map_err(failed)?;
+        String::from_utf8(out.bytes).map_err(|error| TemplateError::Render(error.to_string()))
+    }
+}
+
+fn strftime(now: i64, format: &str) -> Result<String, JinjaError> {
+    let wrong = |error: jiff::Error| JinjaError::new(ErrorKind::InvalidOperation, error.to_string());
+    let time = jiff::Timestamp::from_second(now).map_err(wrong)?.to_zoned(jiff::tz::TimeZone::UTC);
+    jiff::fmt::strtime::format(format, &time).map_err(wrong)
+}
+
+/// Refuses to grow past its limit.
+struct Bounded {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > self.limit {
+            return Err(io::Error::other("the rendering is too long"));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

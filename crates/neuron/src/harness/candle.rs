@@ -1,0 +1,160 @@
+//! `harness = "candle"`: models in this process, from GGUF files.
+
+use std::io::ErrorKind;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use engine_candle::{CandleEngine, DeviceChoice, KERNEL_ORDER, LoadError, LoadProgress, Options};
+use inference::TokenBytes;
+use model_files::model::{ModelFiles, ModelFilesError, resolve};
+use model_files::template::TemplateError;
+use serde_json::Value;
+use words::{Code, Error, Fingerprint};
+
+use super::{ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
+use crate::options::CandleOptions;
+use crate::sampling::Defaults;
+
+const BLOCK_TOKENS: usize = 32;
+
+pub(crate) struct CandleHarness {
+    options: CandleOptions,
+}
+
+impl CandleHarness {
+    pub(crate) fn new(options: CandleOptions) -> Self {
+        CandleHarness { options }
+    }
+}
+
+fn device(spec: &LoadSpec) -> Result<DeviceChoice, Error> {
+    DeviceChoice::parse(spec.device.as_deref().unwrap_or("auto"))
+        .map_err(|error| Error::invalid("device", error.to_string()))
+}
+
+fn path(spec: &LoadSpec) -> Result<&std::path::Path, Error> {
+    spec.path.as_deref().ok_or_else(|| {
+        let message = format!("the model '{}' has no path: name a GGUF file, or a folder with one", spec.model_id);
+        Error::invalid("path", message)
+    })
+}
+
+fn bad_file(error: impl std::fmt::Display) -> Error {
+    Error::new(Code::InvalidModelFile, error.to_string())
+}
+
+/// Faults of a file system behind a network: a later try may succeed.
+fn transient(kind: ErrorKind) -> bool {
+    use ErrorKind as K;
+    matches!(
+        kind,
+        K::TimedOut | K::HostUnreachable | K::NetworkUnreachable | K::NetworkDown | K::StaleNetworkFileHandle
+    )
+}
+
+fn files_failure(error: &ModelFilesError) -> LoadFailure {
+    let kind = match error {
+        ModelFilesError::Io { source, .. } => Some(source.kind()),
+        ModelFilesError::Gguf { source: model_files::gguf::GgufError::Io { source, .. }, .. } => Some(source.kind()),
+        _ => None,
+    };
+    LoadFailure { error: bad_file(error), transient: kind.is_some_and(transient) }
+}
+
+impl Harness for CandleHarness {
+    fn name(&self) -> &'static str {
+        "candle"
+    }
+
+    fn check(&self, spec: &LoadSpec) -> Result<(), Error> {
+        device(spec)?;
+        let path = path(spec)?;
+        match resolve(path, spec.quant.as_deref()) {
+            // A network's fault is left to the load, which says that a later try may succeed.
+            Err(ModelFilesError::Io { source, .. }) if transient(source.kind()) => Ok(()),
+            Err(error) => Err(bad_file(error)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<LoadedModel, LoadFailure> {
+        let files = ModelFiles::open(path(spec)?, spec.quant.as_deref()).map_err(|error| files_failure(&error))?;
+        let wanted = self.options.max_context_length;
+        let options = Options {
+            device: device(spec)?,
+            kv_bytes: self.options.kv_cache_mib << 20,
+            block_tokens: BLOCK_TOKENS,
+            max_batch: sizes.max_running,
+            max_step_tokens: sizes.max_running + sizes.prefill_tokens,
+            context_length: (wanted > 0).then_some(wanted),
+        };
+        let mut report = |state: LoadProgress| -> ControlFlow<()> {
+            progress.report((state.bytes_done * 1000 / state.bytes.max(1)) as u32)
+        };
+        let engine = CandleEngine::load(&files.path, &files.header, &options, &mut report).map_err(load_failure)?;
+        let context_length = inference::engine::Engine::capabilities(&engine).context_length;
+        let print = files.continue_fingerprint(context_length, control::STREAM_FORMAT);
+        let print = Fingerprint(print.map_err(|error| files_failure(&error))?);
+        let exact = format!("{print} {KERNEL_ORDER} kv-f32 {}", engine.device());
+        let defaults = Defaults {
+            temperature: files.defaults.temperature,
+            top_p: files.defaults.top_p,
+            top_k: files.defaults.top_k,
+            min_p: files.defaults.min_p,
+        };
+        let device = engine.device().to_string();
+        tracing::info!(
+            model = %spec.model_id,
+            path = %files.path.display(),
+            architecture = files.architecture,
+            device,
+            context_length,
+            cuda = cfg!(feature = "cuda"),
+            "weights loaded"
+        );
+        Ok(LoadedModel {
+            engine: Box::new(engine),
+            token_bytes: Arc::new(TokenBytes::new(files.tokenizer.pieces().iter().map(|piece| &piece.bytes))),
+            end_tokens: files.tokenizer.end_tokens().to_vec(),
+            defaults,
+            continue_fingerprint: print,
+            exact_fingerprint: Fingerprint(*blake3::hash(exact.as_bytes()).as_bytes()),
+            device,
+            text: Arc::new(FilesText(files)),
+        })
+    }
+}
+
+fn load_failure(error: LoadError) -> LoadFailure {
+    let is_transient = matches!(&error, LoadError::Io { source, .. } if transient(source.kind()));
+    let error = match error {
+        LoadError::Cancelled => Error::new(Code::Conflict, "the load was cancelled"),
+        LoadError::Device(words) => Error::invalid("device", words),
+        LoadError::Candle(source) => {
+            Error::new(Code::EngineFailed, "the engine could not take the model").because(source)
+        }
+        error => bad_file(error),
+    };
+    LoadFailure { error, transient: is_transient }
+}
+
+/// Prompts through the model's own template and tokenizer.
+struct FilesText(ModelFiles);
+
+impl ChatText for FilesText {
+    fn prompt(&self, messages: &[Value], now: u64) -> Result<Vec<u32>, Error> {
+        let text = self.0.render(messages, now as i64).map_err(|error| match error {
+            TemplateError::Raised(_) => Error::new(Code::TemplateRejected, error.to_string()).at("messages"),
+            TemplateError::Source(_) | TemplateError::Render(_) => {
+                Error::new(Code::TemplateRejected, "the model's chat template can't render these messages")
+                    .because(error)
+            }
+        })?;
+        // Most templates write the begin token themselves; it must not stand there twice.
+        let tokenizer = &self.0.tokenizer;
+        let begun = tokenizer.bos().and_then(|id| tokenizer.token_text(id)).is_some_and(|bos| text.starts_with(bos));
+        tokenizer
+            .encode(&text, !begun)
+            .map_err(|error| Error::new(Code::InvalidRequest, error.to_string()).at("messages"))
+    }
+}

@@ -1,0 +1,77 @@
+//! The project's chores, by running other programs: `cargo xtask demo | gen | tidy | bench`.
+
+mod demo;
+mod generate;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "The project's chores")]
+struct Cli {
+    #[command(subcommand)]
+    command: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Start a gateway and two workers on the demo model, ask a question, and serve until Ctrl-C.
+    Demo {
+        /// Exit after the answer; 0 only if it is the trained one.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Write the generated files anew: examples, schemas and references of the configurations, gRPC code.
+    Gen {
+        /// Write nothing; fail where a file is stale.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check the house rules.
+    Tidy,
+    /// Run the load and file generators, in release mode.
+    Bench {
+        /// Passed on.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+/// Returns the repository's root.
+fn root() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+/// Returns cargo, as it runs this program.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Runs a command to its end.
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("starting {command:?}"))?;
+    ensure!(status.success(), "{command:?} failed: {status}");
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Chore::Demo { once } => demo::run(once),
+        Chore::Gen { check } => generate::run_chore(check),
+        Chore::Tidy => tidy::run(),
+        Chore::Bench { arguments } => run(cargo().args(["run", "--release", "-p", "bench", "--"]).args(arguments)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

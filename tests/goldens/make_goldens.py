@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Goldens of llama.cpp for the demo model and for a random-weight file of the 0.6B shape.
+
+    pip install llama-cpp-python numpy
+    make_goldens.py demo ../../examples/demo-model/demo-f16.gguf > demo-f16.json
+    cargo xtask bench gguf --out random.gguf
+    make_goldens.py logprobs random.gguf > qwen3-0.6b-f16-600.json
+"""
+
+import json
+import sys
+
+import numpy as np
+from llama_cpp import Llama
+
+QUESTIONS = [
+    "What is cortex?",
+    "What is a drain?",
+    "Who are you?",
+    "how do i start the demo",
+    "Hello",
+    "zebra umbrella 17 purple",
+    "Wie hei\u00dft du?",
+    "Please describe cortex to me.",
+]
+
+
+def evaluate(llm, ids):
+    llm.reset()
+    llm.eval(ids)
+    return np.array(llm.scores[len(ids) - 1], dtype=np.float64)
+
+
+def demo(path):
+    llm = Llama(path, n_ctx=512, logits_all=True, verbose=False, n_threads=2, type_k=0, type_v=0)
+    out = []
+    for question in QUESTIONS:
+        text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        prompt = llm.tokenize(text.encode(), add_bos=False, special=True)
+        ids = list(prompt)
+        while len(ids) - len(prompt) < 96:
+            ids.append(int(np.argmax(evaluate(llm, ids))))
+            if ids[-1] == llm.token_eos():
+                break
+        out.append({"question": question, "text": text, "prompt_ids": prompt, "token_ids": ids[len(prompt):]})
+    return out
+
+
+def logprobs(path):
+    prompt = [(i * 7919 + 13) % 151_936 for i in range(600)]
+    llm = Llama(path, n_ctx=1024, logits_all=True, verbose=False, n_threads=2, type_k=0, type_v=0)
+    out = []
+    for length in (15, 128, 600):
+        logits = evaluate(llm, prompt[:length])
+        probs = logits - (logits.max() + np.log(np.exp(logits - logits.max()).sum()))
+        top = np.argsort(-probs)[:5]
+        out.append({"length": length, "top": [[int(i), float(probs[i])] for i in top]})
+    return {"generator": "bench gguf --shape qwen3-0.6b --quant f16 --seed 1", "rule": "(i * 7919 + 13) % 151936", "at": out}
+
+
+if __name__ == "__main__":
+    result = {"demo": demo, "logprobs": logprobs}[sys.argv[1]](sys.argv[2])
+    lines = [json.dumps(entry) for entry in result] if isinstance(result, list) else None
+    print("[\n" + ",\n".join(lines) + "\n]" if lines else json.dumps(result))
