@@ -22,8 +22,7 @@ fn prompt(length: usize) -> Vec<u32> {
 
 fn logprobs(engine: &mut CandleEngine, tokens: Vec<u32>) -> Result<Vec<f64>> {
     let blocks = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).map(BlockId).collect();
-    let row =
-        Row { sequence: SequenceId(0), tokens, start: 0, blocks, wants_logits: true, sampling: Sampling::GREEDY };
+    let row = Row { sequence: SequenceId(0), tokens, start: 0, blocks, wants_logits: true, sampling: Sampling::GREEDY };
     let outputs = engine.step(&Batch { copies: Vec::new(), rows: vec![row] })?;
     let Some(RowOutput::Logits(logits)) = outputs.rows.first() else { anyhow::bail!("the engine gave no logits") };
     let top = logits.iter().fold(f32::NEG_INFINITY, |top, logit| top.max(*logit));
