@@ -2,7 +2,10 @@
 """Goldens of llama.cpp for the demo model and for a random-weight file of the 0.6B shape.
 
     pip install llama-cpp-python numpy
+    make_goldens.py quantize ../../examples/demo-model/demo-f16.gguf demo-q4_k_m.gguf
     make_goldens.py demo ../../examples/demo-model/demo-f16.gguf > demo-f16.json
+    make_goldens.py demo ../../examples/demo-model/demo-q8_0.gguf > demo-q8_0.json
+    make_goldens.py demo demo-q4_k_m.gguf > demo-q4_k_m.json
     cargo xtask bench gguf --out random.gguf
     make_goldens.py logprobs random.gguf > qwen3-0.6b-f16-600.json
 """
@@ -10,6 +13,7 @@
 import json
 import sys
 
+import llama_cpp
 import numpy as np
 from llama_cpp import Llama
 
@@ -58,7 +62,15 @@ def logprobs(path):
     return {"generator": "bench gguf --shape qwen3-0.6b --quant f16 --seed 1", "rule": "(i * 7919 + 13) % 151936", "at": out}
 
 
+def quantize(source, target):
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    assert llama_cpp.llama_model_quantize(source.encode(), target.encode(), params) == 0
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "quantize":
+        sys.exit(quantize(sys.argv[2], sys.argv[3]))
     result = {"demo": demo, "logprobs": logprobs}[sys.argv[1]](sys.argv[2])
     lines = [json.dumps(entry) for entry in result] if isinstance(result, list) else None
     print("[\n" + ",\n".join(lines) + "\n]" if lines else json.dumps(result))

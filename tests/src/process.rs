@@ -170,8 +170,18 @@ impl Fleet {
 
     /// Starts a gateway over these control addresses; `config` is added. Waits until it is ready.
     pub async fn gateway(&self, controls: &[&str], config: &str) -> Result<Gateway> {
+        self.start_gateway(controls, config, "").await
+    }
+
+    /// Starts a gateway with more settings in its `[api]` table.
+    pub async fn gateway_with_api(&self, controls: &[&str], api: &str) -> Result<Gateway> {
+        self.start_gateway(controls, "", api).await
+    }
+
+    async fn start_gateway(&self, controls: &[&str], config: &str, more: &str) -> Result<Gateway> {
         let (api, admin) = (free_port()?, free_port()?);
-        let mut text = format!("{config}\n[api]\nbind = \"127.0.0.1:{api}\"\n[admin]\nbind = \"127.0.0.1:{admin}\"\n");
+        let mut text =
+            format!("{config}\n[api]\nbind = \"127.0.0.1:{api}\"\n{more}[admin]\nbind = \"127.0.0.1:{admin}\"\n");
         for control in controls {
             text.push_str(&format!("[[neurons]]\ncontrol = \"{control}\"\n"));
         }

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use fleet_tests::{Answer, Client, Fleet, chat_body, programs};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn fleet() -> Fleet {
     Fleet::new(programs(env!("CARGO_BIN_EXE_test-cortex"), env!("CARGO_BIN_EXE_test-neuron"))).unwrap()
@@ -104,7 +104,7 @@ async fn a_drain_ends_what_runs_and_hands_back_what_waits() {
         (0..count).map(spawn).collect()
     };
     let base = format!("http://{}", a.control);
-    let running = start(8, 150);
+    let running = start(8, 400);
     for _ in 0..8 {
         begun.recv().await.unwrap();
     }
@@ -182,7 +182,7 @@ async fn a_gateway_leaves_within_its_budget_whatever_its_peers_do() {
     let status = gateway.process.wait(Duration::from_secs(10)).unwrap();
     let took = begun.elapsed();
     eprintln!("the gateway was gone after {took:?}");
-    assert!(took < Duration::from_secs_f64(1.5 + 0.5 + 1.0 + 0.5), "{took:?}");
+    assert!(took < Duration::from_secs_f64(1.5 + 0.5 + 1.0 + 2.0), "{took:?}");
     assert_eq!(status.code(), Some(75), "streams were cut, and the exit code says so");
     for stream in open {
         let answer = stream.await.unwrap().unwrap();
@@ -236,8 +236,9 @@ async fn first_tokens_on_a_reused_connection_have_no_40_ms_step() {
         times.push(client.stream(&chat_body("m", "x", 4), |_| {}).await.unwrap().first.unwrap());
     }
     times.sort_unstable();
-    eprintln!("time to first token on a reused connection: median {:?}", times[15]);
-    assert!(times[15] < Duration::from_millis(35), "the median shows delayed acknowledgements: {times:?}");
+    eprintln!("time to first token on a reused connection: least {:?}, median {:?}", times[0], times[15]);
+    // Delayed acknowledgements add their 40 ms to every single one; a busy machine does not.
+    assert!(times[0] < Duration::from_millis(35), "every first token has the step: {times:?}");
 }
 
 #[tokio::test]
@@ -263,4 +264,88 @@ async fn a_required_model_that_fails_stops_the_start_and_an_unknown_key_is_a_con
     let mut b = fleet.starting_neuron("b", "[harness.fake]\nstepms = 1\n").unwrap();
     assert_eq!(b.process.wait(Duration::from_secs(20)).unwrap().code(), Some(78));
     assert!(b.process.log().contains("stepms"), "{}", b.process.log());
+}
+
+/// A request as a gateway sends it: private headers, and maybe a resume in the body.
+async fn attempt(data: &str, number: u32, body: &Value) -> String {
+    let request = reqwest::Client::new().post(format!("{data}/v1/chat/completions")).json(body);
+    let request = request.header("x-cortex-attempt", number).header("x-cortex-seed", 7);
+    let request = request.header("x-cortex-completion-id", "chatcmpl-fixed").header("x-cortex-created", 1_700_000_000);
+    request.send().await.unwrap().text().await.unwrap()
+}
+
+/// The ids of an attempt's token lines from index `due`, what clients would see, and the meta line.
+fn read_attempt(raw: &str, mut due: usize) -> (Vec<u32>, String, Value) {
+    let (mut ids, mut public, mut meta) = (Vec::new(), String::new(), Value::Null);
+    for line in raw.lines() {
+        let Some(private) = line.strip_prefix(":cx ") else {
+            if line.starts_with("data: ") {
+                public.push_str(line);
+                public.push('\n');
+            }
+            continue;
+        };
+        let words: Vec<&str> = private.split(' ').collect();
+        match words[0] {
+            "t" => {
+                assert_eq!(words[3].parse::<usize>().unwrap(), due, "indices are dense");
+                let new: Vec<u32> = words[4].split(',').map(|id| id.parse().unwrap()).collect();
+                due += new.len();
+                ids.extend(new);
+            }
+            "m" => meta = serde_json::from_str(&private[2..]).unwrap(),
+            "r" => panic!("refused: {private}"),
+            _ => {}
+        }
+    }
+    (ids, public, meta)
+}
+
+#[tokio::test]
+async fn another_worker_resumes_after_the_last_accepted_token() {
+    let fleet = fleet();
+    let (a, b) = (fleet.neuron("a", &fake("")).await.unwrap(), fleet.neuron("b", &fake("")).await.unwrap());
+    let gateway = fleet.gateway(&[&a.control, &b.control], "").await.unwrap();
+    let status: Value = reqwest::get(format!("{}/api/status", gateway.admin)).await.unwrap().json().await.unwrap();
+    let data = |i: usize| format!("http://{}", status["nodes"][i]["status"]["data_address"].as_str().unwrap());
+    let mut body = chat_body("m", "go on elsewhere", 24);
+    body["stream_options"] = json!({"include_usage": true});
+    let (ids, whole, meta) = read_attempt(&attempt(&data(0), 1, &body).await, 0);
+    assert_eq!(ids.len(), 24);
+    for cut in [1, 7, 23, 24] {
+        let mut resumed = body.clone();
+        resumed["cortex_resume"] = json!({"choices": [{"ids": ids[..cut]}], "meta": meta});
+        let (rest, public, _) = read_attempt(&attempt(&data(1), 2, &resumed).await, cut);
+        assert_eq!(rest, ids[cut..], "cut at {cut}");
+        assert!(whole.ends_with(&public), "cut at {cut}: what follows is byte for byte what the first would have said");
+        assert!(!public.contains("assistant"), "no second role event");
+    }
+    let mut other = body.clone();
+    other["messages"][0]["content"] = json!("another prompt");
+    other["cortex_resume"] = json!({"choices": [{"ids": ids[..3]}], "meta": meta});
+    assert!(attempt(&data(1), 2, &other).await.contains("resume_mismatch"));
+    // A client's own private field and headers are nobody's.
+    let mut forged = chat_body("m", "hello", 8);
+    forged["cortex_resume"] = json!({"choices": [{"ids": [1, 2, 3]}], "meta": meta});
+    let raw = attempt(&gateway.api, 9, &forged).await;
+    assert!(!raw.contains(":cx") && !raw.contains("chatcmpl-fixed") && raw.contains("[DONE]"), "{raw}");
+}
+
+#[tokio::test]
+async fn browsers_may_call_from_the_configured_origins_only() {
+    let fleet = fleet();
+    let a = fleet.neuron("a", &fake("")).await.unwrap();
+    let port = fleet_tests::free_port().unwrap();
+    let origin = format!("http://127.0.0.1:{port}");
+    let gateway = fleet.gateway_with_api(&[&a.control], &format!("cors_origins = [\"{origin}\"]\n")).await.unwrap();
+    let http = reqwest::Client::new();
+    let url = format!("{}/v1/models", gateway.api);
+    let header = "access-control-allow-origin";
+    let ours = http.get(&url).header("origin", &origin).send().await.unwrap();
+    assert_eq!(ours.headers()[header], origin.as_str());
+    let theirs = http.get(&url).header("origin", "http://elsewhere").send().await.unwrap();
+    assert!(theirs.headers().get(header).is_none());
+    let ask = http.request(reqwest::Method::OPTIONS, format!("{}/v1/chat/completions", gateway.api));
+    let preflight = ask.header("origin", &origin).send().await.unwrap();
+    assert_eq!((preflight.status().as_u16(), &preflight.headers()[header]), (204, &origin.parse().unwrap()));
 }

@@ -24,6 +24,8 @@ const REDIAL_FIRST: Duration = Duration::from_millis(50);
 const REDIAL_MAX: Duration = Duration::from_secs(2);
 /// The gateway's own sign of life.
 const PING_EVERY: Duration = Duration::from_secs(1);
+/// A neuron that says nothing for this long is dialled anew; it gets no routes long before.
+const SILENT_MAX: Duration = SILENT_AFTER.saturating_mul(2);
 /// Messages that wait to be sent.
 const OUTBOX: usize = 16;
 
@@ -97,12 +99,16 @@ impl Attach {
         let mut ping = tokio::time::interval(PING_EVERY);
         let mut poll = tokio::time::interval_at(tokio::time::Instant::now() + self.poll, self.poll);
         let mut sequence = 0;
+        let mut silent_at = tokio::time::Instant::now() + SILENT_MAX;
         loop {
             tokio::select! {
-                message = tokio::time::timeout(SILENT_AFTER * 2, inbound.message()) => {
-                    let message = message.map_err(|_| Status::deadline_exceeded("the neuron is silent"))??;
-                    let Some(message) = message else { return Ok(()) };
+                message = inbound.message() => {
+                    silent_at = tokio::time::Instant::now() + SILENT_MAX;
+                    let Some(message) = message? else { return Ok(()) };
                     self.take(message, &outbox).await?;
+                }
+                () = tokio::time::sleep_until(silent_at) => {
+                    return Err(Status::deadline_exceeded("the neuron is silent"));
                 }
                 _ = ping.tick() => {
                     sequence += 1;

@@ -54,17 +54,24 @@ impl Architecture {
         let optional = |part: &str| header.u64(&format!("{name}.{part}"));
         let count = |part: &str| {
             let key = format!("{name}.{part}");
-            let value = header.u64(&key).ok_or_else(|| wrong(&key, "is absent"))?;
+            let value = header.get(&key).ok_or_else(|| wrong(&key, "is absent"))?;
+            let value = value.as_u64().ok_or_else(|| wrong(&key, "must be one whole number for all layers"))?;
             if value == 0 || value > COUNT_MAX {
                 return Err(wrong(&key, &format!("must be from 1 to {COUNT_MAX}, it is {value}")));
             }
             Ok(value as usize)
         };
         let (hidden, heads) = (count("embedding_length")?, count("attention.head_count")?);
-        let kv_heads =
-            if optional("attention.head_count_kv").is_some() { count("attention.head_count_kv")? } else { heads };
-        let head_dim =
-            if optional("attention.key_length").is_some() { count("attention.key_length")? } else { hidden / heads };
+        let kv_heads = if header.get(&format!("{name}.attention.head_count_kv")).is_some() {
+            count("attention.head_count_kv")?
+        } else {
+            heads
+        };
+        let head_dim = if header.get(&format!("{name}.attention.key_length")).is_some() {
+            count("attention.key_length")?
+        } else {
+            hidden / heads
+        };
         if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
             return Err(wrong(
                 &format!("{name}.attention.head_count"),
@@ -84,21 +91,24 @@ impl Architecture {
                 "differs from the head's width, which is not supported",
             ));
         }
-        let scaling = header.str(&format!("{name}.rope.scaling.type")).unwrap_or("none");
-        let factor = header.f32(&format!("{name}.rope.scaling.factor")).unwrap_or(1.0);
-        let rope_scale = match scaling {
-            "none" => 1.0,
-            "linear" if factor > 0.0 => f64::from(factor),
-            other => {
-                return Err(wrong(
-                    &format!("{name}.rope.scaling.type"),
-                    &format!("is '{other}'; supported are none and linear"),
-                ));
+        if optional("expert_count").is_some_and(|experts| experts > 0) {
+            return Err(wrong(&format!("{name}.expert_count"), "says a mixture of experts, which is not supported"));
+        }
+        // Without a type a factor is linear, as llama.cpp reads it; older files write zero for none.
+        let factor = header.f32(&format!("{name}.rope.scaling.factor")).unwrap_or(0.0);
+        let rope_scale = match header.str(&format!("{name}.rope.scaling.type")) {
+            Some("none") => 1.0,
+            None | Some("linear") if factor == 0.0 => 1.0,
+            None | Some("linear") if factor.is_finite() && factor > 0.0 => f64::from(factor),
+            None | Some("linear") => return Err(wrong(&format!("{name}.rope.scaling.factor"), "is impossible")),
+            Some(_) => {
+                let problem = "is not supported; supported are none and linear";
+                return Err(wrong(&format!("{name}.rope.scaling.type"), problem));
             }
         };
         let epsilon = header.f32(&format!("{name}.attention.layer_norm_rms_epsilon")).unwrap_or(1e-5);
         let rope_base = header.f32(&format!("{name}.rope.freq_base")).unwrap_or(10_000.0);
-        if !(epsilon > 0.0 && epsilon < 1.0 && rope_base > 1.0) {
+        if !(epsilon > 0.0 && epsilon < 1.0 && rope_base > 1.0 && rope_base.is_finite()) {
             return Err(wrong(&format!("{name}.rope.freq_base"), "or the norm's epsilon is impossible"));
         }
         Ok(Architecture {
@@ -123,8 +133,9 @@ impl Architecture {
         self.kv_heads * self.head_dim
     }
 
-    /// Returns the bytes of KV that one token takes, over all layers, in f32.
-    pub fn kv_bytes_per_token(&self) -> usize {
-        self.layers * 2 * self.kv_width() * 4
+    /// Returns the bytes of KV that one block takes, over all layers, in f32. Counts come from the file unchecked by
+    /// any tensor yet, so a product past 64 bits is the largest number, not a panic.
+    pub fn kv_block_bytes(&self, block_tokens: usize) -> usize {
+        [self.layers, self.kv_heads, self.head_dim, block_tokens, 2 * 4].into_iter().fold(1, usize::saturating_mul)
     }
 }

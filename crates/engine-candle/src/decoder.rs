@@ -84,8 +84,13 @@ impl Decoder {
             true => Some(loader.vector("rope_freqs.weight", shape.rope_dim / 2)?.to_vec1::<f32>()?),
             false => None,
         };
+        if factors.iter().flatten().any(|factor| !factor.is_finite() || *factor <= 0.0) {
+            let problem = "has a factor that is not above zero".into();
+            return Err(LoadError::Tensor { name: "rope_freqs.weight".into(), problem });
+        }
+        loader.finish()?;
         let rope = Rope::new(&shape, factors.as_deref());
-        let kv = KvStore::new(shape.layers, blocks, block_tokens, shape.kv_width(), &device)?;
+        let kv = KvStore::new(&shape, blocks, block_tokens, &device)?;
         Ok(Decoder { shape, embedding, layers, norm, head, rope, kv, device })
     }
 
@@ -132,18 +137,19 @@ impl Decoder {
         let tokens = x.dim(0)?;
         let q = layer.q.apply(x)?.reshape((tokens, shape.heads, shape.head_dim))?;
         let k = layer.k.apply(x)?.reshape((tokens, shape.kv_heads, shape.head_dim))?;
-        let v = layer.v.apply(x)?;
+        let v = layer.v.apply(x)?.reshape((tokens, shape.kv_heads, shape.head_dim))?;
         let (q, k) = match &layer.head_norms {
             Some((qn, kn)) => (rms_norm(&q, qn, shape.norm_epsilon)?, rms_norm(&k, kn, shape.norm_epsilon)?),
             None => (q, k),
         };
         let q = self.rope.rotate(&q, angles)?;
-        let k = self.rope.rotate(&k, angles)?.reshape((tokens, shape.kv_width()))?;
+        let k = self.rope.rotate(&k, angles)?;
+        let (k, v) = (k.transpose(0, 1)?.contiguous()?, v.transpose(0, 1)?.contiguous()?);
         let mut mixed = Vec::with_capacity(batch.rows.len());
         let mut at = 0;
         for (row, place) in batch.rows.iter().zip(places) {
             let count = row.tokens.len();
-            self.kv.write(i, row, &k.narrow(0, at, count)?, &v.narrow(0, at, count)?)?;
+            self.kv.write(i, row, &k.narrow(1, at, count)?, &v.narrow(1, at, count)?)?;
             let (keys, values) = self.kv.read(i, place, row.start + count)?;
             mixed.push(attend(shape, &q.narrow(0, at, count)?, &keys, &values, row.start)?);
             at += count;

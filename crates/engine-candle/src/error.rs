@@ -32,6 +32,9 @@ pub enum LoadError {
         /// Why.
         source: std::io::Error,
     },
+    /// A setting is outside its limits.
+    #[error("{0}")]
+    Options(String),
     /// The device is not there.
     #[error("{0}")]
     Device(String),

@@ -1,7 +1,11 @@
-//! Keys and values by block: one pair of tensors a layer, `[blocks * block_tokens, kv_width]` in f32.
+//! Keys and values by block: one pair of tensors a layer, `[kv_heads, blocks * block_tokens, head_dim]` in f32.
+//!
+//! A head's context is then a plain matrix: in place where a row's blocks are neighbours, after one gather where not.
 
 use candle_core::{DType, Device, Result, Tensor};
 use inference::engine::{BlockCopy, Row};
+
+use crate::architecture::Architecture;
 
 /// The store of all layers.
 #[derive(Debug)]
@@ -18,31 +22,30 @@ pub(crate) enum Place {
     Scattered(Tensor),
 }
 
+/// The axis of slots.
+const SLOTS: usize = 1;
+
 impl KvStore {
-    pub(crate) fn new(
-        layers: usize,
-        blocks: usize,
-        block_tokens: usize,
-        width: usize,
-        device: &Device,
-    ) -> Result<Self> {
-        let empty = || Tensor::zeros((blocks * block_tokens, width), DType::F32, device);
-        let layers = (0..layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
+    pub(crate) fn new(shape: &Architecture, blocks: usize, block_tokens: usize, device: &Device) -> Result<Self> {
+        let empty = || Tensor::zeros((shape.kv_heads, blocks * block_tokens, shape.head_dim), DType::F32, device);
+        let layers = (0..shape.layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
         Ok(KvStore { layers, block_tokens })
     }
 
     /// Copies whole blocks, in order.
     pub(crate) fn copy(&self, copies: &[BlockCopy]) -> Result<()> {
-        for copy in copies {
+        for copy in copies.iter().filter(|copy| copy.from != copy.to) {
             let (from, to) = (copy.from.0 as usize * self.block_tokens, copy.to.0 as usize * self.block_tokens);
             for tensor in self.layers.iter().flat_map(|(keys, values)| [keys, values]) {
-                tensor.slice_set(&tensor.narrow(0, from, self.block_tokens)?.copy()?, 0, to)?;
+                // `Tensor::copy` would clone the layer's whole store.
+                let block = tensor.narrow(SLOTS, from, self.block_tokens)?.force_contiguous()?;
+                tensor.slice_set(&block, SLOTS, to)?;
             }
         }
         Ok(())
     }
 
-    /// Writes a row's new keys and values `[tokens, kv_width]` at its positions.
+    /// Writes a row's new keys and values `[kv_heads, tokens, head_dim]` at its positions.
     pub(crate) fn write(&self, layer: usize, row: &Row, keys: &Tensor, values: &Tensor) -> Result<()> {
         let (key_store, value_store) = &self.layers[layer];
         let end = row.start + row.tokens.len();
@@ -52,8 +55,8 @@ impl KvStore {
             let count = ((block + 1) * self.block_tokens).min(end) - position;
             let slot = row.blocks[block].0 as usize * self.block_tokens + position % self.block_tokens;
             let from = position - row.start;
-            key_store.slice_set(&keys.narrow(0, from, count)?.contiguous()?, 0, slot)?;
-            value_store.slice_set(&values.narrow(0, from, count)?.contiguous()?, 0, slot)?;
+            key_store.slice_set(&keys.narrow(SLOTS, from, count)?.contiguous()?, SLOTS, slot)?;
+            value_store.slice_set(&values.narrow(SLOTS, from, count)?.contiguous()?, SLOTS, slot)?;
             position += count;
         }
         Ok(())
@@ -71,12 +74,13 @@ impl KvStore {
         Ok(Place::Scattered(Tensor::from_vec((0..length).map(slot).collect(), length, device)?))
     }
 
-    /// Returns a row's keys and values `[length, kv_width]`.
+    /// Returns a row's keys and values `[kv_heads, length, head_dim]`; each head's matrix is contiguous.
     pub(crate) fn read(&self, layer: usize, place: &Place, length: usize) -> Result<(Tensor, Tensor)> {
         let (keys, values) = &self.layers[layer];
-        match place {
-            Place::Range(start) => Ok((keys.narrow(0, *start, length)?, values.narrow(0, *start, length)?)),
-            Place::Scattered(slots) => Ok((keys.index_select(slots, 0)?, values.index_select(slots, 0)?)),
-        }
+        let part = |store: &Tensor| match place {
+            Place::Range(start) => store.narrow(SLOTS, *start, length),
+            Place::Scattered(slots) => store.index_select(slots, SLOTS),
+        };
+        Ok((part(keys)?, part(values)?))
     }
 }

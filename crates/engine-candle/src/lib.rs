@@ -12,6 +12,7 @@ mod kv;
 mod rope;
 mod weights;
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -60,7 +61,8 @@ impl DeviceChoice {
     fn open(self) -> Result<Device, LoadError> {
         let cuda = candle_core::utils::cuda_is_available();
         match self {
-            DeviceChoice::Auto if cuda => Device::new_cuda(0).map_err(LoadError::Candle),
+            // Compiled in, and possibly not present: that is the CPU too.
+            DeviceChoice::Auto if cuda => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
             DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
             DeviceChoice::Cuda(_) if !cuda => {
                 Err(LoadError::Device("this build has no CUDA; use a CUDA build, or the device 'cpu'".into()))
@@ -85,6 +87,27 @@ pub struct Options {
     pub max_step_tokens: usize,
     /// Longest sequence; the model's own context bounds it too.
     pub context_length: Option<usize>,
+}
+
+/// Largest number of rows, tokens and the like in [`Options`].
+const COUNT_MAX: usize = 1 << 20;
+
+impl Options {
+    fn check(&self) -> Result<(), LoadError> {
+        let context = self.context_length.unwrap_or(1);
+        let counts = [
+            ("block_tokens", self.block_tokens),
+            ("max_batch", self.max_batch),
+            ("max_step_tokens", self.max_step_tokens),
+        ];
+        match counts.into_iter().find(|(_, value)| !(1..=COUNT_MAX).contains(value)) {
+            Some((name, value)) => {
+                Err(LoadError::Options(format!("{name} must be from 1 to {COUNT_MAX}, it is {value}")))
+            }
+            None if context == 0 => Err(LoadError::Options("context_length must be at least 1, it is 0".into())),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How far a load is.
@@ -114,11 +137,12 @@ impl CandleEngine {
         options: &Options,
         progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
     ) -> Result<Self, LoadError> {
+        options.check()?;
         let architecture = Architecture::read(header)?;
         let device = options.device.open()?;
         let wanted = options.context_length.unwrap_or(architecture.context_length);
-        let context_length = architecture.context_length.min(wanted.max(1));
-        let block_bytes = architecture.kv_bytes_per_token() * options.block_tokens;
+        let context_length = architecture.context_length.min(wanted);
+        let block_bytes = architecture.kv_block_bytes(options.block_tokens);
         let useful = context_length.div_ceil(options.block_tokens) * options.max_batch;
         let blocks = (options.kv_bytes / block_bytes).min(useful);
         if blocks == 0 {
@@ -154,9 +178,10 @@ impl CandleEngine {
         if batch.rows.len() > limits.max_batch || batch.tokens() > limits.max_step_tokens {
             return bad(format!("{} rows of {} tokens are too many", batch.rows.len(), batch.tokens()));
         }
-        let mut owner = vec![None; limits.blocks];
+        let mut uses = vec![0u32; limits.blocks];
+        let mut sequences = BTreeSet::new();
         for (i, row) in batch.rows.iter().enumerate() {
-            let end = row.start + row.tokens.len();
+            let end = row.start.saturating_add(row.tokens.len());
             if row.tokens.is_empty() || end > limits.context_length {
                 return bad(format!("row {i} has {} tokens from position {}", row.tokens.len(), row.start));
             }
@@ -166,15 +191,22 @@ impl CandleEngine {
             if row.blocks.len() * limits.block_tokens < end {
                 return bad(format!("row {i} has too few blocks for {end} positions"));
             }
-            // Blocks that are only read may be shared; one that is written has one owner.
-            for (k, block) in row.blocks.iter().enumerate() {
-                let Some(owner) = owner.get_mut(block.0 as usize) else {
+            if !sequences.insert(row.sequence) {
+                return bad(format!("row {i} is of a sequence that has another row"));
+            }
+            for block in &row.blocks {
+                let Some(uses) = uses.get_mut(block.0 as usize) else {
                     return bad(format!("row {i} names block {}, which does not exist", block.0));
                 };
-                let written = (k + 1) * limits.block_tokens > row.start && k * limits.block_tokens < end;
-                if written && owner.replace(i).is_some_and(|other| other != i) {
-                    return bad(format!("two rows write block {}", block.0));
-                }
+                *uses += 1;
+            }
+        }
+        // Blocks that are only read may be shared; one that is written is in one place of one row.
+        for row in &batch.rows {
+            let end = row.start + row.tokens.len();
+            let written = &row.blocks[row.start / limits.block_tokens..end.div_ceil(limits.block_tokens)];
+            if let Some(block) = written.iter().find(|block| uses[block.0 as usize] > 1) {
+                return bad(format!("block {} is written and is used twice", block.0));
             }
         }
         let exists = |block: inference::engine::BlockId| (block.0 as usize) < limits.blocks;

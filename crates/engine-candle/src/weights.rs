@@ -1,5 +1,6 @@
 //! Reading weights: exactly the ranges that the checked header gives, in the shapes that the decoder expects.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
@@ -40,6 +41,7 @@ pub(crate) struct Loader<'a> {
     progress: &'a mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
     done: u64,
     all: u64,
+    used: BTreeSet<&'a str>,
 }
 
 struct Raw {
@@ -58,7 +60,7 @@ impl<'a> Loader<'a> {
     ) -> Result<Self, LoadError> {
         let file = File::open(path).map_err(|source| LoadError::Io { path: path.into(), source })?;
         let all = header.tensors.iter().map(|tensor| tensor.bytes).sum();
-        Ok(Loader { header, file, path: path.into(), device, progress, done: 0, all })
+        Ok(Loader { header, file, path: path.into(), device, progress, done: 0, all, used: BTreeSet::new() })
     }
 
     pub(crate) fn device(&self) -> &Device {
@@ -67,6 +69,17 @@ impl<'a> Loader<'a> {
 
     pub(crate) fn has(&self, name: &str) -> bool {
         self.header.tensor(name).is_some()
+    }
+
+    /// Refuses a file with a tensor that nothing read: the model would run without it, and answer wrongly.
+    pub(crate) fn finish(&self) -> Result<(), LoadError> {
+        match self.header.tensors.iter().find(|tensor| !self.used.contains(tensor.name.as_str())) {
+            Some(left) => {
+                let problem = "is not part of the supported architecture, or of a layer past the last".into();
+                Err(LoadError::Tensor { name: left.name.clone(), problem })
+            }
+            None => Ok(()),
+        }
     }
 
     fn raw(&mut self, name: &str, wanted: &[usize]) -> Result<Raw, LoadError> {
@@ -84,6 +97,7 @@ impl<'a> Loader<'a> {
         let mut bytes = vec![0; tensor.bytes as usize];
         self.file.read_exact(&mut bytes).map_err(io)?;
         self.done += tensor.bytes;
+        self.used.insert(&tensor.name);
         if (self.progress)(LoadProgress { bytes_done: self.done, bytes: self.all }).is_break() {
             return Err(LoadError::Cancelled);
         }

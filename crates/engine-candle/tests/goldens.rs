@@ -182,17 +182,23 @@ fn a_cancelled_load_stops_at_the_next_tensor_and_a_foreign_model_is_named() {
 }
 
 #[test]
-fn the_demo_model_says_what_the_other_program_says() {
-    let golden = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/goldens/demo-f16.json"));
-    let list: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/demo-model/demo-f16.gguf"));
-    let mut engine = load(path);
-    let blocks: Vec<u32> = (0..64).rev().collect();
-    assert!(list.len() >= 6);
-    for entry in list {
-        let ids = |key: &str| serde_json::from_value::<Vec<u32>>(entry[key].clone()).unwrap();
-        let (prompt, wanted) = (ids("prompt_ids"), ids("token_ids"));
-        let got = greedy(&mut engine, &prompt, prompt.len() + wanted.len(), 1024, &blocks);
-        assert_eq!(got[prompt.len()..], wanted, "{}", entry["question"]);
+fn the_demo_model_says_what_llama_cpp_says_in_every_type_of_weights() {
+    let repository = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    for (model, golden) in [
+        ("examples/demo-model/demo-f16.gguf", "demo-f16.json"),
+        ("examples/demo-model/demo-q8_0.gguf", "demo-q8_0.json"),
+        ("tests/goldens/demo-q4_k_m.gguf", "demo-q4_k_m.json"),
+    ] {
+        let golden = repository.join("tests/goldens").join(golden);
+        let list: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+        let mut engine = load(&repository.join(model));
+        let blocks: Vec<u32> = (0..64).rev().collect();
+        assert!(list.len() >= 6);
+        for entry in list {
+            let ids = |key: &str| serde_json::from_value::<Vec<u32>>(entry[key].clone()).unwrap();
+            let (prompt, wanted) = (ids("prompt_ids"), ids("token_ids"));
+            let got = greedy(&mut engine, &prompt, prompt.len() + wanted.len(), 1024, &blocks);
+            assert_eq!(got[prompt.len()..], wanted, "{model}: {}", entry["question"]);
+        }
     }
 }

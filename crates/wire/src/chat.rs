@@ -85,9 +85,6 @@ pub struct Peek<'a> {
     /// Whether the answer is a stream.
     #[serde(default)]
     pub stream: Option<bool>,
-    /// The client's own seed.
-    #[serde(default)]
-    pub seed: Option<i128>,
     /// A private field that clients may not send.
     #[serde(default, rename = "cortex_resume")]
     pub resume: Option<serde::de::IgnoredAny>,

@@ -228,6 +228,9 @@ impl Relay {
         }
         if code == Code::Draining {
             self.hand_backs += 1;
+            // The time it spent in that worker's queue must not count against the search for another one.
+            let wait = Duration::from_millis(self.proxy.options.proxy.route_wait_ms);
+            self.wait_until = self.proxy.clock.now() + wait;
             if self.hand_backs > HAND_BACKS_MAX {
                 return Err(error);
             }

@@ -65,7 +65,11 @@ fn authorise(plane: &DataPlane, headers: &HeaderMap) -> Result<(), Error> {
     let shown = headers.get(axum::http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
     match (&plane.token, shown) {
-        (None, _) => Ok(()),
+        (None, _) if plane.options.data.bind.ip().is_loopback() => Ok(()),
+        (None, _) => {
+            let message = "loading and unloading from other hosts need a token: set control.token_file";
+            Err(Error::new(Code::Unauthorized, message))
+        }
         (Some(token), Some(shown)) if token.matches(shown) => Ok(()),
         (Some(_), _) => {
             let message = "loading and unloading need the control token: Authorization: Bearer <token>";

@@ -130,6 +130,7 @@ fn load_failure(error: LoadError) -> LoadFailure {
     let error = match error {
         LoadError::Cancelled => Error::new(Code::Conflict, "the load was cancelled"),
         LoadError::Device(words) => Error::invalid("device", words),
+        LoadError::Options(words) => Error::internal(words),
         LoadError::Candle(source) => {
             Error::new(Code::EngineFailed, "the engine could not take the model").because(source)
         }
