@@ -168,6 +168,13 @@ impl Fleet {
         Ok(Neuron { process, control })
     }
 
+    /// Starts a worker whose configuration has its own control table.
+    pub fn neuron_with_control(&self, control: &str, config: &str) -> Result<Neuron> {
+        let config = format!("{config}[node]\nid = \"a\"\n[data]\nbind = \"127.0.0.1:0\"\n");
+        let process = Running::start(&self.programs.neuron, "a", self.folder.path(), &config)?;
+        Ok(Neuron { process, control: control.into() })
+    }
+
     /// Starts a gateway over these control addresses; `config` is added. Waits until it is ready.
     pub async fn gateway(&self, controls: &[&str], config: &str) -> Result<Gateway> {
         self.start_gateway(controls, config, "").await

@@ -73,6 +73,9 @@ async fn stop_strings_limits_seeds_and_usage_do_what_they_say() {
         texts.insert(one.text);
     }
     assert!(texts.len() > 1, "eight seeds, one text");
+    let mut cortex = std::process::Command::new(env!("CARGO_BIN_EXE_test-cortex"));
+    let output = cortex.args(["chat", "demo", "What is the license?", "--temperature", "0", "--api", &gateway.api]);
+    assert_eq!(String::from_utf8(output.output().unwrap().stdout).unwrap().trim_end(), whole.text);
     let (status, list) = client.get("/v1/models").await.unwrap();
     assert_eq!((status, &list["data"][0]["max_model_len"]), (200, &json!(4096)));
 }

@@ -349,3 +349,80 @@ async fn browsers_may_call_from_the_configured_origins_only() {
     let preflight = ask.header("origin", &origin).send().await.unwrap();
     assert_eq!((preflight.status().as_u16(), &preflight.headers()[header]), (204, &origin.parse().unwrap()));
 }
+
+#[tokio::test]
+async fn a_slow_first_token_commits_the_stream_and_keeps_it_alive() {
+    let fleet = fleet();
+    let a = fleet.neuron("a", &fake("[harness.fake]\nprefill_ms = 1500\n")).await.unwrap();
+    let pace = "commit_after_ms = 200\nkeep_alive_ms = 100\n";
+    let gateway = fleet.gateway_with_api(&[&a.control], pace).await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let answer = client.stream(&chat_body("m", "slow", 4), |_| {}).await.unwrap();
+    assert!(answer.whole(), "{answer:?}");
+    assert!(answer.raw.starts_with(": keep-alive\n\n"), "{}", answer.raw);
+    assert!(answer.raw.matches(": keep-alive").count() >= 3, "{}", answer.raw);
+    assert!(!answer.raw.contains(":cx"));
+}
+
+#[tokio::test]
+async fn a_worker_that_is_silent_before_its_first_token_is_given_up() {
+    let fleet = fleet();
+    let (a, b) = (fleet.neuron("a", &fake("")).await.unwrap(), fleet.neuron("b", &fake("")).await.unwrap());
+    let gateway = fleet.gateway(&[&a.control, &b.control], "[proxy]\nfirst_event_timeout_ms = 400\n").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    a.process.signal(rustix::process::Signal::STOP).unwrap();
+    // Within the two seconds in which the gateway does not know, some of these go to the stopped worker.
+    let asked = (0..4).map(|_| client.stream_owned(chat_body("m", "hello", 4)));
+    for answer in futures_util::future::join_all(asked).await {
+        let answer = answer.unwrap();
+        assert!(answer.whole(), "{answer:?}");
+    }
+    let timeouts = fleet.metric(&gateway.admin, "cortex_retries_total", &["upstream_timeout"]).await.unwrap();
+    assert!(timeouts >= 1.0, "no request was on the stopped worker");
+}
+
+#[tokio::test]
+async fn loading_needs_the_token_where_there_is_one_and_the_gateway_shows_it() {
+    let fleet = fleet();
+    let token = fleet.folder().join("token");
+    std::fs::write(&token, "0123456789abcdef0123456789abcdef\n").unwrap();
+    let port = fleet_tests::free_port().unwrap();
+    let config = format!("{}[control]\ntoken_file = {token:?}\nbind = \"127.0.0.1:{port}\"\n", fake(""));
+    let a = fleet.neuron_with_control(&format!("127.0.0.1:{port}"), &config).unwrap();
+    fleet.until_ok(&format!("http://127.0.0.1:{port}/readyz"), &a.process).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control], &format!("[fleet]\ntoken_file = {token:?}\n")).await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    assert!(client.stream(&chat_body("m", "hello", 4), |_| {}).await.unwrap().whole());
+    let status: Value = reqwest::get(format!("{}/api/status", gateway.admin)).await.unwrap().json().await.unwrap();
+    let data = status["nodes"][0]["status"]["data_address"].as_str().unwrap();
+    let load = reqwest::Client::new().post(format!("http://{data}/models/load"));
+    let load = load.json(&json!({"model_id": "second", "harness": "fake"}));
+    let refused = load.try_clone().unwrap().send().await.unwrap();
+    assert_eq!(refused.status().as_u16(), 401);
+    let accepted = load.bearer_auth("0123456789abcdef0123456789abcdef").send().await.unwrap();
+    assert_eq!(accepted.status().as_u16(), 200);
+}
+
+#[tokio::test]
+async fn the_command_line_shows_the_fleet_and_chats() {
+    let fleet = fleet();
+    let a = fleet.neuron("a", &fake("")).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control], "").await.unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_test-cortex"));
+        let output = command.args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, text, _) = run(&["status", "--admin", &gateway.admin]);
+    assert!(code == Some(0) && text.contains("m (ready)"), "{text}");
+    let (code, text, _) = run(&["status", "--json", "--admin", &gateway.admin]);
+    let status: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &status["nodes"][0]["routable"]), (Some(0), &json!(true)));
+    // The fake engine ends by its context alone, so the command line needs a model that knows when to stop.
+    let (code, _, error) = run(&["chat", "nobody", "hello", "--api", &gateway.api]);
+    assert!(code == Some(1) && error.contains("does not exist"), "{error}");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_test-neuron"));
+    let output = command.args(["check", "--set", "default_models=[{id=\"x\",harness=\"none\"}]"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.code() == Some(78) && text.contains("there is no harness 'none' here"), "{text}");
+}
