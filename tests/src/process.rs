@@ -1,5 +1,6 @@
 //! Programs as children: configuration in a temporary folder, logs in memory's reach, an end for each.
 
+use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -24,9 +25,19 @@ pub fn programs(cortex: &str, neuron: &str) -> Programs {
     Programs { cortex: cortex.into(), neuron: neuron.into() }
 }
 
-/// Finds a free port. Somebody else may take it before it is used; a start that fails for that is retried.
+/// Ports that systems don't give to outgoing connections by default, so that none takes one between finding and binding.
+const PORTS: std::ops::Range<u64> = 12_000..32_000;
+
+/// Finds a free port, by chance, so that tests at the same time find others.
 pub fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    for _ in 0..100 {
+        let chance = std::hash::RandomState::new().build_hasher().finish();
+        let port = (PORTS.start + chance % (PORTS.end - PORTS.start)) as u16;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port of {PORTS:?} is free")
 }
 
 /// A child that is killed when it is dropped.

@@ -4,9 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use rand::Rng;
 use service::gate::Gate;
@@ -79,7 +77,9 @@ impl Front {
         let admission = self.gate.enter().ok_or_else(draining)?;
         check_media_type(request.headers())?;
         let traceparent = request.headers().get("traceparent").cloned();
-        let body = self.read_body(request.into_body()).await?;
+        let api = &self.proxy.options.api;
+        let deadline = Duration::from_millis(api.body_timeout_ms);
+        let body = service::body::read(request.into_body(), api.max_body_bytes, deadline).await?;
         let peek = Peek::parse(&body)?;
         let (model, stream) = (peek.model_id()?, peek.stream.unwrap_or(false));
         let private = peek.resume.is_some();
@@ -95,28 +95,11 @@ impl Front {
             seed,
             traceparent,
         };
-        let api = &self.proxy.options.api;
         let pace = Pace {
             commit_after: Duration::from_millis(api.commit_after_ms),
             keep_alive: Duration::from_millis(api.keep_alive_ms),
         };
         respond(Relay::new(self.proxy.clone(), order), stream, pace, self.proxy.cut.clone(), admission).await
-    }
-
-    async fn read_body(&self, body: Incoming) -> Result<Bytes, Error> {
-        let api = &self.proxy.options.api;
-        let limit = api.max_body_bytes;
-        let deadline = Duration::from_millis(api.body_timeout_ms);
-        match tokio::time::timeout(deadline, Limited::new(body, limit).collect()).await {
-            Ok(Ok(collected)) => Ok(collected.to_bytes()),
-            Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
-                Err(Error::new(Code::BodyTooLarge, format!("the request body is over {limit} bytes")))
-            }
-            Ok(Err(error)) => {
-                Err(Error::new(Code::InvalidRequest, "the request body ended before it was complete").because(error))
-            }
-            Err(_) => Err(Error::new(Code::RequestTimeout, "the request body did not arrive in time")),
-        }
     }
 
     fn models(&self) -> ModelList {

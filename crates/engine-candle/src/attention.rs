@@ -16,6 +16,10 @@ const FEW_QUERIES: usize = 8;
 /// `keys` and `values` `[kv_heads, start + tokens, head_dim]`.
 pub(crate) fn attend(shape: &Architecture, q: &Tensor, keys: &Tensor, values: &Tensor, start: usize) -> Result<Tensor> {
     let tokens = q.dim(0)?;
+    #[cfg(feature = "flash-attn")]
+    if tokens > 1 && q.device().is_cuda() && shape.head_dim <= FLASH_HEAD_MAX {
+        return flash(shape, q, keys, values);
+    }
     let tile = (SCORES_MAX / (shape.heads * (start + tokens))).max(1);
     if tile >= tokens {
         return attend_tile(shape, q, keys, values, start);
@@ -27,6 +31,22 @@ pub(crate) fn attend(shape: &Architecture, q: &Tensor, keys: &Tensor, values: &T
         attend_tile(shape, &q.narrow(0, from, count)?, &keys, &values, start + from)
     };
     Tensor::cat(&(0..tokens).step_by(tile).map(part).collect::<Result<Vec<_>>>()?, 0)
+}
+
+/// Widest head that flash attention takes.
+#[cfg(feature = "flash-attn")]
+const FLASH_HEAD_MAX: usize = 256;
+
+/// The same through flash attention, in f16. Its causal mask is aligned to the last key, so `start` needs no word.
+#[cfg(feature = "flash-attn")]
+fn flash(shape: &Architecture, q: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+    use candle_core::DType;
+    let (tokens, heads, width) = q.dims3()?;
+    let by_position = |x: &Tensor| x.transpose(0, 1)?.unsqueeze(0)?.to_dtype(DType::F16)?.contiguous();
+    let q = q.unsqueeze(0)?.to_dtype(DType::F16)?.contiguous()?;
+    let scale = 1.0 / (shape.head_dim as f32).sqrt();
+    let mixed = candle_flash_attn::flash_attn(&q, &by_position(keys)?, &by_position(values)?, scale, true)?;
+    mixed.squeeze(0)?.to_dtype(DType::F32)?.reshape((tokens, heads * width))
 }
 
 fn attend_tile(shape: &Architecture, q: &Tensor, keys: &Tensor, values: &Tensor, start: usize) -> Result<Tensor> {

@@ -27,7 +27,7 @@ use decoder::Decoder;
 use weights::Loader;
 
 /// The order of summation's version: part of the exact-fingerprint.
-pub const KERNEL_ORDER: &str = "candle-0.11 plain 1";
+pub const KERNEL_ORDER: &str = if cfg!(feature = "flash-attn") { "candle-0.11 flash 1" } else { "candle-0.11 plain 1" };
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use inference::engine::Engine;
+use inference::engine::{Batch, Engine, EngineError, Outputs};
 use inference::{Event, EventKind, Load, RequestKey, Scheduler, Submission};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
@@ -148,7 +148,7 @@ impl EngineLoop {
             // Before the step: a long one must not hide what it runs.
             self.publish_load();
             if let Some(batch) = batch {
-                match self.engine.step(&batch) {
+                match guarded_step(self.engine.as_mut(), &batch) {
                     Ok(outputs) => self.scheduler.complete(&batch, outputs, &mut events),
                     Err(error) => {
                         tracing::error!(%error, rows = batch.rows.len(), "the engine failed a step");
@@ -255,6 +255,12 @@ impl EngineLoop {
     }
 }
 
+/// Runs a step; a panic below fails the batch and not the model, whose other sequences go on.
+fn guarded_step(engine: &mut dyn Engine, batch: &Batch) -> Result<Outputs, EngineError> {
+    let step = std::panic::AssertUnwindSafe(|| engine.step(batch));
+    std::panic::catch_unwind(step).unwrap_or_else(|_| Err(EngineError::Device("the engine panicked".into())))
+}
+
 /// Moves what waits into the queue; `false` when the reader is behind. A reader that left takes everything.
 fn push_through(outlet: &mut Outlet) -> bool {
     while let Some(message) = outlet.overflow.pop_front() {
@@ -264,4 +270,31 @@ fn push_through(outlet: &mut Outlet) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use inference::engine::Capabilities;
+
+    use super::*;
+
+    struct Panics;
+
+    impl Engine for Panics {
+        fn capabilities(&self) -> Capabilities {
+            let (max_batch, max_step_tokens, block_tokens, blocks) = (1, 1, 1, 1);
+            Capabilities { max_batch, max_step_tokens, block_tokens, blocks, context_length: 1, vocab_size: 1 }
+        }
+
+        fn step(&mut self, _batch: &Batch) -> Result<Outputs, EngineError> {
+            panic!("a fault of the arithmetic")
+        }
+    }
+
+    #[test]
+    fn a_panic_in_an_engine_is_a_failed_step() {
+        let result = guarded_step(&mut Panics, &Batch::default());
+        assert!(matches!(result, Err(EngineError::Device(_))));
+    }
 }

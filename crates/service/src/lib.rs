@@ -1,8 +1,9 @@
 //! The process shell: config, tracing, metrics, the server loop with a bounded drain, signals.
 //!
-//! Of the domain only the word for a point in time is known here. Environment, clock and signals are read by the programs' `main` and by
+//! Of the domain only `words` is known here: points in time, and errors. Environment, clock and signals are read by the programs' `main` and by
 //! this crate's shells, and passed down from there.
 
+pub mod body;
 pub mod clock;
 pub mod config;
 pub mod deadman;

@@ -8,7 +8,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use futures_util::StreamExt;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use inference::{ChoiceStart, StopRules, Submission};
 use rand::Rng;
 use wire::chat::ChatRequest;
@@ -55,16 +54,7 @@ impl Private {
 pub(crate) async fn read_body(plane: &DataPlane, body: Body) -> Result<Bytes, Error> {
     let limit = plane.options.data.max_body_bytes;
     let deadline = Duration::from_millis(plane.options.data.body_timeout_ms);
-    match tokio::time::timeout(deadline, Limited::new(body, limit).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
-            Err(Error::new(Code::BodyTooLarge, format!("the request body is over {limit} bytes")))
-        }
-        Ok(Err(error)) => {
-            Err(Error::new(Code::InvalidRequest, "the request body ended before it was complete").because(error))
-        }
-        Err(_) => Err(Error::new(Code::RequestTimeout, "the request body did not arrive in time")),
-    }
+    service::body::read(body, limit, deadline).await
 }
 
 fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {

@@ -1,0 +1,80 @@
+//! Reading a request's body within its bound and deadline.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::Body;
+use http_body_util::BodyExt;
+use words::{Code, Error};
+
+/// How much of a body that is too large is read and dropped, so that the client has sent it all before it is refused:
+/// one that is cut off while it sends sees a broken connection and never the reason.
+const DISCARD_MAX: usize = 64 << 20;
+
+/// Reads a whole body of at most `limit` bytes that arrives within `deadline`.
+///
+/// # Errors
+/// `BodyTooLarge`, `RequestTimeout`, or `InvalidRequest` for a body that broke off.
+pub async fn read<B>(body: B, limit: usize, deadline: Duration) -> Result<Bytes, Error>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let too_large = || Error::new(Code::BodyTooLarge, format!("the request body is over {limit} bytes"));
+    let mut body = pin!(body);
+    let mut whole = BytesMut::new();
+    let mut length = 0usize;
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                Error::new(Code::InvalidRequest, "the request body ended before it was complete").because(error)
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            length = length.saturating_add(data.len());
+            if length <= limit {
+                whole.extend_from_slice(&data);
+            } else if length > limit.saturating_add(DISCARD_MAX) {
+                return Err(too_large());
+            }
+        }
+        if length > limit { Err(too_large()) } else { Ok(()) }
+    };
+    match tokio::time::timeout(deadline, reading).await {
+        Ok(result) => result.map(|()| whole.freeze()),
+        Err(_) if length > limit => Err(too_large()),
+        Err(_) => Err(Error::new(Code::RequestTimeout, "the request body did not arrive in time")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::convert::Infallible;
+
+    use futures_util::stream;
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    async fn code(chunks: usize, limit: usize) -> Result<usize, Code> {
+        let frames = (0..chunks).map(|_| Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'x'; 1024]))));
+        let body = StreamBody::new(stream::iter(frames));
+        read(body, limit, Duration::from_secs(5)).await.map(|bytes| bytes.len()).map_err(|error| error.code())
+    }
+
+    #[tokio::test]
+    async fn a_body_is_taken_up_to_its_limit_and_an_endless_one_is_left() {
+        assert_eq!(code(4, 4096).await, Ok(4096));
+        assert_eq!(code(5, 4096).await, Err(Code::BodyTooLarge));
+        assert_eq!(code(usize::MAX, 4096).await, Err(Code::BodyTooLarge));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_is_given_up() {
+        let frames = stream::pending::<Result<Frame<Bytes>, Infallible>>();
+        let result = read(StreamBody::new(frames), 10, Duration::from_secs(5)).await;
+        assert_eq!(result.unwrap_err().code(), Code::RequestTimeout);
+    }
+}
