@@ -116,6 +116,26 @@ async fn models_come_and_go_while_the_worker_serves() {
         let (status, error) = post("/models/load", body.clone()).await;
         assert_eq!((status, error["error"]["code"].as_str()), (400, Some(code)), "{body}: {error}");
     }
+    // Damaged copies of a good file: each is refused in words, and the worker goes on.
+    let good = std::fs::read(format!("{HOME}/demo-f16.gguf")).unwrap();
+    let with = |at: usize, number: u64| {
+        let mut bytes = good.clone();
+        bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+        bytes
+    };
+    for (name, bytes, words) in [
+        ("half.gguf", good[..good.len() / 2].to_vec(), "past the end"),
+        ("head.gguf", good[..1000].to_vec(), "truncated"),
+        ("tensors.gguf", with(8, u64::MAX), "number of tensors"),
+        ("entries.gguf", with(16, 1 << 40), "metadata entries"),
+        ("empty.gguf", Vec::new(), "truncated"),
+    ] {
+        let path = fleet.folder().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let (status, error) = post("/models/load", json!({"model_id": "damaged", "path": path})).await;
+        let message = error["error"]["message"].as_str().unwrap_or_default();
+        assert!(status == 400 && message.contains(words), "{name}: {error}");
+    }
     let (code, _) = post("/models/unload", json!({"model_id": "org/second"})).await;
     assert_eq!(code, 200);
     let (code, error) = post("/models/unload", json!({"model_id": "org/second"})).await;
