@@ -7,6 +7,7 @@ use std::time::Duration;
 use lifecycle::DrainBudget;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use service::config::UnusableOption;
 use service::server::ServerOptions;
 use service::telemetry::LogOptions;
 
@@ -183,21 +184,13 @@ pub struct NeuronEntry {
     pub control: String,
 }
 
-/// Why a configuration that parses can't be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{key}: {problem}")]
-pub struct OptionsError {
-    key: String,
-    problem: String,
-}
-
 impl Options {
     /// Checks what types can't.
     ///
     /// # Errors
-    /// [`OptionsError`] with the key's path.
-    pub fn check(&self) -> Result<(), OptionsError> {
-        let wrong = |key: &str, problem: String| Err(OptionsError { key: key.into(), problem });
+    /// [`UnusableOption`] with the key's path.
+    pub fn check(&self) -> Result<(), UnusableOption> {
+        let wrong = |key: &str, problem: String| Err(UnusableOption { key: key.into(), problem });
         for (i, neuron) in self.neurons.iter().enumerate() {
             let key = format!("neurons[{i}].control");
             let port = neuron.control.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));

@@ -48,8 +48,22 @@ pub struct ChatTemplate {
 }
 
 const NAME: &str = "chat";
-/// Marks the error of `raise_exception`; it is recognised as this value's own kind, not by words.
-const RAISED: ErrorKind = ErrorKind::TemplateNotFound;
+
+/// The cause of `raise_exception`'s error, by which it is told from all others, however deep in macros it was raised.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+fn raised(error: &JinjaError) -> Option<String> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(Raised(message)) = error.downcast_ref() {
+            return Some(message.clone());
+        }
+        cause = error.source();
+    }
+    None
+}
 
 impl ChatTemplate {
     /// Compiles a template.
@@ -75,7 +89,7 @@ impl ChatTemplate {
         environment.add_filter("count", python::length);
         environment.add_filter("string", |value: Value| python::text(&value));
         environment.add_function("raise_exception", |message: String| -> Result<Value, JinjaError> {
-            Err(JinjaError::new(RAISED, message))
+            Err(JinjaError::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
         });
         let compiled = environment.add_template_owned(NAME, source.to_string());
         compiled.map_err(|error| TemplateError::Source(format!("{error:#}")))?;
@@ -93,9 +107,9 @@ impl ChatTemplate {
     /// # Errors
     /// `Raised` when the template refuses, `Render` when it fails or goes over a bound.
     pub fn render(&self, context: &Map<String, Json>, now: i64) -> Result<String, TemplateError> {
-        let failed = |error: JinjaError| match error.kind() {
-            RAISED => TemplateError::Raised(error.detail().unwrap_or_default().to_string()),
-            _ => TemplateError::Render(error.to_string()),
+        let failed = |error: JinjaError| match raised(&error) {
+            Some(message) => TemplateError::Raised(message),
+            None => TemplateError::Render(error.to_string()),
         };
         let template = self.environment.get_template(NAME).map_err(failed)?;
         let clock = Value::from_function(move |format: String| strftime(now, &format));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use lifecycle::DrainBudget;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use service::config::UnusableOption;
 use service::server::ServerOptions;
 use service::telemetry::LogOptions;
 use words::{ModelId, NodeId};
@@ -239,21 +240,13 @@ pub struct ModelEntry {
     pub required: bool,
 }
 
-/// Why a configuration that parses can't be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{key}: {problem}")]
-pub struct OptionsError {
-    key: String,
-    problem: String,
-}
-
 impl Options {
     /// Checks what types can't.
     ///
     /// # Errors
-    /// [`OptionsError`] with the key's path.
-    pub fn check(&self) -> Result<(), OptionsError> {
-        let wrong = |key: &str, problem: String| Err(OptionsError { key: key.into(), problem });
+    /// [`UnusableOption`] with the key's path.
+    pub fn check(&self) -> Result<(), UnusableOption> {
+        let wrong = |key: &str, problem: String| Err(UnusableOption { key: key.into(), problem });
         if let Some(id) = &self.node.id
             && let Err(error) = NodeId::new(id.clone())
         {

@@ -37,6 +37,16 @@ pub enum ConfigError {
     Content(Box<figment::Error>),
 }
 
+/// Why a configuration that parses can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct UnusableOption {
+    /// The key's path.
+    pub key: String,
+    /// What is wrong with its value.
+    pub problem: String,
+}
+
 /// Most bytes of a configuration file.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 

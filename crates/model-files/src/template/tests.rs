@@ -28,6 +28,10 @@ fn json_is_what_python_dumps() {
 fn a_template_may_refuse_and_may_not_run_for_ever() {
     let raised = render("{{ raise_exception('no tools') }}", json!({})).unwrap_err();
     assert!(matches!(raised, TemplateError::Raised(words) if words == "no tools"));
+    let deep = "{% macro m() %}{{ raise_exception('deep') }}{% endmacro %}{% if true %}{{ m() }}{% endif %}";
+    assert!(matches!(render(deep, json!({})).unwrap_err(), TemplateError::Raised(words) if words == "deep"));
+    let absent = render("{% include 'x' %}", json!({})).unwrap_err();
+    assert!(matches!(absent, TemplateError::Render(_)), "{absent}");
     let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
     assert!(matches!(render(endless, json!({})), Err(TemplateError::Render(_))));
     assert!(matches!(render("{% if %}", json!({})), Err(TemplateError::Source(_))));
