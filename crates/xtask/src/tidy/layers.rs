@@ -15,7 +15,8 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("wire", &["words"]),
     ("inference", &["words"]),
     ("model-files", &["words"]),
-    ("engine-candle", &["words", "inference", "model-files"]),
+    ("kernels", &[]),
+    ("engine-candle", &["words", "inference", "model-files", "kernels"]),
     ("control", &["words", "lifecycle"]),
     ("service", &["words"]),
     ("cortex", &["words", "lifecycle", "fleet", "wire", "control", "service"]),
@@ -27,7 +28,7 @@ const INTERNAL: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that decide and never wait.
-const PURE: &[&str] = &["words", "lifecycle", "fleet", "wire", "inference", "model-files"];
+const PURE: &[&str] = &["words", "lifecycle", "fleet", "wire", "inference", "model-files", "kernels"];
 /// What those never see, however far down.
 const WAITING: &[&str] = &["tokio", "axum", "tonic", "hyper", "reqwest", "candle-core"];
 /// The only ones that name candle.
