@@ -266,6 +266,35 @@ async fn a_required_model_that_fails_stops_the_start_and_an_unknown_key_is_a_con
     assert!(b.process.log().contains("stepms"), "{}", b.process.log());
 }
 
+#[tokio::test]
+async fn a_second_turn_finds_the_first_in_the_cache_unless_its_salt_differs() {
+    let fleet = fleet();
+    let worker = fleet.neuron("a", &fake("")).await.unwrap();
+    let gateway = fleet.gateway(&[&worker.control], "").await.unwrap();
+    let ask = async |extra: Value| -> Value {
+        let mut body = chat_body("m", &"a long way to say hello ".repeat(8), 4);
+        body["stream"] = json!(false);
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let request = reqwest::Client::new().post(format!("{}/v1/chat/completions", gateway.api)).json(&body);
+        request.send().await.unwrap().json().await.unwrap()
+    };
+    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    let first = ask(json!({})).await;
+    let prompt = first["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(cached(&first), 0);
+    let second = ask(json!({"service_tier": "priority"})).await;
+    assert_eq!(cached(&second), (prompt - 1) / 32 * 32, "all whole blocks but the last token's");
+    assert_eq!(second["choices"], first["choices"]);
+    assert_eq!(cached(&ask(json!({"cache_salt": "mine"})).await), 0, "another tenant's prompt is not there");
+    assert!(cached(&ask(json!({"cache_salt": "mine", "service_tier": "flex"})).await) > 0);
+    let refused = ask(json!({"service_tier": "best"})).await;
+    assert_eq!(refused["error"]["param"], "service_tier");
+    let base = format!("http://{}", worker.control);
+    let hits = fleet.metric(&base, "neuron_prefix_cache_hits_total", &[]).await.unwrap();
+    assert_eq!(hits as u64, 2 * cached(&second));
+    assert_eq!(fleet.metric(&base, "neuron_num_preemptions_total", &[]).await.unwrap(), 0.0);
+}
+
 /// A request as a gateway sends it: private headers, and maybe a resume in the body.
 async fn attempt(data: &str, number: u32, body: &Value) -> String {
     let request = reqwest::Client::new().post(format!("{data}/v1/chat/completions")).json(body);
@@ -304,7 +333,9 @@ fn read_attempt(raw: &str, mut due: usize) -> (Vec<u32>, String, Value) {
 #[tokio::test]
 async fn another_worker_resumes_after_the_last_accepted_token() {
     let fleet = fleet();
-    let (a, b) = (fleet.neuron("a", &fake("")).await.unwrap(), fleet.neuron("b", &fake("")).await.unwrap());
+    // Without a cache, for `cached_tokens` says what each worker found in its own.
+    let fake = fake("[scheduler]\nprefix_cache = false\n");
+    let (a, b) = (fleet.neuron("a", &fake).await.unwrap(), fleet.neuron("b", &fake).await.unwrap());
     let gateway = fleet.gateway(&[&a.control, &b.control], "").await.unwrap();
     let status: Value = reqwest::get(format!("{}/api/status", gateway.admin)).await.unwrap().json().await.unwrap();
     let data = |i: usize| format!("http://{}", status["nodes"][i]["status"]["data_address"].as_str().unwrap());

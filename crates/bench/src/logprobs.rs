@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use engine_candle::{CandleEngine, DeviceChoice, Options};
+use engine_candle::{Arithmetic, CandleEngine, DeviceChoice, KernelOptions, KvType, Options};
 use inference::engine::{Batch, BlockId, Engine, Row, RowOutput, SequenceId};
 use inference::sampling::Sampling;
 use model_files::gguf::{Header, Limits};
@@ -32,11 +32,13 @@ fn logprobs(engine: &mut CandleEngine, tokens: Vec<u32>) -> Result<Vec<f64>> {
 
 /// Compares at every length of the golden file and prints a row for each.
 #[allow(clippy::print_stdout)]
-pub(crate) fn compare(model: &Path, golden: &Path) -> Result<()> {
+pub(crate) fn compare(model: &Path, golden: &Path, threads: usize) -> Result<()> {
     let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(golden)?)?;
     let header = Header::read(model, &Limits::default())?;
+    let arithmetic = Arithmetic::Auto(KernelOptions { threads, kv: KvType::F32, level: None });
     let options = Options {
         device: DeviceChoice::Cpu,
+        arithmetic,
         kv_bytes: 512 << 20,
         block_tokens: BLOCK_TOKENS,
         max_batch: 1,

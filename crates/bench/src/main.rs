@@ -1,6 +1,7 @@
-//! `bench gguf` writes a random-weight model of a known shape; `bench logprobs` compares the engine with another
+//! `bench engine` times the engine beside its peer; `bench gguf` writes a random-weight model of a known shape; `bench logprobs` compares the engine with another
 //! program on it.
 
+mod engine;
 mod gguf;
 mod logprobs;
 
@@ -33,6 +34,8 @@ enum Command {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Time the engine beside llama.cpp, candle and the memory's speed.
+    Engine(engine::EngineArgs),
     /// Compare the engine's logprobs on a generated file with those that another program gave; fails where the top
     /// five differ by more than 0.01.
     Logprobs {
@@ -42,12 +45,16 @@ enum Command {
         /// What the other program gave.
         #[arg(long, default_value = "tests/goldens/qwen3-0.6b-f16-600.json")]
         golden: PathBuf,
+        /// Threads.
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
     },
 }
 
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Gguf { shape, quant, seed, out } => gguf::write(shape, quant, seed, &out),
-        Command::Logprobs { model, golden } => logprobs::compare(&model, &golden),
+        Command::Engine(args) => engine::bench(&args),
+        Command::Logprobs { model, golden, threads } => logprobs::compare(&model, &golden, threads),
     }
 }

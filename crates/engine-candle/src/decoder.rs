@@ -38,12 +38,7 @@ pub(crate) struct Decoder {
 
 fn layer(shape: &Architecture, loader: &mut Loader<'_>, i: usize) -> std::result::Result<Layer, LoadError> {
     let name = |part: &str| format!("blk.{i}.{part}.weight");
-    for part in ["attn_q", "attn_k", "attn_v"] {
-        let bias = format!("blk.{i}.{part}.bias");
-        if loader.has(&bias) {
-            return Err(LoadError::Tensor { name: bias, problem: "is a bias, which is not supported".into() });
-        }
-    }
+    loader.refuse_biases(i)?;
     let (hidden, width, kv_width) = (shape.hidden, shape.heads * shape.head_dim, shape.kv_width());
     let head_norms = if shape.head_norms {
         let q = loader.vector(&name("attn_q_norm"), shape.head_dim)?;
@@ -80,22 +75,18 @@ impl Decoder {
             true => loader.matrix("output.weight", embedding.rows(), shape.hidden)?,
             false => embedding.tied()?,
         };
-        let factors = match loader.has("rope_freqs.weight") {
-            true => Some(loader.vector("rope_freqs.weight", shape.rope_dim / 2)?.to_vec1::<f32>()?),
-            false => None,
-        };
-        if factors.iter().flatten().any(|factor| !factor.is_finite() || *factor <= 0.0) {
-            let problem = "has a factor that is not above zero".into();
-            return Err(LoadError::Tensor { name: "rope_freqs.weight".into(), problem });
-        }
+        let rope = Rope::load(&shape, loader)?;
         loader.finish()?;
-        let rope = Rope::new(&shape, factors.as_deref());
         let kv = KvStore::new(&shape, blocks, block_tokens, &device)?;
         Ok(Decoder { shape, embedding, layers, norm, head, rope, kv, device })
     }
 
     pub(crate) fn vocabulary(&self) -> usize {
         self.embedding.rows()
+    }
+
+    pub(crate) fn kv(&self) -> &KvStore {
+        &self.kv
     }
 
     pub(crate) fn device(&self) -> &Device {

@@ -3,7 +3,7 @@
 //! A head's context is then a plain matrix: in place where a row's blocks are neighbours, after one gather where not.
 
 use candle_core::{DType, Device, Result, Tensor};
-use inference::engine::{BlockCopy, Row};
+use inference::engine::{BlockCopy, BlockId, Row};
 
 use crate::architecture::Architecture;
 
@@ -41,6 +41,30 @@ impl KvStore {
                 let block = tensor.narrow(SLOTS, from, self.block_tokens)?.force_contiguous()?;
                 tensor.slice_set(&block, SLOTS, to)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Returns a block's numbers, little-endian: its layers one after another, keys before values.
+    pub(crate) fn export(&self, block: BlockId) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for tensor in self.layers.iter().flat_map(|(keys, values)| [keys, values]) {
+            let part = tensor.narrow(SLOTS, block.0 as usize * self.block_tokens, self.block_tokens)?;
+            for number in part.flatten_all()?.to_vec1::<f32>()? {
+                bytes.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Puts a block back; `bytes` are as many as [`KvStore::export`] gives.
+    pub(crate) fn import(&self, block: BlockId, bytes: &[u8]) -> Result<()> {
+        let mut numbers = bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        for tensor in self.layers.iter().flat_map(|(keys, values)| [keys, values]) {
+            let (heads, _, width) = tensor.dims3()?;
+            let part: Vec<f32> = numbers.by_ref().take(heads * self.block_tokens * width).collect();
+            let part = Tensor::from_vec(part, (heads, self.block_tokens, width), tensor.device())?;
+            tensor.slice_set(&part, SLOTS, block.0 as usize * self.block_tokens)?;
         }
         Ok(())
     }

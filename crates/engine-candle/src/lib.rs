@@ -1,14 +1,17 @@
-//! The candle engine: one decoder described by data, in plain candle operations.
+//! The engine: one decoder described by data, on two backends.
 //!
-//! It is the way to CUDA, and the oracle of faster kernels. Activations and KV are f32; weights stay as the file
-//! has them where candle multiplies that type, and are widened to f32 where it does not. candle computes on the
-//! process's global rayon pool.
+//! - On the CPU the `kernels` crate computes: packed weights, keys and values in blocks of 32 positions, any number of
+//!   threads, and the same bits whatever else is in the batch.
+//! - On CUDA, and as the kernels' oracle, plain candle operations do: activations and KV in f32, weights as the file has
+//!   them where candle multiplies that type. candle computes on the process's global rayon pool.
 
 mod architecture;
 mod attention;
 mod decoder;
 mod error;
 mod kv;
+mod options;
+mod packed;
 mod rope;
 mod weights;
 
@@ -17,98 +20,17 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::Device;
-use inference::engine::{Batch, Capabilities, Engine, EngineError, Outputs, RowOutput};
+use inference::engine::{Batch, BlockId, Capabilities, Engine, EngineError, Outputs, RowOutput};
 use model_files::gguf::Header;
 
 pub use architecture::Architecture;
 pub use error::LoadError;
+pub use kernels::Level;
+pub use kernels::kv::KvType;
+pub use options::{Arithmetic, DeviceChoice, KernelOptions, Options};
 
 use decoder::Decoder;
 use weights::Loader;
-
-/// The order of summation's version: part of the exact-fingerprint.
-pub const KERNEL_ORDER: &str = if cfg!(feature = "flash-attn") { "candle-0.11 flash 1" } else { "candle-0.11 plain 1" };
-
-/// Where to compute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// CUDA when compiled in and present, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// This CUDA device, or an error.
-    Cuda(usize),
-}
-
-impl DeviceChoice {
-    /// Reads `auto`, `cpu`, `cuda` or `cuda:N`.
-    ///
-    /// # Errors
-    /// [`LoadError::Device`] for anything else.
-    pub fn parse(text: &str) -> Result<Self, LoadError> {
-        let number = |text: &str| text.parse().ok();
-        match text {
-            "auto" | "" => Ok(DeviceChoice::Auto),
-            "cpu" => Ok(DeviceChoice::Cpu),
-            "cuda" => Ok(DeviceChoice::Cuda(0)),
-            _ => text.strip_prefix("cuda:").and_then(number).map(DeviceChoice::Cuda).ok_or_else(|| {
-                LoadError::Device(format!("the device must be auto, cpu, cuda or cuda:N, it is '{text}'"))
-            }),
-        }
-    }
-
-    fn open(self) -> Result<Device, LoadError> {
-        let cuda = candle_core::utils::cuda_is_available();
-        match self {
-            // Compiled in, and possibly not present: that is the CPU too.
-            DeviceChoice::Auto if cuda => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
-            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
-            DeviceChoice::Cuda(_) if !cuda => {
-                Err(LoadError::Device("this build has no CUDA; use a CUDA build, or the device 'cpu'".into()))
-            }
-            DeviceChoice::Cuda(number) => Device::new_cuda(number).map_err(LoadError::Candle),
-        }
-    }
-}
-
-/// How an engine is sized.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Where to compute.
-    pub device: DeviceChoice,
-    /// Most bytes of KV.
-    pub kv_bytes: usize,
-    /// Tokens a KV block holds.
-    pub block_tokens: usize,
-    /// Most rows in a batch.
-    pub max_batch: usize,
-    /// Most tokens in a batch.
-    pub max_step_tokens: usize,
-    /// Longest sequence; the model's own context bounds it too.
-    pub context_length: Option<usize>,
-}
-
-/// Largest number of rows, tokens and the like in [`Options`].
-const COUNT_MAX: usize = 1 << 20;
-
-impl Options {
-    fn check(&self) -> Result<(), LoadError> {
-        let context = self.context_length.unwrap_or(1);
-        let counts = [
-            ("block_tokens", self.block_tokens),
-            ("max_batch", self.max_batch),
-            ("max_step_tokens", self.max_step_tokens),
-        ];
-        match counts.into_iter().find(|(_, value)| !(1..=COUNT_MAX).contains(value)) {
-            Some((name, value)) => {
-                Err(LoadError::Options(format!("{name} must be from 1 to {COUNT_MAX}, it is {value}")))
-            }
-            None if context == 0 => Err(LoadError::Options("context_length must be at least 1, it is 0".into())),
-            None => Ok(()),
-        }
-    }
-}
 
 /// How far a load is.
 #[derive(Clone, Copy, Debug)]
@@ -119,10 +41,17 @@ pub struct LoadProgress {
     pub bytes: u64,
 }
 
+/// What computes.
+enum Backend {
+    Kernels(Box<packed::Decoder>),
+    Candle(Box<Decoder>),
+}
+
 /// The engine.
 pub struct CandleEngine {
-    decoder: Decoder,
+    backend: Backend,
     capabilities: Capabilities,
+    block_bytes: usize,
 }
 
 impl CandleEngine {
@@ -140,9 +69,13 @@ impl CandleEngine {
         options.check()?;
         let architecture = Architecture::read(header)?;
         let device = options.device.open()?;
+        let kernels = options.kernels(&device)?;
         let wanted = options.context_length.unwrap_or(architecture.context_length);
         let context_length = architecture.context_length.min(wanted);
-        let block_bytes = architecture.kv_block_bytes(options.block_tokens);
+        let block_bytes = match kernels {
+            Some(kernels) => packed::kv_shape(&architecture, kernels).block_bytes(),
+            None => architecture.kv_block_bytes(options.block_tokens),
+        };
         let useful = context_length.div_ceil(options.block_tokens) * options.max_batch;
         let blocks = (options.kv_bytes / block_bytes).min(useful);
         if blocks == 0 {
@@ -151,25 +84,74 @@ impl CandleEngine {
         // A sequence can't be longer than all blocks together.
         let context_length = context_length.min(blocks * options.block_tokens);
         let mut loader = Loader::open(path, header, device, progress)?;
-        let decoder = Decoder::load(architecture, &mut loader, blocks, options.block_tokens)?;
+        let (backend, vocab_size) = match kernels {
+            Some(kernels) => {
+                let decoder = packed::Decoder::load(architecture, &mut loader, blocks, kernels)?;
+                let vocabulary = decoder.vocabulary();
+                (Backend::Kernels(Box::new(decoder)), vocabulary)
+            }
+            None => {
+                let decoder = Decoder::load(architecture, &mut loader, blocks, options.block_tokens)?;
+                let vocabulary = decoder.vocabulary();
+                (Backend::Candle(Box::new(decoder)), vocabulary)
+            }
+        };
         let capabilities = Capabilities {
             max_batch: options.max_batch,
             max_step_tokens: options.max_step_tokens,
             block_tokens: options.block_tokens,
             blocks,
             context_length,
-            vocab_size: decoder.vocabulary(),
+            vocab_size,
         };
-        Ok(CandleEngine { decoder, capabilities })
+        Ok(CandleEngine { backend, capabilities, block_bytes })
     }
 
     /// Returns where it computes, for the log.
     pub fn device(&self) -> &'static str {
-        match self.decoder.device() {
-            Device::Cpu => "cpu",
-            Device::Cuda(_) => "cuda",
-            Device::Metal(_) => "metal",
+        match &self.backend {
+            Backend::Kernels(_) => "cpu",
+            Backend::Candle(decoder) => match decoder.device() {
+                Device::Cpu => "cpu",
+                Device::Cuda(_) => "cuda",
+                Device::Metal(_) => "metal",
+            },
         }
+    }
+
+    /// Returns what decides a result's bits beside the model: the arithmetic, its order, and how KV is rounded. Part of
+    /// the exact-fingerprint. Instructions and threads are not in it, for they change nothing.
+    pub fn exactness(&self) -> String {
+        match &self.backend {
+            Backend::Kernels(decoder) => format!("{} kv-{}", kernels::ORDER, decoder.kv().shape().kind.name()),
+            Backend::Candle(_) => {
+                let order = if cfg!(feature = "flash-attn") { "candle-0.11 flash 1" } else { "candle-0.11 plain 1" };
+                format!("{order} kv-f32 {}", self.device())
+            }
+        }
+    }
+
+    /// Returns what computes, for the log: `kernels avx2`, or `candle`.
+    pub fn arithmetic(&self) -> String {
+        match &self.backend {
+            Backend::Kernels(decoder) => format!("kernels {}", decoder.level()),
+            Backend::Candle(_) => "candle".into(),
+        }
+    }
+
+    /// Returns the bytes of packed weights; zero where candle holds them.
+    pub fn weight_bytes(&self) -> usize {
+        match &self.backend {
+            Backend::Kernels(decoder) => decoder.weight_bytes(),
+            Backend::Candle(_) => 0,
+        }
+    }
+
+    fn check_block(&self, block: BlockId) -> Result<(), EngineError> {
+        if (block.0 as usize) < self.capabilities.blocks {
+            return Ok(());
+        }
+        Err(EngineError::BadBatch(format!("block {} does not exist", block.0)))
     }
 
     fn check(&self, batch: &Batch) -> Result<(), EngineError> {
@@ -209,7 +191,7 @@ impl CandleEngine {
                 return bad(format!("block {} is written and is used twice", block.0));
             }
         }
-        let exists = |block: inference::engine::BlockId| (block.0 as usize) < limits.blocks;
+        let exists = |block: BlockId| (block.0 as usize) < limits.blocks;
         if batch.copies.iter().any(|copy| !exists(copy.from) || !exists(copy.to)) {
             return bad("a copy names a block that does not exist".into());
         }
@@ -224,11 +206,46 @@ impl Engine for CandleEngine {
 
     fn step(&mut self, batch: &Batch) -> Result<Outputs, EngineError> {
         self.check(batch)?;
-        let mut logits = self.decoder.step(batch).map_err(|error| EngineError::Device(Box::new(error)))?.into_iter();
+        let logits = match &mut self.backend {
+            Backend::Kernels(decoder) => decoder.step(batch),
+            Backend::Candle(decoder) => decoder.step(batch).map_err(device_error)?,
+        };
+        let mut logits = logits.into_iter();
         let output = |row: &inference::engine::Row| match row.wants_logits {
             true => logits.next().map_or(RowOutput::Nothing, RowOutput::Logits),
             false => RowOutput::Nothing,
         };
         Ok(Outputs { rows: batch.rows.iter().map(output).collect() })
     }
+
+    fn block_bytes(&self) -> usize {
+        self.block_bytes
+    }
+
+    fn export_block(&mut self, block: BlockId) -> Result<Vec<u8>, EngineError> {
+        self.check_block(block)?;
+        match &self.backend {
+            Backend::Kernels(decoder) => Ok(decoder.kv().export(block.0)),
+            Backend::Candle(decoder) => decoder.kv().export(block).map_err(device_error),
+        }
+    }
+
+    fn import_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), EngineError> {
+        self.check_block(block)?;
+        if bytes.len() != self.block_bytes {
+            let words = format!("a block has {} bytes, {} were given", self.block_bytes, bytes.len());
+            return Err(EngineError::BadBatch(words));
+        }
+        match &mut self.backend {
+            Backend::Kernels(decoder) => {
+                decoder.kv_mut().import(block.0, bytes);
+                Ok(())
+            }
+            Backend::Candle(decoder) => decoder.kv().import(block, bytes).map_err(device_error),
+        }
+    }
+}
+
+fn device_error(error: candle_core::Error) -> EngineError {
+    EngineError::Device(Box::new(error))
 }

@@ -1,8 +1,10 @@
 //! Rotary positions in f32, from angles computed in f64: exact at any position.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, Device, Tensor};
 
 use crate::architecture::{Architecture, RopeKind};
+use crate::error::LoadError;
+use crate::weights::Loader;
 
 /// The frequencies of one model.
 #[derive(Debug)]
@@ -18,38 +20,47 @@ pub(crate) struct Angles {
 }
 
 impl Rope {
-    /// Makes the frequencies; `factors` divide them one by one where a model has such.
-    pub(crate) fn new(architecture: &Architecture, factors: Option<&[f32]>) -> Self {
+    /// Makes the frequencies, divided one by one where a model has factors for that.
+    pub(crate) fn load(architecture: &Architecture, loader: &mut Loader<'_>) -> Result<Self, LoadError> {
+        let name = "rope_freqs.weight";
         let half = architecture.rope_dim / 2;
-        let frequency = |i: usize| {
-            let plain = architecture.rope_base.powf(-2.0 * i as f64 / architecture.rope_dim as f64);
-            let factor = factors.and_then(|factors| factors.get(i)).map_or(1.0, |factor| f64::from(*factor));
-            plain / factor / architecture.rope_scale
+        let factors = if loader.has(name) { loader.floats(name, half)? } else { vec![1.0; half] };
+        if factors.iter().any(|factor| !factor.is_finite() || *factor <= 0.0) {
+            let problem = "has a factor that is not above zero".into();
+            return Err(LoadError::Tensor { name: name.into(), problem });
+        }
+        let frequency = |(i, factor): (usize, &f32)| {
+            // `libm` and not the system's library: the same bits on every machine.
+            let plain = libm::pow(architecture.rope_base, -2.0 * i as f64 / architecture.rope_dim as f64);
+            plain / f64::from(*factor) / architecture.rope_scale
         };
-        Rope { kind: architecture.rope, frequencies: (0..half).map(frequency).collect() }
+        Ok(Rope { kind: architecture.rope, frequencies: factors.iter().enumerate().map(frequency).collect() })
+    }
+
+    /// Adds one position's cosines and sines: `[head_dim / 2]` each.
+    pub(crate) fn push_angles(&self, position: usize, cos: &mut Vec<f32>, sin: &mut Vec<f32>) {
+        for frequency in &self.frequencies {
+            let (s, c) = libm::sincos(position as f64 * frequency);
+            cos.push(c as f32);
+            sin.push(s as f32);
+        }
     }
 
     /// Computes the angles of these positions.
-    pub(crate) fn angles(&self, positions: &[usize], device: &Device) -> Result<Angles> {
-        let half = self.frequencies.len();
-        let (mut cos, mut sin) =
-            (Vec::with_capacity(positions.len() * half), Vec::with_capacity(positions.len() * half));
+    pub(crate) fn angles(&self, positions: &[usize], device: &Device) -> candle_core::Result<Angles> {
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for position in positions {
-            for frequency in &self.frequencies {
-                let (s, c) = (*position as f64 * frequency).sin_cos();
-                cos.push(c as f32);
-                sin.push(s as f32);
-            }
+            self.push_angles(*position, &mut cos, &mut sin);
         }
-        let shape = (positions.len(), 1, half);
+        let shape = (positions.len(), 1, self.frequencies.len());
         Ok(Angles { cos: Tensor::from_vec(cos, shape, device)?, sin: Tensor::from_vec(sin, shape, device)? })
     }
 
     /// Rotates `x [tokens, heads, head_dim]`.
-    pub(crate) fn rotate(&self, x: &Tensor, angles: &Angles) -> Result<Tensor> {
+    pub(crate) fn rotate(&self, x: &Tensor, angles: &Angles) -> candle_core::Result<Tensor> {
         let (tokens, heads, width) = x.dims3()?;
         let half = width / 2;
-        let turn = |a: &Tensor, b: &Tensor| -> Result<(Tensor, Tensor)> {
+        let turn = |a: &Tensor, b: &Tensor| -> candle_core::Result<(Tensor, Tensor)> {
             let first = (a.broadcast_mul(&angles.cos)? - b.broadcast_mul(&angles.sin)?)?;
             let second = (b.broadcast_mul(&angles.cos)? + a.broadcast_mul(&angles.sin)?)?;
             Ok((first, second))

@@ -13,7 +13,7 @@ use model_files::gguf::{Header, TensorType};
 use crate::LoadProgress;
 use crate::error::LoadError;
 
-fn dtype(kind: TensorType) -> Option<GgmlDType> {
+pub(crate) fn dtype(kind: TensorType) -> Option<GgmlDType> {
     Some(match kind {
         TensorType::F32 => GgmlDType::F32,
         TensorType::F16 => GgmlDType::F16,
@@ -82,7 +82,20 @@ impl<'a> Loader<'a> {
         }
     }
 
-    fn raw(&mut self, name: &str, wanted: &[usize]) -> Result<Raw, LoadError> {
+    /// Refuses biases of queries, keys and values: no supported architecture has them.
+    pub(crate) fn refuse_biases(&self, layer: usize) -> Result<(), LoadError> {
+        for part in ["attn_q", "attn_k", "attn_v"] {
+            let name = format!("blk.{layer}.{part}.bias");
+            if self.has(&name) {
+                return Err(LoadError::Tensor { name, problem: "is a bias, which is not supported".into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds a tensor of the wanted shape, 0 standing for any number, and goes to its bytes in the file. Returns its
+    /// type, its shape with the outermost dimension first, and its size in bytes.
+    pub(crate) fn find(&mut self, name: &str, wanted: &[usize]) -> Result<(TensorType, Vec<usize>, u64), LoadError> {
         let wrong = |problem: String| LoadError::Tensor { name: name.into(), problem };
         let tensor = self.header.tensor(name).ok_or_else(|| wrong("is absent".into()))?;
         let shape: Vec<usize> = tensor.shape.iter().rev().map(|side| *side as usize).collect();
@@ -90,17 +103,38 @@ impl<'a> Loader<'a> {
         if !fits {
             return Err(wrong(format!("has the shape {shape:?}, not {wanted:?}")));
         }
-        let dtype = dtype(tensor.kind)
-            .ok_or_else(|| wrong(format!("has the type {:?}, which is not supported", tensor.kind)))?;
-        let io = |source| LoadError::Io { path: self.path.clone(), source };
-        self.file.seek(SeekFrom::Start(tensor.offset)).map_err(io)?;
-        let mut bytes = vec![0; tensor.bytes as usize];
-        self.file.read_exact(&mut bytes).map_err(io)?;
-        self.done += tensor.bytes;
-        self.used.insert(&tensor.name);
-        if (self.progress)(LoadProgress { bytes_done: self.done, bytes: self.all }).is_break() {
-            return Err(LoadError::Cancelled);
+        self.file.seek(SeekFrom::Start(tensor.offset)).map_err(|source| self.io(source))?;
+        Ok((tensor.kind, shape, tensor.bytes))
+    }
+
+    fn io(&self, source: std::io::Error) -> LoadError {
+        LoadError::Io { path: self.path.clone(), source }
+    }
+
+    /// Reads the next bytes of the tensor that was found.
+    pub(crate) fn read_next(&mut self, bytes: &mut [u8]) -> Result<(), LoadError> {
+        self.file.read_exact(bytes).map_err(|source| self.io(source))
+    }
+
+    /// Tells the progress that a tensor is there.
+    pub(crate) fn told(&mut self, name: &str, bytes: u64) -> Result<(), LoadError> {
+        self.done += bytes;
+        if let Some(tensor) = self.header.tensor(name) {
+            self.used.insert(&tensor.name);
         }
+        match (self.progress)(LoadProgress { bytes_done: self.done, bytes: self.all }) {
+            ControlFlow::Break(()) => Err(LoadError::Cancelled),
+            ControlFlow::Continue(()) => Ok(()),
+        }
+    }
+
+    fn raw(&mut self, name: &str, wanted: &[usize]) -> Result<Raw, LoadError> {
+        let (kind, shape, size) = self.find(name, wanted)?;
+        let unsupported = || format!("has the type {kind:?}, which is not supported");
+        let dtype = dtype(kind).ok_or_else(|| LoadError::Tensor { name: name.into(), problem: unsupported() })?;
+        let mut bytes = vec![0; size as usize];
+        self.read_next(&mut bytes)?;
+        self.told(name, size)?;
         Ok(Raw { bytes, dtype, shape })
     }
 

@@ -4,16 +4,17 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use engine_candle::{CandleEngine, DeviceChoice, LoadError, Options};
+use engine_candle::{Arithmetic, CandleEngine, DeviceChoice, KernelOptions, KvType, Level, LoadError, Options};
 use inference::engine::{Batch, BlockCopy, BlockId, Engine, EngineError, Row, RowOutput, SequenceId};
 use inference::sampling::{Sampling, argmax};
 use model_files::gguf::{Header, Limits};
 
-const BLOCK: usize = 16;
+const BLOCK: usize = 32;
 
-fn options() -> Options {
+fn options(arithmetic: Arithmetic) -> Options {
     Options {
         device: DeviceChoice::Cpu,
+        arithmetic,
         kv_bytes: 64 << 20,
         block_tokens: BLOCK,
         max_batch: 4,
@@ -22,9 +23,22 @@ fn options() -> Options {
     }
 }
 
-fn load(path: &Path) -> CandleEngine {
+/// candle, then the kernels with keys and values in f16 and f32, at every level of this machine.
+fn arithmetics() -> Vec<Arithmetic> {
+    let levels = || Level::ALL.into_iter().filter(|level| level.is_available());
+    let kernels =
+        |kv| levels().map(move |level| Arithmetic::Auto(KernelOptions { threads: 2, kv, level: Some(level) }));
+    [Arithmetic::Candle].into_iter().chain(kernels(KvType::F16)).chain(kernels(KvType::F32)).collect()
+}
+
+fn load_with(path: &Path, arithmetic: Arithmetic) -> CandleEngine {
     let header = Header::read(path, &Limits::default()).unwrap();
-    CandleEngine::load(path, &header, &options(), &mut |_| ControlFlow::Continue(())).unwrap()
+    CandleEngine::load(path, &header, &options(arithmetic), &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+/// The default arithmetic.
+fn load(path: &Path) -> CandleEngine {
+    load_with(path, Arithmetic::Auto(KernelOptions::default()))
 }
 
 fn shared(name: &str) -> Option<PathBuf> {
@@ -96,11 +110,13 @@ fn stories260k_says_its_golden_tokens_from_f32_and_f16_in_any_chunks_and_blocks(
     let straight: Vec<u32> = (0..32).collect();
     let scattered: Vec<u32> = (0..32).map(|i| (i * 7 + 3) % 32).collect();
     for name in ["stories260K-f32.gguf", "stories260K-f16.gguf"] {
-        let mut engine = load(&folder.join(name));
-        for golden in &goldens {
-            for (chunk, blocks) in [(1024, &straight), (1, &scattered), (5, &scattered)] {
-                let got = greedy(&mut engine, &golden.prompt, golden.tokens.len(), chunk, blocks);
-                assert_eq!(got, golden.tokens, "{name}, chunks of {chunk}");
+        for arithmetic in arithmetics() {
+            let mut engine = load_with(&folder.join(name), arithmetic);
+            for golden in &goldens {
+                for (chunk, blocks) in [(1024, &straight), (1, &scattered), (5, &scattered)] {
+                    let got = greedy(&mut engine, &golden.prompt, golden.tokens.len(), chunk, blocks);
+                    assert_eq!(got, golden.tokens, "{name} by {arithmetic:?}, chunks of {chunk}");
+                }
             }
         }
     }
@@ -165,19 +181,20 @@ fn a_batch_that_breaks_the_contract_is_refused() {
 fn a_cancelled_load_stops_at_the_next_tensor_and_a_foreign_model_is_named() {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/demo-model/demo-f16.gguf"));
     let header = Header::read(path, &Limits::default()).unwrap();
+    let defaults = options(Arithmetic::Auto(KernelOptions::default()));
     let mut told = 0;
-    let result = CandleEngine::load(path, &header, &options(), &mut |_| {
+    let result = CandleEngine::load(path, &header, &defaults, &mut |_| {
         told += 1;
         if told == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert!(matches!(result, Err(LoadError::Cancelled)) && told == 3);
     let mut foreign = header.clone();
     foreign.metadata.insert("general.architecture".into(), model_files::gguf::Value::String("mamba".into()));
-    let error = CandleEngine::load(path, &foreign, &options(), &mut |_| ControlFlow::Continue(())).err().unwrap();
+    let error = CandleEngine::load(path, &foreign, &defaults, &mut |_| ControlFlow::Continue(())).err().unwrap();
     assert!(error.to_string().contains("'mamba'"), "{error}");
     let mut short = header;
     short.tensors.retain(|tensor| tensor.name != "blk.1.ffn_up.weight");
-    let error = CandleEngine::load(path, &short, &options(), &mut |_| ControlFlow::Continue(())).err().unwrap();
+    let error = CandleEngine::load(path, &short, &defaults, &mut |_| ControlFlow::Continue(())).err().unwrap();
     assert!(error.to_string().contains("blk.1.ffn_up.weight"), "{error}");
 }
 
@@ -191,14 +208,16 @@ fn the_demo_model_says_what_llama_cpp_says_in_every_type_of_weights() {
     ] {
         let golden = repository.join("tests/goldens").join(golden);
         let list: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-        let mut engine = load(&repository.join(model));
         let blocks: Vec<u32> = (0..64).rev().collect();
         assert!(list.len() >= 6);
-        for entry in list {
-            let ids = |key: &str| serde_json::from_value::<Vec<u32>>(entry[key].clone()).unwrap();
-            let (prompt, wanted) = (ids("prompt_ids"), ids("token_ids"));
-            let got = greedy(&mut engine, &prompt, prompt.len() + wanted.len(), 1024, &blocks);
-            assert_eq!(got[prompt.len()..], wanted, "{model}: {}", entry["question"]);
+        for arithmetic in arithmetics() {
+            let mut engine = load_with(&repository.join(model), arithmetic);
+            for entry in &list {
+                let ids = |key: &str| serde_json::from_value::<Vec<u32>>(entry[key].clone()).unwrap();
+                let (prompt, wanted) = (ids("prompt_ids"), ids("token_ids"));
+                let got = greedy(&mut engine, &prompt, prompt.len() + wanted.len(), 1024, &blocks);
+                assert_eq!(got[prompt.len()..], wanted, "{model} by {arithmetic:?}: {}", entry["question"]);
+            }
         }
     }
 }

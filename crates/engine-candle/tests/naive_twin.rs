@@ -3,9 +3,10 @@
 
 mod support;
 
+use engine_candle::{KvType, Options};
 use model_files::gguf::TensorType;
 use support::model::{Model, Numbers, Shape};
-use support::{largest_difference, load, naive, options, prefill};
+use support::{arithmetics, largest_difference, load, naive, options, prefill};
 
 fn prompt(length: usize, vocabulary: usize) -> Vec<u32> {
     let mut numbers = Numbers(11);
@@ -21,13 +22,14 @@ fn check(shape: Shape, kind: TensorType, length: usize, tolerance: f32) {
     model.write(&path);
     let tokens = prompt(length, model.shape.vocabulary);
     let expected = naive::forward(&model, &tokens);
-    let mut engine = load(&path, &options(32)).unwrap();
-    let blocks = [9, 3, 4, 5, 1, 0, 14, 2, 7, 8, 6, 11];
-    for chunk in [length - 1, 100, 33] {
-        for end in [length / 2, length] {
+    for arithmetic in arithmetics(KvType::F32) {
+        let mut engine = load(&path, &Options { arithmetic, ..options(32) }).unwrap();
+        let blocks = [9, 3, 4, 5, 1, 0, 14, 2, 7, 8, 6, 11];
+        for (chunk, end) in [(length - 1, length), (100, length / 2), (100, length), (33, length)] {
             let got = prefill(&mut engine, &tokens[..end], &blocks, chunk);
             let difference = largest_difference(&got, &expected[end - 1]);
-            assert!(difference < tolerance, "{what}: {difference} after {end} tokens in chunks of {chunk}");
+            let case = format!("{what} by {arithmetic:?}");
+            assert!(difference < tolerance, "{case}: {difference} after {end} tokens in chunks of {chunk}");
         }
     }
 }
@@ -67,13 +69,13 @@ fn block_weights_are_near_their_naive_twin() {
         let model = Model::random(wide, kind, 5);
         model.write(&path);
         let expected = naive::forward(&model, &tokens).pop().unwrap();
-        let mut engine = load(&path, &options(32)).unwrap();
-        for chunk in [40, 1] {
+        for (arithmetic, chunk) in arithmetics(KvType::F32).into_iter().flat_map(|a| [(a, 40), (a, 1)]) {
+            let mut engine = load(&path, &Options { arithmetic, ..options(32) }).unwrap();
             let got = prefill(&mut engine, &tokens, &[3, 1], chunk);
             let square = |x: &[f32]| x.iter().map(|n| n * n).sum::<f32>();
             let errors: Vec<f32> = got.iter().zip(&expected).map(|(a, b)| a - b).collect();
             let share = (square(&errors) / square(&expected)).sqrt();
-            assert!(share < 0.06, "{kind:?} in chunks of {chunk}: {share}");
+            assert!(share < 0.06, "{kind:?} by {arithmetic:?} in chunks of {chunk}: {share}");
         }
     }
 }

@@ -38,7 +38,9 @@ pub struct Row {
     pub tokens: Vec<u32>,
     /// The position of `tokens[0]`; positions below it are already in the sequence's blocks.
     pub start: usize,
-    /// The sequence's blocks in order of position; they cover `start + tokens.len()` positions.
+    /// The sequence's blocks in order of position; they cover `start + tokens.len()` positions. Blocks wholly below
+    /// `start` may be shared: other rows of the batch may read them too. A block that the row writes to (positions
+    /// `start..start + tokens.len()`) is in no other row; it may be the source of one of the batch's copies.
     pub blocks: Vec<BlockId>,
     /// Whether the row's last token needs an output.
     pub wants_logits: bool,
@@ -46,7 +48,9 @@ pub struct Row {
     pub sampling: Sampling,
 }
 
-/// A copy of one block's bytes to another, done before the rows run.
+/// A copy of one block's bytes to another, done before the rows run. What is copied was computed by an earlier
+/// batch; the target is in one row at most and in no other copy. Only positions below the start of the target's row
+/// matter: the source's holder may have gone on writing behind them, and may do so in this very batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockCopy {
     /// Read from.
@@ -127,4 +131,20 @@ pub trait Engine: Send {
     /// [`EngineError::BadBatch`] when the batch exceeds [`Capabilities`] or names blocks that don't exist;
     /// [`EngineError::Device`] when the arithmetic failed.
     fn step(&mut self, batch: &Batch) -> Result<Outputs, EngineError>;
+
+    /// Returns the bytes of one exported block: the same for every block of this engine.
+    fn block_bytes(&self) -> usize;
+
+    /// Reads a block's content, [`Engine::block_bytes`] long, in a form that an engine of equal model and build takes.
+    ///
+    /// # Errors
+    /// [`EngineError::BadBatch`] when there is no such block; [`EngineError::Device`] when it can't be read.
+    fn export_block(&mut self, block: BlockId) -> Result<Vec<u8>, EngineError>;
+
+    /// Overwrites a block with what [`Engine::export_block`] gave.
+    ///
+    /// # Errors
+    /// [`EngineError::BadBatch`] when there is no such block or `bytes` is not [`Engine::block_bytes`] long;
+    /// [`EngineError::Device`] when it can't be written.
+    fn import_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), EngineError>;
 }

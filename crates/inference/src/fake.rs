@@ -1,6 +1,8 @@
 //! An engine whose next token is a hash of the context: any lost, doubled or foreign token changes all that follow.
 
-use crate::engine::{Batch, Capabilities, Engine, EngineError, Outputs, RowOutput};
+use std::collections::BTreeMap;
+
+use crate::engine::{Batch, BlockId, Capabilities, Engine, EngineError, Outputs, Row, RowOutput};
 use crate::text::TokenBytes;
 
 /// The fake vocabulary: 256 bytes and the end token.
@@ -52,7 +54,7 @@ impl FakeEngine {
         FakeEngine { capabilities, hashes: vec![0; capabilities.blocks * capabilities.block_tokens] }
     }
 
-    fn slot(&self, row: &crate::engine::Row, position: usize) -> Result<usize, EngineError> {
+    fn slot(&self, row: &Row, position: usize) -> Result<usize, EngineError> {
         let size = self.capabilities.block_tokens;
         let block = row.blocks.get(position / size).map(|block| block.0 as usize);
         match block {
@@ -60,6 +62,51 @@ impl FakeEngine {
             _ => Err(EngineError::BadBatch(format!("position {position} has no block"))),
         }
     }
+
+    /// Returns the slots of one block.
+    fn slots(&self, block: BlockId) -> Result<std::ops::Range<usize>, EngineError> {
+        let (block, size) = (block.0 as usize, self.capabilities.block_tokens);
+        if block >= self.capabilities.blocks {
+            return Err(EngineError::BadBatch(format!("there is no block {block}")));
+        }
+        Ok(block * size..(block + 1) * size)
+    }
+}
+
+/// Refuses a batch whose result would depend on the order of its rows or copies: a block written by two rows,
+/// written by one and read by another, or the target of a copy that something else names.
+fn check_sharing(batch: &Batch, size: usize) -> Result<(), EngineError> {
+    let bad = |block: &BlockId, what: &str| Err(EngineError::BadBatch(format!("block {} is {what}", block.0)));
+    let mut targets = BTreeMap::new();
+    for copy in &batch.copies {
+        if targets.insert(copy.to, None).is_some() {
+            return bad(&copy.to, "the target of two copies");
+        }
+    }
+    if let Some(copy) = batch.copies.iter().find(|copy| targets.contains_key(&copy.from)) {
+        return bad(&copy.from, "the source and the target of copies");
+    }
+    let mut written = BTreeMap::new();
+    for (i, row) in batch.rows.iter().enumerate() {
+        for block in row.blocks.iter().skip(row.start / size) {
+            if written.insert(*block, i).is_some() {
+                return bad(block, "written by two rows");
+            }
+        }
+    }
+    for (i, row) in batch.rows.iter().enumerate() {
+        for block in &row.blocks {
+            if written.get(block).is_some_and(|writer| *writer != i) {
+                return bad(block, "written by one row and read by another");
+            }
+            if let Some(reader) = targets.get_mut(block)
+                && reader.replace(i).is_some_and(|other| other != i)
+            {
+                return bad(block, "the target of a copy and in two rows");
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Engine for FakeEngine {
@@ -72,12 +119,10 @@ impl Engine for FakeEngine {
         if batch.rows.len() > self.capabilities.max_batch || batch.tokens() > self.capabilities.max_step_tokens {
             return Err(EngineError::BadBatch("too many rows or tokens".into()));
         }
+        check_sharing(batch, size)?;
         for copy in &batch.copies {
-            let (from, to) = (copy.from.0 as usize, copy.to.0 as usize);
-            if from.max(to) >= self.capabilities.blocks {
-                return Err(EngineError::BadBatch("a copy names a block that does not exist".into()));
-            }
-            self.hashes.copy_within(from * size..(from + 1) * size, to * size);
+            let (from, to) = (self.slots(copy.from)?, self.slots(copy.to)?);
+            self.hashes.copy_within(from, to.start);
         }
         let mut rows = Vec::with_capacity(batch.rows.len());
         for row in &batch.rows {
@@ -96,5 +141,29 @@ impl Engine for FakeEngine {
             rows.push(if row.wants_logits { RowOutput::Token(pick(hash, last)) } else { RowOutput::Nothing });
         }
         Ok(Outputs { rows })
+    }
+
+    fn block_bytes(&self) -> usize {
+        self.capabilities.block_tokens * size_of::<u64>()
+    }
+
+    fn export_block(&mut self, block: BlockId) -> Result<Vec<u8>, EngineError> {
+        let slots = self.slots(block)?;
+        Ok(self.hashes[slots].iter().flat_map(|hash| hash.to_le_bytes()).collect())
+    }
+
+    fn import_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), EngineError> {
+        let slots = self.slots(block)?;
+        if bytes.len() != self.block_bytes() {
+            return Err(EngineError::BadBatch(format!(
+                "a block has {} bytes, not {}",
+                self.block_bytes(),
+                bytes.len()
+            )));
+        }
+        for (hash, bytes) in self.hashes[slots].iter_mut().zip(bytes.chunks_exact(size_of::<u64>())) {
+            *hash = bytes.iter().rev().fold(0, |hash, byte| hash << 8 | u64::from(*byte));
+        }
+        Ok(())
     }
 }

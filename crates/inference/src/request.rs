@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use words::Code;
+use words::{Code, Moment};
 
 use crate::sampling::Sampling;
 use crate::text::StopRules;
@@ -21,6 +21,27 @@ pub enum FinishReason {
     Length,
 }
 
+/// How urgent a request is. Ordered: the more urgent is the lesser, `High` first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Priority {
+    /// Before everything else.
+    High,
+    /// What a request has that says nothing.
+    #[default]
+    Normal,
+    /// When nothing else wants to run.
+    Low,
+}
+
+impl Priority {
+    /// Returns the class `steps` above this one, at most `High`.
+    #[must_use]
+    pub fn raised(self, steps: usize) -> Priority {
+        const CLASSES: [Priority; 3] = [Priority::High, Priority::Normal, Priority::Low];
+        CLASSES[(self as usize).saturating_sub(steps)]
+    }
+}
+
 /// What a choice begins with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChoiceStart {
@@ -35,7 +56,7 @@ pub struct Submission {
     pub request: RequestKey,
     /// The prompt's tokens, at least one.
     pub prompt: Arc<[u32]>,
-    /// One entry a choice, at least one.
+    /// One entry a choice, at least one and at most [`Limits::max_choices`]. They share the prompt's blocks.
     pub choices: Vec<ChoiceStart>,
     /// How tokens are chosen.
     pub sampling: Sampling,
@@ -43,6 +64,12 @@ pub struct Submission {
     pub max_tokens: usize,
     /// When a choice ends by what it says.
     pub stop: Arc<StopRules>,
+    /// Its class in the queue, and whom it may preempt.
+    pub priority: Priority,
+    /// The moment after which nobody wants the answer: the request then fails, queued or running.
+    pub deadline: Option<Moment>,
+    /// Keeps prefix caches of tenants apart: only requests of equal salt share computed blocks. Zeros by default.
+    pub salt: [u8; 32],
 }
 
 /// What the scheduler bounds by itself.
@@ -50,12 +77,16 @@ pub struct Submission {
 pub struct Limits {
     /// Most sequences in the batch; the engine's own limit holds too.
     pub max_running: usize,
-    /// Most requests in the queue.
+    /// Most requests in the queue that have not run yet; preempted ones have a place beside them.
     pub max_waiting: usize,
-    /// Longest wait in the queue.
+    /// Longest wait in the queue of a request that has not run yet. Ageing is measured by it too.
     pub max_wait: Duration,
     /// Most tokens of prompts in one step, beside the decodes.
     pub prefill_tokens: usize,
+    /// Most choices in one request.
+    pub max_choices: usize,
+    /// Whether computed blocks are kept and found again by their content.
+    pub prefix_cache: bool,
 }
 
 /// Tokens a request took.
@@ -65,6 +96,9 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens generated, over all choices, accepted ones included.
     pub completion_tokens: usize,
+    /// Tokens of the prompt, as the first choice that ran needed it, that came from the prefix cache and that the
+    /// engine never computed for this request; at most `prompt_tokens`.
+    pub cached_tokens: usize,
 }
 
 /// Something a request's owner must hear.
@@ -114,10 +148,18 @@ pub enum EventKind {
 pub struct Load {
     /// Requests in the batch.
     pub running: usize,
-    /// Requests queued.
+    /// Requests queued, preempted ones included: at most [`Limits::max_waiting`] and those preempted.
     pub waiting: usize,
-    /// KV blocks in use.
+    /// KV blocks that requests in the batch hold.
     pub blocks_used: usize,
+    /// KV blocks that only the prefix cache holds; they are given to whoever needs them.
+    pub blocks_cached: usize,
     /// KV blocks there are.
     pub blocks: usize,
+    /// Times a running request had to make room for a more urgent one. Never falls.
+    pub preemptions: u64,
+    /// Tokens, prompts and accepted ids, that requests found in the prefix cache when they first ran. Never falls.
+    pub prefix_hit_tokens: u64,
+    /// Tokens, prompts and accepted ids, that were looked up in the prefix cache then. Never falls.
+    pub prefix_query_tokens: u64,
 }

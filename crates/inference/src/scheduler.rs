@@ -2,66 +2,63 @@
 //!
 //! ```text
 //! submit -> queued -> (blocks reserved) running -> finished | failed | cancelled
+//!             ^-- preempted --'
 //! ```
-//! A sequence's blocks are reserved up front for its prompt and all it may generate, so a running sequence
-//! never waits for memory. Decodes are planned before prompts, and prompts in chunks under the step's token
-//! budget. A resume is a submission whose choices already have ids: they are replayed through text assembly
+//! A sequence's blocks are reserved up front for its prompt and all it may generate, so a running sequence never
+//! waits for memory; only a request of a higher class takes its blocks away, whole, and what it has said is then
+//! recomputed. A resume is a submission whose choices already have ids: they are replayed through text assembly
 //! and prefilled like a prompt, and generation goes on at the next index of each choice.
+//!
+//! This file takes requests in and ends them; `admit` chooses who runs, `step` plans batches and reads outputs.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use words::{Code, Moment};
 
-use crate::engine::{Batch, BlockId, Capabilities, Outputs, Row, RowOutput, SequenceId};
+use crate::engine::{BlockId, Capabilities, SequenceId};
 use crate::ledger::Ledger;
-use crate::request::{Event, EventKind, Limits, Load, RequestKey, Submission, Usage};
-use crate::sampling::{Sampling, sample};
+use crate::prefix::{PrefixBlock, PrefixHash};
+use crate::queue::{Queue, Waiting};
+use crate::request::{Event, EventKind, Limits, Load, Priority, RequestKey, Submission, Usage};
+use crate::sequence::{Choice, Sequence, first_own};
 use crate::text::{Assembler, Piece, TokenBytes};
 
-struct Sequence {
-    id: SequenceId,
-    request: RequestKey,
-    choice: u32,
-    /// Prompt and generated tokens; those below `computed` are in the KV blocks.
-    tokens: Vec<u32>,
-    prompt_tokens: usize,
-    computed: usize,
-    blocks: Vec<BlockId>,
-    assembler: Assembler,
-    sampling: Sampling,
-}
-
-impl Sequence {
-    fn next_index(&self) -> u32 {
-        (self.tokens.len() - self.prompt_tokens) as u32
-    }
-}
-
-struct Queued {
-    submission: Submission,
-    since: Moment,
-    positions: Vec<usize>,
-}
-
-#[derive(Default)]
-struct Request {
-    usage: Usage,
-    open: usize,
-    paused: bool,
+/// What a request keeps from its submission to its end, queued or running.
+pub(crate) struct Request {
+    pub(crate) usage: Usage,
+    /// Choices that have not ended.
+    pub(crate) open: usize,
+    pub(crate) paused: bool,
+    pub(crate) class: Priority,
+    pub(crate) arrival: u64,
+    pub(crate) since: Moment,
+    pub(crate) deadline: Option<Moment>,
+    pub(crate) preemptions: u32,
+    /// The sequence that computes the prompt for all choices, since the request last started.
+    pub(crate) leader: Option<SequenceId>,
+    /// The first position that a leader computed.
+    pub(crate) computed_from: Option<usize>,
 }
 
 /// The scheduler of one engine. Deterministic: equal calls give equal batches and events.
 pub struct Scheduler {
-    capabilities: Capabilities,
-    limits: Limits,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) limits: Limits,
     table: Arc<TokenBytes>,
-    ledger: Ledger,
-    queue: VecDeque<Queued>,
-    running: Vec<Sequence>,
-    requests: BTreeMap<RequestKey, Request>,
-    next_sequence: u64,
-    turn: usize,
+    pub(crate) ledger: Ledger,
+    pub(crate) queue: Queue,
+    /// Sequences in the batch; their ids ascend in order of start.
+    pub(crate) running: BTreeMap<SequenceId, Sequence>,
+    pub(crate) requests: BTreeMap<RequestKey, Request>,
+    pub(crate) next_sequence: u64,
+    next_arrival: u64,
+    pub(crate) turn: usize,
+    /// The head that found no room, and [`Ledger::changes`] then: it need not look again before they change,
+    /// since whoever else starts meanwhile only makes less room.
+    pub(crate) blocked: Option<(RequestKey, u64)>,
+    /// The counters of [`Load`]; its other fields are filled in when somebody asks.
+    pub(crate) counters: Load,
 }
 
 impl Scheduler {
@@ -72,11 +69,14 @@ impl Scheduler {
             limits,
             table,
             ledger: Ledger::new(capabilities.blocks, capabilities.block_tokens),
-            queue: VecDeque::new(),
-            running: Vec::new(),
+            queue: Queue::default(),
+            running: BTreeMap::new(),
             requests: BTreeMap::new(),
             next_sequence: 0,
+            next_arrival: 0,
             turn: 0,
+            blocked: None,
+            counters: Load::default(),
         }
     }
 
@@ -87,17 +87,63 @@ impl Scheduler {
     /// it breaks [`Submission`]'s own bounds. A refused request leaves no trace.
     pub fn submit(&mut self, now: Moment, submission: Submission) -> Result<(), words::Error> {
         self.check(&submission)?;
-        if self.queue.len() >= self.limits.max_waiting && !self.fits_now(&submission) {
+        if self.queue.fresh() >= self.limits.max_waiting && !self.fits_now(&submission) {
             return Err(words::Error::new(Code::Overloaded, "the model's queue is full; try again shortly"));
         }
-        let prompt = submission.prompt.len();
-        let limit = submission.max_tokens.min(self.capabilities.context_length - prompt);
-        let positions = submission.choices.iter().map(|_| prompt + limit).collect();
-        let usage = Usage { prompt_tokens: prompt, completion_tokens: 0 };
-        let open = submission.choices.len();
-        self.requests.insert(submission.request, Request { usage, open, paused: false });
-        self.queue.push_back(Queued { submission, since: now, positions });
+        let arrival = self.next_arrival;
+        self.next_arrival += 1;
+        let accepted = submission.choices.iter().map(|choice| choice.accepted.len()).sum();
+        let usage = Usage { prompt_tokens: submission.prompt.len(), completion_tokens: accepted, ..Usage::default() };
+        let (request, class) = (submission.request, submission.priority);
+        let entry = Request {
+            usage,
+            open: submission.choices.len(),
+            paused: false,
+            class,
+            arrival,
+            since: now,
+            deadline: submission.deadline,
+            preemptions: 0,
+            leader: None,
+            computed_from: None,
+        };
+        self.requests.insert(request, entry);
+        let (choices, replays) = self.begin(submission);
+        self.queue.push(Waiting { request, class, arrival, since: now, ran: false, choices, replays });
         Ok(())
+    }
+
+    /// Replays the accepted ids; returns the choices that these have not ended, and what they released.
+    fn begin(&self, submission: Submission) -> (Vec<Choice>, Vec<(u32, Piece)>) {
+        let limit = self.most_said(&submission);
+        let (mut choices, mut replays) = (Vec::new(), Vec::new());
+        for (index, start) in (0u32..).zip(submission.choices) {
+            let mut assembler = Assembler::new(self.table.clone(), submission.stop.clone(), limit);
+            let piece = replay(&mut assembler, &start.accepted);
+            let ended = piece.finish.is_some();
+            if !start.accepted.is_empty() {
+                replays.push((index, piece));
+            }
+            if !ended {
+                choices.push(Choice {
+                    request: submission.request,
+                    index,
+                    prompt: submission.prompt.clone(),
+                    said: start.accepted,
+                    positions: submission.prompt.len() + limit,
+                    assembler,
+                    sampling: submission.sampling,
+                    salt: submission.salt,
+                    hashes: Vec::new(),
+                });
+            }
+        }
+        (choices, replays)
+    }
+
+    /// Returns the most tokens that a choice can say.
+    fn most_said(&self, submission: &Submission) -> usize {
+        submission.max_tokens.min(self.capabilities.context_length.saturating_sub(submission.prompt.len()))
     }
 
     fn check(&self, submission: &Submission) -> Result<(), words::Error> {
@@ -108,6 +154,10 @@ impl Scheduler {
         }
         if submission.choices.is_empty() || submission.max_tokens == 0 {
             return invalid("a request needs a choice and at least one token to generate");
+        }
+        let rows = submission.choices.len();
+        if rows > self.limits.max_choices {
+            return invalid("the request has more choices than this model allows");
         }
         if self.requests.contains_key(&submission.request) {
             return invalid("the request's key is in use");
@@ -122,9 +172,6 @@ impl Scheduler {
             return invalid("a resume has more accepted ids than max_tokens allows");
         }
         let prompt = submission.prompt.len();
-        let tokens = prompt + submission.max_tokens.min(context.saturating_sub(prompt));
-        let blocks = self.ledger.blocks_for(tokens) * submission.choices.len();
-        let rows = submission.choices.len();
         if prompt >= context || prompt + longest > context {
             return Err(words::Error::new(
                 Code::ContextLengthExceeded,
@@ -132,6 +179,7 @@ impl Scheduler {
             )
             .at("messages"));
         }
+        let blocks = self.blocks_needed(submission);
         if blocks > self.ledger.total() || rows > self.max_running() {
             return Err(words::Error::new(
                 Code::ContextLengthExceeded,
@@ -145,161 +193,28 @@ impl Scheduler {
         Ok(())
     }
 
-    fn max_running(&self) -> usize {
+    /// Returns the blocks that a request takes when it finds nothing in the cache; the prompt's full blocks, which
+    /// its choices share, count once. It never takes more later: what its choices say only lets them share more.
+    fn blocks_needed(&self, submission: &Submission) -> usize {
+        let prompt = submission.prompt.len();
+        let each = self.ledger.blocks_for(prompt + self.most_said(submission));
+        let shared = |accepted: &[u32]| first_own(prompt, accepted.len()) / self.ledger.block_tokens();
+        let others = submission.choices.iter().skip(1).map(|choice| each - shared(&choice.accepted));
+        each + others.sum::<usize>()
+    }
+
+    pub(crate) fn max_running(&self) -> usize {
         self.limits.max_running.min(self.capabilities.max_batch)
     }
 
     /// Whether the next plan would admit the submission at once, so that it needs no place in the queue.
     fn fits_now(&self, submission: &Submission) -> bool {
-        self.queue.is_empty() && self.running.len() + submission.choices.len() <= self.max_running()
+        self.queue.len() == 0
+            && self.running.len() + submission.choices.len() <= self.max_running()
+            && self.blocks_needed(submission) <= self.ledger.available()
     }
 
-    /// Plans the next step, or returns `None` when there is nothing to run.
-    pub fn plan(&mut self, now: Moment, events: &mut Vec<Event>) -> Option<Batch> {
-        self.expire(now, events);
-        self.admit(events);
-        let mut rows = Vec::new();
-        let mut budget = self.capabilities.max_step_tokens;
-        // A rotating start keeps prompts from starving each other when the budget is short.
-        self.turn = self.turn.wrapping_add(1);
-        let count = self.running.len();
-        let order: Vec<usize> = (0..count).map(|i| (i + self.turn) % count).collect();
-        let pending = |seq: &Sequence| seq.tokens.len() - seq.computed;
-        let paused = |seq: &Sequence| self.requests.get(&seq.request).is_some_and(|r| r.paused);
-        for &i in order.iter().filter(|&&i| pending(&self.running[i]) == 1 && !paused(&self.running[i])) {
-            if budget == 0 || rows.len() == self.capabilities.max_batch {
-                break;
-            }
-            budget -= 1;
-            rows.push(self.row(i, 1));
-        }
-        let mut budget = budget.min(self.limits.prefill_tokens);
-        for &i in order.iter().filter(|&&i| pending(&self.running[i]) > 1 && !paused(&self.running[i])) {
-            if budget == 0 || rows.len() == self.capabilities.max_batch {
-                break;
-            }
-            let chunk = pending(&self.running[i]).min(budget);
-            budget -= chunk;
-            rows.push(self.row(i, chunk));
-        }
-        (!rows.is_empty()).then_some(Batch { copies: Vec::new(), rows })
-    }
-
-    fn row(&self, i: usize, chunk: usize) -> Row {
-        let seq = &self.running[i];
-        let end = seq.computed + chunk;
-        Row {
-            sequence: seq.id,
-            tokens: seq.tokens[seq.computed..end].to_vec(),
-            start: seq.computed,
-            blocks: seq.blocks[..self.ledger.blocks_for(end)].to_vec(),
-            wants_logits: end == seq.tokens.len(),
-            sampling: seq.sampling,
-        }
-    }
-
-    fn expire(&mut self, now: Moment, events: &mut Vec<Event>) {
-        let longest = self.limits.max_wait;
-        let requests = &mut self.requests;
-        self.queue.retain(|queued| {
-            let late = now.since(queued.since) > longest;
-            if late {
-                let request = queued.submission.request;
-                requests.remove(&request);
-                let kind = EventKind::Failed(Code::Overloaded, "the request waited too long in the model's queue");
-                events.push(Event { request, kind });
-            }
-            !late
-        });
-    }
-
-    fn admit(&mut self, events: &mut Vec<Event>) {
-        while let Some(queued) = self.queue.front() {
-            let rows = queued.positions.len();
-            let blocks: usize = queued.positions.iter().map(|tokens| self.ledger.blocks_for(*tokens)).sum();
-            let free = self.ledger.total() - self.ledger.used();
-            if self.running.len() + rows > self.max_running() || blocks > free {
-                return;
-            }
-            if let Some(queued) = self.queue.pop_front() {
-                self.start(queued, events);
-            }
-        }
-    }
-
-    fn start(&mut self, queued: Queued, events: &mut Vec<Event>) {
-        let Queued { submission, positions, .. } = queued;
-        let request = submission.request;
-        events.push(Event { request, kind: EventKind::Started });
-        for (choice, (start, positions)) in submission.choices.iter().zip(positions).enumerate() {
-            let prompt_tokens = submission.prompt.len();
-            let limit = positions - prompt_tokens;
-            let mut assembler = Assembler::new(self.table.clone(), submission.stop.clone(), limit);
-            let replay = replay(&mut assembler, &start.accepted);
-            if let Some(entry) = self.requests.get_mut(&request) {
-                entry.usage.completion_tokens += start.accepted.len();
-            }
-            let finish = replay.finish;
-            if !start.accepted.is_empty() {
-                let kind = EventKind::Resumed { choice: choice as u32, text: replay.text, finish };
-                events.push(Event { request, kind });
-            }
-            if finish.is_some() {
-                self.close_choice(request, events);
-                continue;
-            }
-            let Some(blocks) = self.ledger.reserve(positions) else {
-                // `admit` counted the blocks before; without them the request can't go on.
-                self.fail(request, Code::Internal, "the KV ledger and its count disagree", events);
-                return;
-            };
-            let tokens = submission.prompt.iter().chain(&start.accepted).copied().collect();
-            let id = SequenceId(self.next_sequence);
-            self.next_sequence += 1;
-            self.running.push(Sequence {
-                id,
-                request,
-                choice: choice as u32,
-                tokens,
-                prompt_tokens,
-                computed: 0,
-                blocks,
-                assembler,
-                sampling: submission.sampling,
-            });
-        }
-    }
-
-    /// Takes a step's outputs: chooses tokens, releases text, ends choices.
-    ///
-    /// Outputs of sequences that were cancelled meanwhile are dropped.
-    pub fn complete(&mut self, batch: &Batch, outputs: Outputs, events: &mut Vec<Event>) {
-        for (row, output) in batch.rows.iter().zip(outputs.rows) {
-            let Some(i) = self.running.iter().position(|seq| seq.id == row.sequence) else { continue };
-            let seq = &mut self.running[i];
-            seq.computed = row.start + row.tokens.len();
-            let index = seq.next_index();
-            let id = match output {
-                RowOutput::Nothing => continue,
-                RowOutput::Token(id) => id,
-                RowOutput::Logits(logits) => sample(&logits, &seq.sampling, seq.choice, index),
-            };
-            let Piece { text, finish } = seq.assembler.push(id);
-            seq.tokens.push(id);
-            let (request, choice) = (seq.request, seq.choice);
-            if let Some(entry) = self.requests.get_mut(&request) {
-                entry.usage.completion_tokens += 1;
-            }
-            events.push(Event { request, kind: EventKind::Token { choice, index, id, text, finish } });
-            if finish.is_some() {
-                let seq = self.running.remove(i);
-                self.ledger.release(seq.blocks);
-                self.close_choice(request, events);
-            }
-        }
-    }
-
-    fn close_choice(&mut self, request: RequestKey, events: &mut Vec<Event>) {
+    pub(crate) fn close_choice(&mut self, request: RequestKey, events: &mut Vec<Event>) {
         let Some(entry) = self.requests.get_mut(&request) else { return };
         entry.open -= 1;
         if entry.open == 0 {
@@ -309,16 +224,7 @@ impl Scheduler {
         }
     }
 
-    /// Ends every request of a step that failed.
-    pub fn step_failed(&mut self, batch: &Batch, events: &mut Vec<Event>) {
-        for row in &batch.rows {
-            if let Some(seq) = self.running.iter().find(|seq| seq.id == row.sequence) {
-                self.fail(seq.request, Code::EngineFailed, "the engine failed while it ran this request", events);
-            }
-        }
-    }
-
-    fn fail(&mut self, request: RequestKey, code: Code, message: &'static str, events: &mut Vec<Event>) {
+    pub(crate) fn fail(&mut self, request: RequestKey, code: Code, message: &'static str, events: &mut Vec<Event>) {
         if self.cancel(request) {
             events.push(Event { request, kind: EventKind::Failed(code, message) });
         }
@@ -331,26 +237,42 @@ impl Scheduler {
         }
     }
 
-    /// Hands the queued requests back: they have used nothing and may run elsewhere.
+    /// Hands the queued requests back: they have used nothing and may run elsewhere. Preempted ones have been told
+    /// of already; they stay, and finish here.
     pub fn hand_back(&mut self, events: &mut Vec<Event>) {
-        for queued in std::mem::take(&mut self.queue) {
-            let request = queued.submission.request;
-            self.requests.remove(&request);
-            let kind = EventKind::Failed(Code::Draining, "the worker is draining; another one takes the request");
-            events.push(Event { request, kind });
+        for request in self.queue.names(|waiting| !waiting.ran) {
+            self.fail(request, Code::Draining, "the worker is draining; another one takes the request", events);
         }
     }
 
     /// Forgets a request and frees all it held; `false` when it is unknown or over.
     pub fn cancel(&mut self, request: RequestKey) -> bool {
-        self.queue.retain(|queued| queued.submission.request != request);
-        for i in (0..self.running.len()).rev() {
-            if self.running[i].request == request {
-                let seq = self.running.remove(i);
-                self.ledger.release(seq.blocks);
-            }
+        if self.requests.remove(&request).is_none() {
+            return false;
         }
-        self.requests.remove(&request).is_some()
+        if self.queue.take(request).is_some() {
+            // Its name may come back for something smaller.
+            self.blocked = None;
+        } else {
+            drop(self.leave(request));
+        }
+        true
+    }
+
+    /// Takes a request's sequences out of the batch and gives their blocks back; the choices come in order.
+    pub(crate) fn leave(&mut self, request: RequestKey) -> Vec<Choice> {
+        let of_request = self.running.values().filter(|seq| seq.choice.request == request);
+        let gone: Vec<SequenceId> = of_request.map(|seq| seq.id).collect();
+        let gone: Vec<Sequence> = gone.iter().filter_map(|id| self.running.remove(id)).collect();
+        gone.into_iter().map(|seq| self.release(seq)).collect()
+    }
+
+    /// Gives a sequence's blocks back.
+    pub(crate) fn release(&mut self, seq: Sequence) -> Choice {
+        for block in seq.holds() {
+            self.ledger.release(block);
+        }
+        seq.choice
     }
 
     /// Keeps a request out of the batch while its reader is behind, or lets it in again.
@@ -367,13 +289,46 @@ impl Scheduler {
             running: self.requests.len() - waiting,
             waiting,
             blocks_used: self.ledger.used(),
+            blocks_cached: self.ledger.cached(),
             blocks: self.ledger.total(),
+            ..self.counters
         }
     }
 
-    /// Returns when the oldest queued request will have waited too long.
+    /// Returns when the next request will have waited too long or be past its deadline.
     pub fn next_deadline(&self) -> Option<Moment> {
-        self.queue.front().map(|queued| queued.since + self.limits.max_wait)
+        let fresh = self.queue.iter().filter(|waiting| !waiting.ran);
+        let waits = fresh.map(|waiting| waiting.since + self.limits.max_wait);
+        waits.chain(self.requests.values().filter_map(|request| request.deadline)).min()
+    }
+
+    /// Lists the computed blocks that may be found again, for a store that outlives the process: a parent before
+    /// its children, blocks in use first, then those used last.
+    pub fn export_prefixes(&self) -> Vec<PrefixBlock> {
+        self.ledger.export()
+    }
+
+    /// Takes a free block for content that a store has kept, and makes it findable; returns the block and its
+    /// address, the parent of what follows. The caller fills the block with [`crate::engine::Engine::import_block`]
+    /// before it plans the next step, or takes it back with [`Scheduler::forget_prefix`].
+    ///
+    /// `None` when no block is free (nothing is evicted for it), the parent is unknown, the tokens don't fill a
+    /// block, the content is known already, or there is no prefix cache.
+    pub fn import_prefix(
+        &mut self,
+        parent: Option<PrefixHash>,
+        salt: [u8; 32],
+        tokens: Vec<u32>,
+    ) -> Option<(BlockId, PrefixHash)> {
+        if !self.limits.prefix_cache {
+            return None;
+        }
+        self.ledger.import(parent, salt, tokens)
+    }
+
+    /// Forgets a cached block that could not be filled; `false` when it is unknown, in use, or has children.
+    pub fn forget_prefix(&mut self, hash: &PrefixHash) -> bool {
+        self.ledger.forget(hash)
     }
 }
 

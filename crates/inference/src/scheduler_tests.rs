@@ -1,97 +1,15 @@
+//! What a request sees of the scheduler: its tokens, its text, its end.
 #![allow(clippy::unwrap_used)]
 use super::*;
 use std::time::Duration;
 
-use crate::engine::Engine;
-use crate::fake::{FakeEngine, fake_next_token, fake_token_bytes};
+use crate::fake::FakeEngine;
 use crate::request::ChoiceStart;
+use crate::test_kit::{capabilities, done, ids, limits, oracle, run_out, step, submission, text};
 use crate::text::StopRules;
-use proptest::prelude::*;
-
-fn capabilities() -> Capabilities {
-    Capabilities {
-        max_batch: 4,
-        max_step_tokens: 24,
-        block_tokens: 4,
-        blocks: 64,
-        context_length: 96,
-        vocab_size: crate::FAKE_VOCABULARY,
-    }
-}
-
-fn limits() -> Limits {
-    Limits { max_running: 4, max_waiting: 8, max_wait: Duration::from_secs(60), prefill_tokens: 8 }
-}
 
 fn scheduler() -> Scheduler {
-    Scheduler::new(capabilities(), limits(), Arc::new(fake_token_bytes()))
-}
-
-fn submission(key: u64, prompt: &str, max_tokens: usize) -> Submission {
-    Submission {
-        request: RequestKey(key),
-        prompt: prompt.bytes().map(u32::from).collect(),
-        choices: vec![ChoiceStart::default()],
-        sampling: Sampling::GREEDY,
-        max_tokens,
-        stop: Arc::default(),
-    }
-}
-
-fn oracle(prompt: &str, count: usize) -> Vec<u32> {
-    let mut context: Vec<u32> = prompt.bytes().map(u32::from).collect();
-    for _ in 0..count {
-        context.push(fake_next_token(&context));
-    }
-    context.split_off(prompt.len())
-}
-
-fn step(scheduler: &mut Scheduler, engine: &mut FakeEngine, now: Moment, events: &mut Vec<Event>) -> bool {
-    let Some(batch) = scheduler.plan(now, events) else { return false };
-    let outputs = engine.step(&batch).unwrap();
-    scheduler.complete(&batch, outputs, events);
-    true
-}
-
-fn run_out(scheduler: &mut Scheduler, engine: &mut FakeEngine) -> Vec<Event> {
-    let mut events = Vec::new();
-    for _ in 0..10_000 {
-        if !step(scheduler, engine, Moment::ZERO, &mut events) {
-            return events;
-        }
-    }
-    panic!("the scheduler does not come to rest");
-}
-
-fn ids(events: &[Event], key: u64, choice: u32) -> Vec<u32> {
-    let mut found = Vec::new();
-    for event in events.iter().filter(|event| event.request == RequestKey(key)) {
-        if let EventKind::Token { choice: c, index, id, .. } = &event.kind
-            && *c == choice
-        {
-            assert!(found.is_empty() || found.last().is_some_and(|(last, _)| last + 1 == *index), "indices are dense");
-            found.push((*index, *id));
-        }
-    }
-    found.into_iter().map(|(_, id)| id).collect()
-}
-
-fn text(events: &[Event], key: u64) -> String {
-    let mut whole = String::new();
-    for event in events.iter().filter(|event| event.request == RequestKey(key)) {
-        match &event.kind {
-            EventKind::Token { text, .. } | EventKind::Resumed { text, .. } => whole.push_str(text),
-            _ => {}
-        }
-    }
-    whole
-}
-
-fn done(events: &[Event], key: u64) -> Option<Usage> {
-    events.iter().find_map(|event| match event.kind {
-        EventKind::Done(usage) if event.request == RequestKey(key) => Some(usage),
-        _ => None,
-    })
+    crate::test_kit::scheduler(capabilities(), limits())
 }
 
 #[test]
@@ -104,10 +22,11 @@ fn every_request_gets_the_oracles_tokens_whatever_shares_its_batch() {
     let events = run_out(&mut scheduler, &mut engine);
     for (key, prompt) in prompts.iter().enumerate() {
         assert_eq!(ids(&events, key as u64, 0), oracle(prompt, 12 + key), "request {key}");
-        let usage = Usage { prompt_tokens: prompt.len(), completion_tokens: 12 + key };
+        let usage = Usage { prompt_tokens: prompt.len(), completion_tokens: 12 + key, cached_tokens: 0 };
         assert_eq!(done(&events, key as u64), Some(usage));
     }
-    assert_eq!(scheduler.load(), Load { blocks: 64, ..Load::default() });
+    let load = scheduler.load();
+    assert_eq!((load.running, load.waiting, load.blocks_used, load.preemptions), (0, 0, 0, 0));
 }
 
 #[test]
@@ -157,7 +76,7 @@ fn choices_of_one_request_end_each_for_itself_and_finished_ones_are_not_run_agai
     let events = run_out(&mut scheduler, &mut engine);
     assert_eq!(ids(&events, 5, 0), []);
     assert_eq!(ids(&events, 5, 1), accepted[4..]);
-    assert_eq!(done(&events, 5), Some(Usage { prompt_tokens: 3, completion_tokens: 18 }));
+    assert_eq!(done(&events, 5), Some(Usage { prompt_tokens: 3, completion_tokens: 18, cached_tokens: 0 }));
 }
 
 #[test]
@@ -225,79 +144,4 @@ fn what_can_never_fit_is_refused_at_once() {
     let resume = Submission { choices: vec![foreign], ..submission(0, "a", 4) };
     assert_eq!(code(scheduler.submit(Moment::ZERO, resume)), Code::InvalidRequest);
     assert_eq!(scheduler.load().waiting, 0);
-}
-
-#[derive(Clone, Debug)]
-enum Action {
-    Submit { prompt: usize, max: usize, accepted: usize },
-    Cancel(u64),
-    Pause(u64, bool),
-    Step,
-    HandBack,
-}
-
-fn action() -> impl Strategy<Value = Action> {
-    prop_oneof![
-        3 => (1usize..60, 1usize..30, 0usize..8).prop_map(|(prompt, max, accepted)| Action::Submit {
-            prompt, max, accepted: accepted.min(max),
-        }),
-        1 => (0u64..40).prop_map(Action::Cancel),
-        1 => ((0u64..40), any::<bool>()).prop_map(|(key, paused)| Action::Pause(key, paused)),
-        8 => Just(Action::Step),
-        1 => Just(Action::HandBack),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-    #[test]
-    fn nothing_is_lost_doubled_or_leaked(actions in proptest::collection::vec(action(), 1..120)) {
-        let (mut scheduler, mut engine) = (scheduler(), FakeEngine::new(capabilities()));
-        let mut events = Vec::new();
-        let mut live: BTreeMap<u64, (String, usize, usize)> = BTreeMap::new();
-        let mut cancelled = std::collections::BTreeSet::new();
-        for (key, action) in actions.into_iter().enumerate() {
-            let key = key as u64;
-            match action {
-                Action::Submit { prompt, max, accepted } => {
-                    let text = format!("{key:03}{}", "p".repeat(prompt));
-                    let choices = vec![ChoiceStart { accepted: oracle(&text, accepted) }];
-                    let request = Submission { choices, ..submission(key, &text, max) };
-                    if scheduler.submit(Moment::ZERO, request).is_ok() {
-                        live.insert(key, (text, max, accepted));
-                    }
-                }
-                Action::Cancel(target) => {
-                    if scheduler.cancel(RequestKey(target)) {
-                        cancelled.insert(target);
-                    }
-                }
-                Action::Pause(target, paused) => scheduler.set_paused(RequestKey(target), paused),
-                Action::Step => {
-                    step(&mut scheduler, &mut engine, Moment::ZERO, &mut events);
-                }
-                Action::HandBack => scheduler.hand_back(&mut events),
-            }
-            let load = scheduler.load();
-            prop_assert!(load.running <= 4 && load.waiting <= 8, "AD1");
-            prop_assert!(load.running > 0 || load.blocks_used == 0, "KV2");
-        }
-        for key in live.keys() {
-            scheduler.set_paused(RequestKey(*key), false);
-        }
-        events.extend(run_out(&mut scheduler, &mut engine));
-        prop_assert_eq!(scheduler.load().blocks_used, 0, "KV1");
-        for (key, (prompt, max, accepted)) in &live {
-            let ends = events.iter().filter(|e| e.request.0 == *key
-                && matches!(e.kind, EventKind::Done(_) | EventKind::Failed(..))).count();
-            prop_assert_eq!(ends, usize::from(!cancelled.contains(key)), "ST1: one end each");
-            let limit = (*max).min(96 - prompt.len());
-            let wanted = oracle(prompt, limit);
-            let got = ids(&events, *key, 0);
-            prop_assert!(wanted[*accepted..].starts_with(&got), "ST2: a prefix of the oracle's");
-            if done(&events, *key).is_some() {
-                prop_assert_eq!(got.len(), limit - accepted, "a finished request is whole");
-            }
-        }
-    }
 }

@@ -251,7 +251,11 @@ impl EngineLoop {
 
     fn publish_load(&self) {
         let load = self.scheduler.load();
-        self.load.send_if_modified(|known| std::mem::replace(known, load) != load);
+        self.load.send_if_modified(|known| {
+            let before = std::mem::replace(known, load);
+            self.metrics.count_load(&before, &load);
+            before != load
+        });
     }
 }
 
@@ -275,7 +279,7 @@ fn push_through(outlet: &mut Outlet) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use inference::engine::Capabilities;
+    use inference::engine::{BlockId, Capabilities};
 
     use super::*;
 
@@ -289,6 +293,18 @@ mod tests {
 
         fn step(&mut self, _batch: &Batch) -> Result<Outputs, EngineError> {
             panic!("a fault of the arithmetic")
+        }
+
+        fn block_bytes(&self) -> usize {
+            1
+        }
+
+        fn export_block(&mut self, _block: BlockId) -> Result<Vec<u8>, EngineError> {
+            Ok(vec![0])
+        }
+
+        fn import_block(&mut self, _block: BlockId, _bytes: &[u8]) -> Result<(), EngineError> {
+            Ok(())
         }
     }
 

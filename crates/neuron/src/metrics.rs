@@ -21,6 +21,10 @@ pub(crate) struct Metrics {
     running: IntGaugeVec,
     waiting: IntGaugeVec,
     kv_usage: GaugeVec,
+    kv_cached: GaugeVec,
+    preemptions: IntCounterVec,
+    prefix_queries: IntCounterVec,
+    prefix_hits: IntCounterVec,
     load_seconds: CounterVec,
 }
 
@@ -76,6 +80,26 @@ impl Metrics {
                 "Share of the KV blocks in use, 0 to 1.",
                 model,
             )?,
+            kv_cached: registry.float_gauge_vec(
+                "neuron_kv_cache_kept_ratio",
+                "Share of the KV blocks that only the prefix cache holds, 0 to 1; whoever needs them gets them.",
+                model,
+            )?,
+            preemptions: registry.counter_vec(
+                "neuron_num_preemptions_total",
+                "Times a running request made room for a more urgent one, to be recomputed later.",
+                model,
+            )?,
+            prefix_queries: registry.counter_vec(
+                "neuron_prefix_cache_queries_total",
+                "Tokens that were looked up in the prefix cache.",
+                model,
+            )?,
+            prefix_hits: registry.counter_vec(
+                "neuron_prefix_cache_hits_total",
+                "Tokens that were found in the prefix cache.",
+                model,
+            )?,
             load_seconds: registry.float_counter_vec(
                 "neuron_model_load_seconds_total",
                 "Time spent loading, warm-up included.",
@@ -113,6 +137,8 @@ impl Metrics {
         self.waiting.with_label_values(&[model]).set(load.waiting as i64);
         let usage = load.blocks_used as f64 / load.blocks.max(1) as f64;
         self.kv_usage.with_label_values(&[model]).set(usage);
+        let kept = load.blocks_cached as f64 / load.blocks.max(1) as f64;
+        self.kv_cached.with_label_values(&[model]).set(kept);
     }
 
     /// Returns one model's own handles, looked up once.
@@ -123,6 +149,9 @@ impl Metrics {
             engine_failures: self.engine_failures.with_label_values(&[model]),
             first_token: self.first_token.with_label_values(&[model]),
             inter_token: self.inter_token.with_label_values(&[model]),
+            preemptions: self.preemptions.with_label_values(&[model]),
+            prefix_queries: self.prefix_queries.with_label_values(&[model]),
+            prefix_hits: self.prefix_hits.with_label_values(&[model]),
         }
     }
 }
@@ -135,9 +164,19 @@ pub(crate) struct ModelMetrics {
     pub(crate) engine_failures: IntCounter,
     pub(crate) first_token: Histogram,
     pub(crate) inter_token: Histogram,
+    preemptions: IntCounter,
+    prefix_queries: IntCounter,
+    prefix_hits: IntCounter,
 }
 
 impl ModelMetrics {
+    /// Counts what happened between two looks at one scheduler.
+    pub(crate) fn count_load(&self, before: &Load, now: &Load) {
+        self.preemptions.inc_by(now.preemptions.saturating_sub(before.preemptions));
+        self.prefix_queries.inc_by(now.prefix_query_tokens.saturating_sub(before.prefix_query_tokens));
+        self.prefix_hits.inc_by(now.prefix_hit_tokens.saturating_sub(before.prefix_hit_tokens));
+    }
+
     /// Counts what an event tells.
     pub(crate) fn count(&self, event: &EventKind) {
         if let EventKind::Token { .. } = event {

@@ -259,6 +259,8 @@ impl Models {
             max_waiting: options.max_waiting,
             max_wait: Duration::from_millis(options.max_wait_ms),
             prefill_tokens: options.prefill_tokens,
+            max_choices: options.max_choices,
+            prefix_cache: options.prefix_cache,
         };
         let capabilities = loaded.engine.capabilities();
         let metrics = self.inner.metrics.model(id.as_str());
@@ -291,6 +293,9 @@ impl Models {
             sampling: inference::sampling::Sampling::GREEDY,
             max_tokens: 2,
             stop: Arc::new(StopRules { strings: Vec::new(), tokens: ready.end_tokens.clone() }),
+            priority: inference::Priority::High,
+            deadline: None,
+            salt: [0; 32],
         };
         let (mut events, _guard) = ready.engine.submit(submission, 16);
         while let Some(message) = events.recv().await {

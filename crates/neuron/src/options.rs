@@ -156,10 +156,16 @@ pub struct SchedulerOptions {
     pub max_waiting: usize,
     /// Longest wait in the queue, in milliseconds.
     pub max_wait_ms: u64,
+    /// Longest time from a request's arrival to its end, in seconds; what takes longer fails.
+    pub max_request_s: u64,
     /// Most prompt tokens in one step, beside the decodes.
     pub prefill_tokens: usize,
     /// Tokens a request may generate when it names no limit; the context bounds it too. 0: the context alone.
     pub default_max_tokens: u32,
+    /// Most choices of one request.
+    pub max_choices: usize,
+    /// Whether the KV of prompts and answers is kept, while nobody needs its room, and found again by its tokens.
+    pub prefix_cache: bool,
 }
 
 impl Default for SchedulerOptions {
@@ -168,8 +174,11 @@ impl Default for SchedulerOptions {
             max_running: 8,
             max_waiting: 256,
             max_wait_ms: 120_000,
+            max_request_s: 3_600,
             prefill_tokens: 256,
             default_max_tokens: 0,
+            max_choices: 8,
+            prefix_cache: true,
         }
     }
 }
@@ -192,12 +201,27 @@ pub struct CandleOptions {
     pub kv_cache_mib: usize,
     /// Longest context served, prompt and answer together; the model's own bounds it too. 0: the model's own.
     pub max_context_length: usize,
+    /// Threads that compute one model on the CPU. 0: one for each core that this process may use. No token depends on it.
+    pub threads: usize,
+    /// How keys and values are rounded on the CPU. Workers whose streams may follow one another exactly need the same.
+    pub kv_type: KvType,
 }
 
 impl Default for CandleOptions {
     fn default() -> Self {
-        CandleOptions { kv_cache_mib: 1024, max_context_length: 0 }
+        CandleOptions { kv_cache_mib: 1024, max_context_length: 0, threads: 0, kv_type: KvType::default() }
     }
+}
+
+/// How keys and values are rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum KvType {
+    /// Half precision: half the memory, and faster over long contexts.
+    #[default]
+    F16,
+    /// As computed.
+    F32,
 }
 
 /// The fake engine: its next token is a hash of the context.
@@ -269,13 +293,19 @@ impl Options {
                 return wrong(key, format!("must be from 0 to 86400, it is {seconds}"));
             }
         }
+        if !(1..=86_400).contains(&self.scheduler.max_request_s) {
+            let given = self.scheduler.max_request_s;
+            return wrong("scheduler.max_request_s", format!("must be from 1 to 86400, it is {given}"));
+        }
         let bounds = [
             ("scheduler.max_running", self.scheduler.max_running, 1, 4096),
+            ("scheduler.max_choices", self.scheduler.max_choices, 1, 128),
             ("scheduler.max_waiting", self.scheduler.max_waiting, 0, 1 << 20),
             ("scheduler.prefill_tokens", self.scheduler.prefill_tokens, 1, 1 << 16),
             ("data.event_queue", self.data.event_queue, 1, 1 << 16),
             ("data.max_body_bytes", self.data.max_body_bytes, 1024, 1 << 30),
             ("harness.fake.context_length", self.harness.fake.context_length, 16, 1 << 20),
+            ("harness.candle.threads", self.harness.candle.threads, 0, 256),
             ("harness.candle.kv_cache_mib", self.harness.candle.kv_cache_mib, 1, 1 << 22),
         ];
         for (key, value, low, high) in bounds {

@@ -39,11 +39,30 @@ pub struct ChatRequest {
     pub stop: Vec<String>,
     /// At least 1.
     pub max_tokens: Option<u32>,
+    /// Who comes first when there is too little room.
+    pub tier: Tier,
+    /// Only requests of an equal salt share computed prompts.
+    pub cache_salt: Option<String>,
     /// What an earlier attempt had, from a gateway.
     pub resume: Option<Resume>,
     /// How many fields nobody knows.
     pub unknown_fields: usize,
 }
+
+/// `service_tier`, as far as it says anything to a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tier {
+    /// `priority`: before the others.
+    Priority,
+    /// `auto`, `default`, `scale`, or nothing.
+    #[default]
+    Default,
+    /// `flex`: when nothing else wants to run.
+    Flex,
+}
+
+/// Longest cache salt, in bytes.
+const SALT_BYTES_MAX: usize = 256;
 
 impl ChatRequest {
     /// Reads a request.
@@ -70,6 +89,8 @@ impl ChatRequest {
             seed: seed(&map),
             stop: stop(map.get("stop"))?,
             max_tokens: max_tokens(&map)?,
+            tier: tier(&map)?,
+            cache_salt: cache_salt(&map)?,
             resume,
             unknown_fields,
         })
@@ -187,6 +208,26 @@ fn max_tokens(map: &Map<String, Value>) -> Result<Option<u32>, Error> {
         limit = limit.or(Some(number));
     }
     Ok(limit)
+}
+
+fn tier(map: &Map<String, Value>) -> Result<Tier, Error> {
+    match map.get("service_tier").and_then(Value::as_str) {
+        None | Some("auto" | "default" | "scale") => Ok(Tier::Default),
+        Some("priority") => Ok(Tier::Priority),
+        Some("flex") => Ok(Tier::Flex),
+        Some(_) => {
+            let message = "'service_tier' must be auto, default, flex, scale or priority";
+            Err(Error::invalid("service_tier", message))
+        }
+    }
+}
+
+fn cache_salt(map: &Map<String, Value>) -> Result<Option<String>, Error> {
+    let Some(salt) = map.get("cache_salt").and_then(Value::as_str) else { return Ok(None) };
+    if salt.is_empty() || salt.len() > SALT_BYTES_MAX {
+        return Err(Error::invalid("cache_salt", format!("'cache_salt' must have 1 to {SALT_BYTES_MAX} bytes")));
+    }
+    Ok(Some(salt.to_string()))
 }
 
 fn include_usage(map: &Map<String, Value>) -> Result<bool, Error> {

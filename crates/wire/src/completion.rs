@@ -46,16 +46,38 @@ struct Delta<'a> {
     refusal: Option<Option<()>>,
 }
 
+/// Tokens that an answer took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt: u32,
+    /// Tokens generated.
+    pub completion: u32,
+    /// Tokens of the prompt that were not computed again.
+    pub cached: u32,
+}
+
 #[derive(Clone, Copy, Debug, Serialize)]
 struct UsageObject {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
+    prompt_tokens_details: PromptDetails,
 }
 
-impl UsageObject {
-    fn new(prompt_tokens: u32, completion_tokens: u32) -> Self {
-        UsageObject { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+#[derive(Clone, Copy, Debug, Serialize)]
+struct PromptDetails {
+    cached_tokens: u32,
+}
+
+impl From<Usage> for UsageObject {
+    fn from(Usage { prompt, completion, cached }: Usage) -> Self {
+        UsageObject {
+            prompt_tokens: prompt,
+            completion_tokens: completion,
+            total_tokens: prompt.saturating_add(completion),
+            prompt_tokens_details: PromptDetails { cached_tokens: cached },
+        }
     }
 }
 
@@ -105,8 +127,8 @@ impl ChatEncoder {
     }
 
     /// The usage event, after every finish; `None` when the client did not ask for it.
-    pub fn usage(&self, prompt_tokens: u32, completion_tokens: u32) -> Option<Bytes> {
-        self.include_usage.then(|| self.chunk(&[], Some(UsageObject::new(prompt_tokens, completion_tokens))))
+    pub fn usage(&self, usage: Usage) -> Option<Bytes> {
+        self.include_usage.then(|| self.chunk(&[], Some(usage.into())))
     }
 }
 
@@ -177,7 +199,7 @@ impl Folder {
     }
 
     /// Returns the whole answer.
-    pub fn done(&self, prompt_tokens: u32, completion_tokens: u32) -> String {
+    pub fn done(&self, usage: Usage) -> String {
         let choices = self.choices.iter().enumerate().map(|(index, (content, finish_reason))| CompletionChoice {
             index: index as u32,
             message: Message { role: "assistant", content, refusal: None },
@@ -190,7 +212,7 @@ impl Folder {
             created: self.identity.created,
             model: &self.identity.model,
             choices: choices.collect(),
-            usage: UsageObject::new(prompt_tokens, completion_tokens),
+            usage: usage.into(),
         };
         serde_json::to_string(&completion).unwrap_or_default()
     }
@@ -215,12 +237,16 @@ mod tests {
         let asked = ChatEncoder::new(identity(), true);
         assert_eq!(data(&asked.content(0, "x"))["usage"], Value::Null);
         assert!(data(&asked.content(0, "x")).as_object().unwrap().contains_key("usage"));
-        let last = data(&asked.usage(3, 4).unwrap());
+        let last = data(&asked.usage(Usage { prompt: 3, completion: 4, cached: 2 }).unwrap());
         assert_eq!(last["choices"], json!([]));
-        assert_eq!(last["usage"], json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}));
+        assert_eq!(
+            last["usage"],
+            json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7,
+            "prompt_tokens_details": {"cached_tokens": 2}})
+        );
         let unasked = ChatEncoder::new(identity(), false);
         assert!(!data(&unasked.content(0, "x")).as_object().unwrap().contains_key("usage"));
-        assert!(unasked.usage(3, 4).is_none());
+        assert!(unasked.usage(Usage::default()).is_none());
     }
 
     #[test]
@@ -241,14 +267,18 @@ mod tests {
             "id": "chatcmpl-1", "object": "chat.completion", "created": 7, "model": "m",
             "choices": [{"index": 0, "message": {"role": "assistant", "content": "ab", "refusal": null},
                 "logprobs": null, "finish_reason": "length"}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+            "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3,
+                "prompt_tokens_details": {"cached_tokens": 0}},
         });
-        assert_eq!(serde_json::from_str::<Value>(&folder.done(1, 2)).unwrap(), wanted);
+        assert_eq!(
+            serde_json::from_str::<Value>(&folder.done(Usage { prompt: 1, completion: 2, cached: 0 })).unwrap(),
+            wanted
+        );
     }
 
     #[test]
     fn private_lines_alone_are_an_event_of_their_own() {
-        let line = Line::Usage { prompt: 1, completion: 2 };
-        assert_eq!(with_private(&[line], &[]), ":cx u 1 2\n\n");
+        let line = Line::Usage(Usage { prompt: 1, completion: 2, cached: 0 });
+        assert_eq!(with_private(&[line], &[]), ":cx u 1 2 0\n\n");
     }
 }

@@ -115,7 +115,7 @@ pub const CHAT: &[Field] = &[
     bookkeeping("user", Kind::Text),
     bookkeeping("metadata", Kind::Object),
     bookkeeping("store", Kind::Bool),
-    bookkeeping("service_tier", Kind::Text),
+    honoured("service_tier", Kind::Text),
     bookkeeping("safety_identifier", Kind::Text),
     bookkeeping("prompt_cache_key", Kind::Text),
     bookkeeping("prompt_cache_retention", Kind::Text),
@@ -123,6 +123,7 @@ pub const CHAT: &[Field] = &[
     // Extensions, with vLLM's names and meanings.
     honoured("top_k", Kind::Integer),
     honoured("min_p", Kind::Number),
+    honoured("cache_salt", Kind::Text),
     refused("repetition_penalty", Kind::Number, &["1"]),
     refused("min_tokens", Kind::Integer, &["0"]),
     refused("ignore_eos", Kind::Bool, &["false"]),

@@ -8,7 +8,7 @@ pub mod models;
 pub mod private;
 mod sse;
 
-pub use completion::{ChatEncoder, Folder, Identity, with_private};
+pub use completion::{ChatEncoder, Folder, Identity, Usage, with_private};
 pub use envelope::{ErrorEnvelope, ErrorResponse, check_media_type, error_event};
 pub use sse::{DONE_EVENT, EventSplitter, EventTooLarge, HTTP_SSE_CONTENT_TYPE, KEEP_ALIVE_EVENT, data_event};
 

@@ -7,7 +7,7 @@
 //! | `:cx m {json}` | [`Meta`]: what the worker made of the request, once, before the first token |
 //! | `:cx p {text}` | progress while queued, loading or prefilling, each second |
 //! | `:cx t A C I ids F` | tokens: attempt, choice, index of the first id, ids by comma, finish (`-`, `stop`, `length`) |
-//! | `:cx u P C` | usage: prompt tokens, completion tokens |
+//! | `:cx u P C H` | usage: prompt tokens, completion tokens, prompt tokens found in the cache |
 //! | `:cx r {json}` | [`Refusal`]: this worker will not go on; the stream ends here |
 //!
 //! The gateway strips them by slicing. None ever reaches a client, and none is taken from one.
@@ -16,6 +16,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use words::{Code, Error, Fingerprint};
+
+use crate::completion::Usage;
 
 /// Every private header's name starts so; from clients they are removed.
 pub const HEADER_PREFIX: &str = "x-cortex-";
@@ -177,12 +179,7 @@ pub enum Line {
         finish: Finish,
     },
     /// `u`
-    Usage {
-        /// Tokens of the prompt.
-        prompt: u32,
-        /// Tokens generated.
-        completion: u32,
-    },
+    Usage(Usage),
     /// `r`
     Refusal(Refusal),
 }
@@ -197,7 +194,7 @@ impl Line {
                 let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
                 format!("t {attempt} {choice} {index} {} {}", ids.join(","), finish.unwrap_or("-"))
             }
-            Line::Usage { prompt, completion } => format!("u {prompt} {completion}"),
+            Line::Usage(Usage { prompt, completion, cached }) => format!("u {prompt} {completion} {cached}"),
             Line::Refusal(refusal) => format!("r {}", serde_json::to_string(refusal).unwrap_or_default()),
         };
         out.extend_from_slice(LINE_PREFIX);
@@ -222,8 +219,11 @@ impl Line {
             "p" => Some(Line::Progress(rest.to_string())),
             "r" => serde_json::from_str(rest).ok().map(Line::Refusal),
             "u" => {
-                let (prompt, completion) = rest.split_once(' ')?;
-                Some(Line::Usage { prompt: prompt.parse().ok()?, completion: completion.parse().ok()? })
+                let mut words = rest.split(' ');
+                let mut number = || words.next()?.parse().ok();
+                let (prompt, completion) = (number()?, number()?);
+                // An older worker says nothing of its cache.
+                Some(Line::Usage(Usage { prompt, completion, cached: number().unwrap_or(0) }))
             }
             "t" => {
                 let mut words = rest.split(' ');
@@ -282,7 +282,7 @@ mod tests {
             Line::Progress("queued 3".into()),
             Line::Tokens { attempt: 2, choice: 1, index: 17, ids: vec![5, 600], finish: None },
             Line::Tokens { attempt: 2, choice: 0, index: 1, ids: vec![7], finish: Some("stop") },
-            Line::Usage { prompt: 4, completion: 9 },
+            Line::Usage(Usage { prompt: 4, completion: 9, cached: 3 }),
             Line::Refusal(Refusal { code: "draining".into(), message: "bye\nnow".into(), param: None }),
         ];
         let mut event = Vec::new();

@@ -3,7 +3,7 @@
 
 use async_openai::types::chat::{CreateChatCompletionResponse, CreateChatCompletionStreamResponse, FinishReason};
 
-use crate::{ChatEncoder, Folder, Identity};
+use crate::{ChatEncoder, Folder, Identity, Usage};
 
 fn identity() -> Identity {
     Identity { id: "chatcmpl-1".into(), created: 7, model: "m".into() }
@@ -12,8 +12,12 @@ fn identity() -> Identity {
 #[test]
 fn a_client_librarys_types_accept_every_chunk_and_the_fold() {
     let encoder = ChatEncoder::new(identity(), true);
-    let events =
-        [encoder.role(0), encoder.content(0, "é\"\n"), encoder.finish(0, "length"), encoder.usage(3, 4).unwrap()];
+    let events = [
+        encoder.role(0),
+        encoder.content(0, "é\"\n"),
+        encoder.finish(0, "length"),
+        encoder.usage(Usage { prompt: 3, completion: 4, cached: 1 }).unwrap(),
+    ];
     let chunks: Vec<CreateChatCompletionStreamResponse> =
         events.iter().map(|event| serde_json::from_slice(event.strip_prefix(b"data: ").unwrap()).unwrap()).collect();
     assert_eq!(chunks[1].choices[0].delta.content.as_deref(), Some("é\"\n"));
@@ -23,6 +27,7 @@ fn a_client_librarys_types_accept_every_chunk_and_the_fold() {
     let mut folder = Folder::new(identity(), 1);
     folder.content(0, "hello");
     folder.finish(0, "stop");
-    let whole: CreateChatCompletionResponse = serde_json::from_str(&folder.done(1, 2)).unwrap();
+    let whole: CreateChatCompletionResponse =
+        serde_json::from_str(&folder.done(Usage { prompt: 1, completion: 2, cached: 0 })).unwrap();
     assert_eq!(whole.choices[0].message.content.as_deref(), Some("hello"));
 }

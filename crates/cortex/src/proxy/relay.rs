@@ -171,7 +171,7 @@ impl Relay {
                     })?;
                     self.note_tokens(ids.len() as u64);
                 }
-                Line::Usage { .. } => self.complete = true,
+                Line::Usage(_) => self.complete = true,
                 Line::Refusal(refusal) => return Err(refusal.into()),
                 Line::Meta(meta) => self.note_meta(meta)?,
                 Line::Progress(_) => {}

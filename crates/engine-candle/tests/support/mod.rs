@@ -1,13 +1,14 @@
 //! What the tests share: small random models, a naive twin, and a runner of single steps.
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod driver;
 pub mod model;
 pub mod naive;
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use engine_candle::{CandleEngine, DeviceChoice, LoadError, Options};
+use engine_candle::{Arithmetic, CandleEngine, DeviceChoice, KernelOptions, KvType, Level, LoadError, Options};
 use inference::engine::{Batch, BlockId, Engine, RowOutput, SequenceId};
 use inference::sampling::Sampling;
 use model_files::gguf::{Header, Limits};
@@ -17,12 +18,20 @@ pub type Row = inference::engine::Row;
 pub fn options(block_tokens: usize) -> Options {
     Options {
         device: DeviceChoice::Cpu,
+        arithmetic: Arithmetic::Candle,
         kv_bytes: 64 << 20,
         block_tokens,
         max_batch: 8,
         max_step_tokens: 1024,
         context_length: None,
     }
+}
+
+/// Everything that computes: candle, and the kernels at every level of this machine, with keys and values as given.
+pub fn arithmetics(kv: KvType) -> Vec<Arithmetic> {
+    let levels = Level::ALL.into_iter().filter(|level| level.is_available());
+    let kernels = levels.map(|level| Arithmetic::Auto(KernelOptions { threads: 2, kv, level: Some(level) }));
+    [Arithmetic::Candle].into_iter().chain(kernels).collect()
 }
 
 pub fn load(path: &Path, options: &Options) -> Result<CandleEngine, LoadError> {

@@ -305,15 +305,19 @@ impl Answer {
     }
 
     fn done(&mut self, usage: Usage) -> Bytes {
-        let (prompt, completion) = (usage.prompt_tokens as u32, usage.completion_tokens as u32);
-        let private = self.attempt.map(|_| Line::Usage { prompt, completion });
+        let usage = wire::Usage {
+            prompt: usage.prompt_tokens as u32,
+            completion: usage.completion_tokens as u32,
+            cached: usage.cached_tokens as u32,
+        };
+        let private = self.attempt.map(|_| Line::Usage(usage));
         let public = match &self.form {
             Form::Stream(encoder) => {
                 let done = Bytes::from_static(DONE_EVENT);
-                encoder.usage(prompt, completion).into_iter().chain([done]).collect()
+                encoder.usage(usage).into_iter().chain([done]).collect()
             }
             Form::Whole(folder) => {
-                let json = folder.done(prompt, completion);
+                let json = folder.done(usage);
                 vec![if self.attempt.is_some() { data_event(&json) } else { json.into() }]
             }
         };

@@ -8,9 +8,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use futures_util::StreamExt;
-use inference::{ChoiceStart, StopRules, Submission};
+use inference::{ChoiceStart, Priority, StopRules, Submission};
 use rand::Rng;
-use wire::chat::ChatRequest;
+use wire::chat::{ChatRequest, Tier};
 use wire::private::{self, Meta};
 use wire::{ChatEncoder, Folder, HTTP_SSE_CONTENT_TYPE, Identity};
 use words::{Code, Error, Fingerprint};
@@ -121,6 +121,13 @@ async fn admit(plane: &Arc<DataPlane>, headers: &HeaderMap, private: Private, bo
         sampling: sampling::scheduled(&resolved),
         max_tokens: resolved.max_tokens as usize,
         stop: Arc::new(StopRules { strings: request.stop.clone(), tokens: model.end_tokens.clone() }),
+        priority: match request.tier {
+            Tier::Priority => Priority::High,
+            Tier::Default => Priority::Normal,
+            Tier::Flex => Priority::Low,
+        },
+        deadline: Some(arrived + Duration::from_secs(plane.options.scheduler.max_request_s)),
+        salt: request.cache_salt.as_ref().map_or([0; 32], |salt| *blake3::hash(salt.as_bytes()).as_bytes()),
     };
     model.metrics.prompt_tokens.inc_by(u64::from(meta.prompt_tokens));
     let (events, guard) = model.engine.submit(submission, plane.options.data.event_queue);

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use engine_candle::{CandleEngine, DeviceChoice, KERNEL_ORDER, LoadError, LoadProgress, Options};
+use engine_candle::{Arithmetic, CandleEngine, DeviceChoice, KernelOptions, LoadError, LoadProgress, Options};
 use inference::TokenBytes;
 use model_files::model::{ModelFiles, ModelFilesError, resolve};
 use model_files::template::TemplateError;
@@ -12,10 +12,12 @@ use serde_json::Value;
 use words::{Code, Error, Fingerprint};
 
 use super::{ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
-use crate::options::CandleOptions;
+use crate::options::{CandleOptions, KvType};
 use crate::sampling::Defaults;
 
 const BLOCK_TOKENS: usize = 32;
+/// Most threads of one model.
+const THREADS_MAX: usize = 256;
 
 pub(crate) struct CandleHarness {
     options: CandleOptions,
@@ -24,6 +26,16 @@ pub(crate) struct CandleHarness {
 impl CandleHarness {
     pub(crate) fn new(options: CandleOptions) -> Self {
         CandleHarness { options }
+    }
+
+    fn kernels(&self) -> KernelOptions {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = if self.options.threads > 0 { self.options.threads } else { cores().min(THREADS_MAX) };
+        let kv = match self.options.kv_type {
+            KvType::F16 => engine_candle::KvType::F16,
+            KvType::F32 => engine_candle::KvType::F32,
+        };
+        KernelOptions { threads, kv, level: None }
     }
 }
 
@@ -82,6 +94,7 @@ impl Harness for CandleHarness {
         let wanted = self.options.max_context_length;
         let options = Options {
             device: device(spec)?,
+            arithmetic: Arithmetic::Auto(self.kernels()),
             kv_bytes: self.options.kv_cache_mib << 20,
             block_tokens: BLOCK_TOKENS,
             max_batch: sizes.max_running,
@@ -95,7 +108,7 @@ impl Harness for CandleHarness {
         let context_length = inference::engine::Engine::capabilities(&engine).context_length;
         let print = files.continue_fingerprint(context_length, control::STREAM_FORMAT);
         let print = Fingerprint(print.map_err(|error| files_failure(&error))?);
-        let exact = format!("{print} {KERNEL_ORDER} kv-f32 {}", engine.device());
+        let exact = format!("{print} {}", engine.exactness());
         let defaults = Defaults {
             temperature: files.defaults.temperature,
             top_p: files.defaults.top_p,
@@ -109,6 +122,8 @@ impl Harness for CandleHarness {
             architecture = files.architecture,
             device,
             context_length,
+            arithmetic = engine.arithmetic(),
+            weight_mib = engine.weight_bytes() >> 20,
             cuda = cfg!(feature = "cuda"),
             "weights loaded"
         );

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use inference::engine::{Batch, Capabilities, Engine, EngineError, Outputs};
+use inference::engine::{Batch, BlockId, Capabilities, Engine, EngineError, Outputs};
 use inference::{FAKE_END_TOKEN, FakeEngine, fake_token_bytes};
 use serde_json::Value;
 use words::{Code, Error, Fingerprint};
@@ -93,6 +93,18 @@ impl Engine for Paced {
             std::thread::sleep(Duration::from_millis(pause));
         }
         self.engine.step(batch)
+    }
+
+    fn block_bytes(&self) -> usize {
+        self.engine.block_bytes()
+    }
+
+    fn export_block(&mut self, block: BlockId) -> Result<Vec<u8>, EngineError> {
+        self.engine.export_block(block)
+    }
+
+    fn import_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), EngineError> {
+        self.engine.import_block(block, bytes)
     }
 }
 
