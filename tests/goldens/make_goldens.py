@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Goldens of llama.cpp for the demo model and for a random-weight file of the 0.6B shape.
+"""Goldens of llama.cpp for the demo model.
 
     pip install llama-cpp-python numpy
     make_goldens.py quantize ../../examples/demo-model/demo-f16.gguf demo-q4_k_m.gguf
     make_goldens.py demo ../../examples/demo-model/demo-f16.gguf > demo-f16.json
     make_goldens.py demo ../../examples/demo-model/demo-q8_0.gguf > demo-q8_0.json
     make_goldens.py demo demo-q4_k_m.gguf > demo-q4_k_m.json
-    cargo xtask bench gguf --out random.gguf
-    make_goldens.py logprobs random.gguf > qwen3-0.6b-f16-600.json
+
+qwen3-0.6b-logprobs.json is made by `cargo xtask bench logprobs --peer bin/python`.
 """
 
 import json
@@ -50,18 +50,6 @@ def demo(path):
     return out
 
 
-def logprobs(path):
-    prompt = [(i * 7919 + 13) % 151_936 for i in range(600)]
-    llm = Llama(path, n_ctx=1024, logits_all=True, verbose=False, n_threads=2, type_k=0, type_v=0)
-    out = []
-    for length in (15, 128, 600):
-        logits = evaluate(llm, prompt[:length])
-        probs = logits - (logits.max() + np.log(np.exp(logits - logits.max()).sum()))
-        top = np.argsort(-probs)[:5]
-        out.append({"length": length, "top": [[int(i), float(probs[i])] for i in top]})
-    return {"generator": "bench gguf --shape qwen3-0.6b --quant f16 --seed 1", "rule": "(i * 7919 + 13) % 151936", "at": out}
-
-
 def quantize(source, target):
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
@@ -71,6 +59,4 @@ def quantize(source, target):
 if __name__ == "__main__":
     if sys.argv[1] == "quantize":
         sys.exit(quantize(sys.argv[2], sys.argv[3]))
-    result = {"demo": demo, "logprobs": logprobs}[sys.argv[1]](sys.argv[2])
-    lines = [json.dumps(entry) for entry in result] if isinstance(result, list) else None
-    print("[\n" + ",\n".join(lines) + "\n]" if lines else json.dumps(result))
+    print("[\n" + ",\n".join(json.dumps(entry) for entry in demo(sys.argv[2])) + "\n]")

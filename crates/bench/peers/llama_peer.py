@@ -6,7 +6,7 @@
     cargo xtask bench engine --peer peer/bin/python
 
 Commands: {"op": "open", "model", "threads", "context", "sequences", "flash", "f32_kv"}, {"op": "prefill", "tokens"},
-{"op": "fill", "depth"}, {"op": "decode", "tokens"}, {"op": "batch", "rows", "tokens"}, {"op": "top", "tokens", "count"},
+{"op": "fill", "depth"}, {"op": "decode", "tokens"}, {"op": "batch", "rows", "tokens"}, {"op": "logprobs", "tokens", "ids"},
 {"op": "quantize", "source", "target", "kind"}. Times are wall seconds of the calls alone.
 """
 
@@ -116,15 +116,16 @@ class Peer:
         self.clear()
         return {"seconds": taken}
 
-    def top(self, tokens, count):
+    def logprobs(self, tokens, ids):
         self.clear()
         self.feed(tokens, 0)
         pointer = ll.llama_get_logits_ith(self.ctx, -1)
         logits = np.ctypeslib.as_array(pointer, shape=(self.vocabulary,)).astype(np.float64)
         shifted = logits - logits.max()
         logprobs = shifted - np.log(np.exp(shifted).sum())
-        best = np.argsort(-logprobs)[:count]
-        return {"top": [[int(i), float(logprobs[i])] for i in best]}
+        if not ids:
+            ids = np.argsort(-logprobs)[:100]
+        return {"logprobs": [[int(i), round(float(logprobs[i]), 6)] for i in ids]}
 
     def quantize(self, source, target, kind):
         params = ll.llama_model_quantize_default_params()

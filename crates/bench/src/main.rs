@@ -36,25 +36,14 @@ enum Command {
     },
     /// Time the engine beside llama.cpp, candle and the memory's speed.
     Engine(engine::EngineArgs),
-    /// Compare the engine's logprobs on a generated file with those that another program gave; fails where the top
-    /// five differ by more than 0.01.
-    Logprobs {
-        /// The generated file.
-        #[arg(long)]
-        model: PathBuf,
-        /// What the other program gave.
-        #[arg(long, default_value = "tests/goldens/qwen3-0.6b-f16-600.json")]
-        golden: PathBuf,
-        /// Threads.
-        #[arg(long, default_value_t = 2)]
-        threads: usize,
-    },
+    /// Compare the engine's logprobs with those of llama.cpp; fails where they differ by more than is explained there.
+    Logprobs(logprobs::LogprobsArgs),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Gguf { shape, quant, seed, out } => gguf::write(shape, quant, seed, &out),
         Command::Engine(args) => engine::bench(&args),
-        Command::Logprobs { model, golden, threads } => logprobs::compare(&model, &golden, threads),
+        Command::Logprobs(args) => logprobs::compare(&args),
     }
 }

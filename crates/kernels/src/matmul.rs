@@ -221,18 +221,18 @@ levels! {
 
 #[inline(always)]
 unsafe fn q4k_body<S: Simd, const R: usize>(tile: *const u8, blocks: usize, rows: [Row; R], out: Out<R>) {
-    let factors = tile.add(blocks * pack::Q4K_INTS);
     let mut sums = [S::splat(0.0); R];
     for b in 0..blocks {
-        let base = tile.add(b * pack::Q4K_INTS);
+        let base = tile.add(b * pack::Q4K_BYTES);
         let (mut whole, mut least) = ([S::zero_int(); R], [S::zero_int(); R]);
         for pair in 0..4 {
-            let scales = S::scales(base.add(2048 + pair * 32));
+            let part = base.add(64 + pair * pack::Q4K_PAIR);
+            let scales = S::scales(part);
             for (h, scales) in [scales.0, scales.1].into_iter().enumerate() {
                 let s = 2 * pair + h;
                 let mut dots = [S::zero_dot(); R];
                 for j in 0..4 {
-                    let bytes = S::load_bytes(base.add(s * 256 + j * 64));
+                    let bytes = S::load_bytes(part.add(64 + h * 256 + j * 64));
                     let (low, high) = (S::low(bytes), S::high(bytes));
                     for r in 0..R {
                         let a = rows[r].numbers.add(b * 256 + s * 32 + j * 4);
@@ -245,10 +245,10 @@ unsafe fn q4k_body<S: Simd, const R: usize>(tile: *const u8, blocks: usize, rows
             }
             for r in 0..R {
                 let sums = rows[r].sums32.add(b * 8 + 2 * pair);
-                least[r] = S::pair_dot(least[r], base.add(2176 + pair * 32), [*sums, *sums.add(1)]);
+                least[r] = S::pair_dot(least[r], part.add(32), [*sums, *sums.add(1)]);
             }
         }
-        let (scale, min) = (S::load_half(factors.add(b * 64).cast()), S::load_half(factors.add(b * 64 + 32).cast()));
+        let (scale, min) = (S::load_half(base.cast()), S::load_half(base.add(32).cast()));
         for r in 0..R {
             let d = *rows[r].scales.add(b);
             sums[r] = S::fma(S::mul(scale, S::splat(d)), S::to_float(whole[r]), sums[r]);
@@ -267,18 +267,17 @@ levels! {
 
 #[inline(always)]
 unsafe fn q6k_body<S: Simd, const R: usize>(tile: *const u8, blocks: usize, rows: [Row; R], out: Out<R>) {
-    let factors = tile.add(blocks * pack::Q6K_INTS);
     let mut sums = [S::splat(0.0); R];
     for b in 0..blocks {
-        let base = tile.add(b * pack::Q6K_INTS);
+        let base = tile.add(b * pack::Q6K_BYTES);
         // Weights are stored plus 32: `offset` is what that adds, less the factor 32.
         let (mut whole, mut offset) = ([S::zero_int(); R], [S::zero_int(); R]);
         for pair in 0..8 {
-            let at = base.add(3072 + pair * 32).cast();
+            let at = base.add(64 + pair * 32).cast();
             let scales = S::signed_scales(at);
             for (h, scales) in [scales.0, scales.1].into_iter().enumerate() {
                 let s = 2 * pair + h;
-                let part = base.add(s * 192);
+                let part = base.add(pack::Q6K_WEIGHTS + s * 192);
                 let (first, second) = (S::load_bytes(part), S::load_bytes(part.add(64)));
                 let top = S::load_bytes(part.add(128));
                 let w0 = S::with_top::<0>(S::low(first), top);
@@ -299,7 +298,7 @@ unsafe fn q6k_body<S: Simd, const R: usize>(tile: *const u8, blocks: usize, rows
                 offset[r] = S::signed_pair_dot(offset[r], at, [*sums, *sums.add(1)]);
             }
         }
-        let scale = S::load_half(factors.add(b * 32).cast());
+        let scale = S::load_half(base.cast());
         for r in 0..R {
             let whole = S::to_float(S::sub_32_times(whole[r], offset[r]));
             sums[r] = S::fma(S::mul(scale, S::splat(*rows[r].scales.add(b))), whole, sums[r]);
@@ -317,17 +316,17 @@ levels! {
 
 #[inline(always)]
 unsafe fn q8_0_body<S: Simd, const R: usize>(tile: *const u8, blocks: usize, rows: [Row; R], out: Out<R>) {
-    let factors = tile.add(blocks * 512);
     let mut sums = [S::splat(0.0); R];
     for b in 0..blocks {
+        let (factors, weights_at) = pack::q8_0_at(b);
         let mut whole = [S::zero_int(); R];
         for j in 0..8 {
-            let weights = S::signed(S::load_bytes(tile.add(b * 512 + j * 64)));
+            let weights = S::signed(S::load_bytes(tile.add(weights_at + j * 64)));
             for r in 0..R {
                 whole[r] = S::dot_signed(whole[r], weights, rows[r].numbers.add(b * 32 + j * 4));
             }
         }
-        let scale = S::load_half(factors.add(b * 32).cast());
+        let scale = S::load_half(tile.add(factors).cast());
         for r in 0..R {
             let whole = S::finish_signed(whole[r], i32::from(*rows[r].sums32.add(b)));
             sums[r] = S::fma(S::mul(scale, S::splat(*rows[r].scales.add(b))), S::to_float(whole), sums[r]);

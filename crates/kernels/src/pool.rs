@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Turns of waiting before a helper sleeps: tens of microseconds.
-const SPINS: u32 = 20_000;
+/// Turns of waiting before a helper sleeps: some tens of microseconds.
+const SPINS: u32 = 2_000;
 /// Most threads.
 const THREADS_MAX: usize = 256;
 
@@ -103,8 +103,11 @@ impl Pool {
         }
         // Closed first: who comes now stays out. Then all who came in leave.
         shared.sequence.fetch_add(1, Ordering::SeqCst);
+        let mut turns = 0;
         while shared.active.load(Ordering::SeqCst) > 0 {
-            std::hint::spin_loop();
+            // A helper that the system has put aside needs this core more than we do.
+            turns += 1;
+            if turns < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
         *lock(&shared.region) = None;
         if let Err(panic) = own {

@@ -62,7 +62,7 @@ pub enum Stored {
     F32,
     /// `[inputs][16]` halves.
     F16,
-    /// A block of 32 inputs: `[8][16][4]` signed bytes; after all blocks, `[blocks][16]` half scales.
+    /// Blocks of 32 inputs, two by two, see [`pack::q8_0`].
     Q8_0,
     /// A block of 256 inputs, see [`pack::q4k`].
     Q4K,
@@ -76,7 +76,7 @@ impl Stored {
         let bytes = match self {
             Stored::F32 => inputs * 64,
             Stored::F16 => inputs * 32,
-            Stored::Q8_0 => inputs / 32 * pack::Q8_0_BYTES,
+            Stored::Q8_0 => (inputs / 32).div_ceil(2) * pack::Q8_0_PAIR,
             Stored::Q4K => inputs / 256 * pack::Q4K_BYTES,
             Stored::Q6K => inputs / 256 * pack::Q6K_BYTES,
         };

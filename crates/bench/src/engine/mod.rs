@@ -1,18 +1,21 @@
-//! `bench engine`: the engine beside llama.cpp, beside candle, and beside the memory's speed, in one run.
+//! `bench engine`: the engine beside llama.cpp, beside candle's own operations, and beside the memory's speed, in one run.
 //!
-//! Each cell is timed in turns, ours and the peer's, and medians are compared; a ratio above 1 means that we are faster.
+//! Each cell is timed in turns, ours and the peers', and medians are compared; the peer of a cell is the faster of
+//! llama.cpp with flash attention and without. A ratio above 1 means that we are faster.
 
 mod peer;
 mod run;
+mod serving;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use engine_candle::{Arithmetic, KernelOptions, KvType};
+use serde_json::json;
 
 use crate::gguf;
-use peer::Peer;
+pub(crate) use peer::Peer;
 use run::{Runner, bandwidth, resident};
 
 /// What `bench engine` is told.
@@ -24,32 +27,32 @@ pub(crate) struct EngineArgs {
     /// Where the models are, or are made: qwen3-0.6b-{q4_k_m,q8_0,f16}.gguf. Q4_K_M needs the peer to be made.
     #[arg(long, default_value = "target/bench")]
     models: PathBuf,
-    /// Only these files' types.
-    #[arg(long, value_delimiter = ',', default_value = "q4_k_m,q8_0,f16")]
+    /// Only these types of weights.
+    #[arg(long, value_delimiter = ',', default_value = "q4_k_m,q8_0")]
     quants: Vec<String>,
     /// Threads of both.
     #[arg(long, default_value_t = 2)]
     threads: usize,
     /// Turns a cell.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Fewer cells and turns.
+    /// Fewer cells, and no candle.
     #[arg(long)]
     quick: bool,
     /// One line of JSON a cell.
     #[arg(long)]
     json: bool,
-    /// Time plain candle too.
+    /// Only the cells whose name has this in it.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Not the cells of a whole scheduler: mixed load and second turns.
     #[arg(long)]
-    candle: bool,
-    /// The peer with flash attention.
-    #[arg(long)]
-    flash: bool,
+    no_serving: bool,
 }
 
 /// One thing that is timed.
 #[derive(Clone, Copy, Debug)]
-enum Work {
+pub(crate) enum Work {
     Prefill(usize),
     /// Tokens, after a context of so many.
     Decode(usize, usize),
@@ -74,27 +77,30 @@ impl Work {
     }
 }
 
-const WORK: [Work; 9] = [
+const WORK: [Work; 11] = [
     Work::Prefill(128),
     Work::Prefill(512),
     Work::Prefill(2048),
     Work::Decode(32, 0),
-    Work::Decode(24, 2048),
+    Work::Decode(32, 512),
     Work::Decode(16, 4096),
+    Work::Decode(12, 8192),
+    Work::Batch(24, 2),
     Work::Batch(24, 4),
     Work::Batch(16, 8),
     Work::Batch(12, 16),
 ];
-const QUICK: [Work; 4] = [Work::Prefill(128), Work::Decode(24, 0), Work::Decode(12, 2048), Work::Batch(8, 16)];
+const QUICK: [Work; 4] = [Work::Prefill(128), Work::Decode(24, 0), Work::Decode(12, 512), Work::Batch(8, 16)];
 /// Positions that every context has room for.
-const CONTEXT: usize = 4608;
+const CONTEXT: usize = 8192 + 64;
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn model(folder: &Path, quant: &str, peer: Option<&mut Peer>) -> Result<Option<PathBuf>> {
+/// Finds or makes a model's file; `None`, and loudly, where only the peer could make it.
+pub(crate) fn model(folder: &Path, quant: &str, peer: Option<&mut Peer>) -> Result<Option<PathBuf>> {
     let path = |quant: &str| folder.join(format!("qwen3-0.6b-{quant}.gguf"));
     if path(quant).exists() {
         return Ok(Some(path(quant)));
@@ -105,21 +111,21 @@ fn model(folder: &Path, quant: &str, peer: Option<&mut Peer>) -> Result<Option<P
         gguf::write(gguf::Shape::Qwen3Small, quant, 1, &part)?;
         Ok(std::fs::rename(part, to)?)
     };
-    match (quant, peer) {
-        ("f16", _) => write(gguf::Quant::F16, &path("f16"))?,
-        ("q8_0", _) => write(gguf::Quant::Q8_0, &path("q8_0"))?,
-        ("q4_k_m", Some(peer)) => {
-            if !path("f16").exists() {
-                write(gguf::Quant::F16, &path("f16"))?;
-            }
-            peer.quantize(&path("f16"), &path(quant), 15)?;
-        }
-        ("q4_k_m", None) => {
-            eprintln!("SKIPPED: q4_k_m needs --peer to be made");
-            return Ok(None);
-        }
-        (other, _) => anyhow::bail!("quants are q4_k_m, q8_0 and f16, not '{other}'"),
+    // llama.cpp's numbers of its own types.
+    let file_type = match quant {
+        "f16" => return write(gguf::Quant::F16, &path("f16")).map(|()| Some(path("f16"))),
+        "q8_0" => 7,
+        "q4_k_m" => 15,
+        other => anyhow::bail!("quants are q4_k_m, q8_0 and f16, not '{other}'"),
+    };
+    let Some(peer) = peer else {
+        eprintln!("SKIPPED: {quant} needs --peer to be made");
+        return Ok(None);
+    };
+    if !path("f16").exists() {
+        write(gguf::Quant::F16, &path("f16"))?;
     }
+    peer.quantize(&path("f16"), &path(quant), file_type)?;
     Ok(Some(path(quant)))
 }
 
@@ -131,95 +137,122 @@ fn time_peer(peer: &mut Peer, work: Work) -> Result<f64> {
     }
 }
 
-fn time_ours(runner: &mut Runner, work: Work) -> Result<f64> {
-    match work {
-        Work::Prefill(tokens) => runner.prefill(tokens),
-        Work::Decode(tokens, depth) => runner.decode(tokens, depth),
-        Work::Batch(tokens, rows) => runner.batch(rows, tokens),
+/// Both ways to run llama.cpp, each in a process of its own.
+struct Peers([Peer; 2]);
+
+impl Peers {
+    fn start(python: &Path) -> Result<Self> {
+        Ok(Peers([Peer::start(python)?, Peer::start(python)?]))
+    }
+
+    fn open(&mut self, path: &Path, threads: usize) -> Result<()> {
+        let [plain, flash] = &mut self.0;
+        plain.open(path, threads, CONTEXT, false)?;
+        flash.open(path, threads, CONTEXT, true)
+    }
+}
+
+/// Prints cells.
+struct Report {
+    json: bool,
+}
+
+#[allow(clippy::print_stdout)]
+impl Report {
+    fn text(&self, text: &str) {
+        if !self.json {
+            println!("{text}");
+        }
+    }
+
+    /// A cell in tokens a second; numbers that are not there are NaN, and null in JSON.
+    fn cell(&self, quant: &str, work: Work, [ours, plain, flash, candle]: [f64; 4], limit: f64) {
+        let peer = plain.max(flash);
+        let ratio = ours / peer;
+        let of_limit = if matches!(work, Work::Decode(..)) { ours / limit } else { f64::NAN };
+        if self.json {
+            let cell = format!("{quant} {}", work.name());
+            println!(
+                "{}",
+                json!({"cell": cell, "ours": ours, "peer": peer, "ratio": ratio, "candle": candle,
+                "of_limit": of_limit})
+            );
+        } else {
+            println!(
+                "{:<16} {ours:>8.1} {plain:>8.1} {flash:>8.1} {ratio:>7.2} {candle:>8.1} {of_limit:>9.2}",
+                work.name()
+            );
+        }
+    }
+
+    /// A cell in which less is better.
+    fn less(&self, cell: &str, ours: f64, peer: f64, unit: &str) {
+        if self.json {
+            println!("{}", json!({"cell": cell, "ours": ours, "peer": peer, "ratio": peer / ours}));
+        } else {
+            println!("{cell:<44} {ours:>9.3} against {peer:>9.3} {unit}, ratio {:.2}", peer / ours);
+        }
     }
 }
 
 /// One model's cells.
-#[allow(clippy::print_stdout)]
-fn compare(args: &EngineArgs, path: &Path, quant: &str, peer: &mut Option<Peer>, bytes_a_second: f64) -> Result<()> {
+fn compare(args: &EngineArgs, report: &Report, path: &Path, quant: &str, peers: &mut Option<Peers>) -> Result<()> {
     let file = std::fs::metadata(path)?.len() as f64;
-    let before = resident()?;
+    let (before, bytes_a_second) = (resident()?, bandwidth(args.threads));
     let arithmetic = Arithmetic::Auto(KernelOptions { threads: args.threads, kv: KvType::F16, level: None });
     let mut ours = Runner::load(path, arithmetic, CONTEXT)?;
     let grown = resident()? - before;
     let limit = bytes_a_second / ours.read_per_token();
-    if !args.json {
-        println!(
-            "\n{quant}: {} on {} threads, weights {:.2} of the file, memory {:.2}, ",
-            ours.arithmetic(),
-            args.threads,
-            ours.weight_bytes() / file,
-            grown / file
-        );
-        println!(
-            "  memory reads {:.1} GB/s, so at most {limit:.0} tokens a second for one sequence",
-            bytes_a_second / 1e9
-        );
-        println!(
-            "{:<16} {:>9} {:>9} {:>7} {:>9} {:>9}",
-            "tokens a second", "ours", "peer", "ratio", "candle", "of limit"
-        );
-    } else {
-        println!(
-            "{}",
-            serde_json::json!({"cell": format!("{quant} memory"), "ours": grown, "peer": file, "ratio": file / grown})
-        );
+    report.text(&format!(
+        "\n{quant}: {} on {} threads; memory reads {:.1} GB/s, so one sequence gets {limit:.0} tokens a second at most",
+        ours.arithmetic(),
+        args.threads,
+        bytes_a_second / 1e9
+    ));
+    report.less(&format!("{quant} memory after the load, of the file"), grown / 1e6, file / 1e6, "MB");
+    let mut candle = if args.quick { None } else { Some(Runner::load(path, Arithmetic::Candle, CONTEXT)?) };
+    if let Some(peers) = peers {
+        peers.open(path, args.threads)?;
     }
-    let mut candle = match args.candle {
-        true => Some(Runner::load(path, Arithmetic::Candle, CONTEXT)?),
-        false => None,
-    };
-    if let Some(peer) = peer {
-        peer.open(path, args.threads, 16 * CONTEXT, args.flash)?;
-    }
-    let (work, rounds) = if args.quick { (QUICK.as_slice(), 3) } else { (WORK.as_slice(), args.rounds.max(1)) };
-    for work in work.iter().copied() {
+    report.text("tokens a second      ours    plain    flash   ratio   candle  of limit");
+    let work = if args.quick { QUICK.as_slice() } else { WORK.as_slice() };
+    for work in work.iter().copied().filter(|work| work.name().contains(&args.only)) {
         if let Work::Decode(_, depth) = work {
             ours.fill(depth)?;
             candle.as_mut().map(|candle| candle.fill(depth)).transpose()?;
-            peer.as_mut().map(|peer| peer.fill(depth)).transpose()?;
-        }
-        let mut seconds: [Vec<f64>; 3] = Default::default();
-        for _ in 0..rounds {
-            seconds[0].push(time_ours(&mut ours, work)?);
-            if let Some(peer) = peer {
-                seconds[1].push(time_peer(peer, work)?);
+            for peer in peers.iter_mut().flat_map(|peers| &mut peers.0) {
+                peer.fill(depth)?;
             }
+        }
+        let mut seconds: [Vec<f64>; 4] = Default::default();
+        for _ in 0..args.rounds.max(1) {
+            seconds[0].push(ours.time(work)?);
+            for (i, peer) in peers.iter_mut().flat_map(|peers| &mut peers.0).enumerate() {
+                seconds[1 + i].push(time_peer(peer, work)?);
+            }
+            // Its own pool would spin beside ours: it is timed last, and the threads above are asleep by then.
             if let Some(candle) = &mut candle {
-                seconds[2].push(time_ours(candle, work)?);
+                seconds[3].push(candle.time(work)?);
             }
         }
-        let [ours, peer, candle] = seconds.map(|seconds| work.tokens() / median(seconds));
-        let ratio = ours / peer;
-        if args.json {
-            println!(
-                "{}",
-                serde_json::json!({"cell": format!("{quant} {}", work.name()), "ours": ours, "peer": peer,
-                "ratio": ratio, "candle": candle})
-            );
-        } else {
-            let of_limit = if matches!(work, Work::Decode(..)) { ours / limit } else { f64::NAN };
-            println!("{:<16} {ours:>9.1} {peer:>9.1} {ratio:>7.2} {candle:>9.1} {of_limit:>9.2}", work.name());
-        }
+        report.cell(quant, work, seconds.map(|seconds| work.tokens() / median(seconds)), limit);
     }
     Ok(())
 }
 
 /// Runs it all.
 pub(crate) fn bench(args: &EngineArgs) -> Result<()> {
-    let mut peer = args.peer.as_deref().map(Peer::start).transpose().context("the peer")?;
-    if peer.is_none() {
+    let mut peers = args.peer.as_deref().map(Peers::start).transpose().context("the peer")?;
+    if peers.is_none() {
         eprintln!("SKIPPED: without --peer there is nothing to compare with");
     }
-    let bytes_a_second = bandwidth(args.threads);
+    let report = Report { json: args.json };
     for quant in &args.quants {
-        if let Some(path) = model(&args.models, quant, peer.as_mut())? {
-            compare(args, &path, quant, &mut peer, bytes_a_second)?;
+        let Some(path) = model(&args.models, quant, peers.as_mut().map(|peers| &mut peers.0[0]))? else { continue };
+        compare(args, &report, &path, quant, &mut peers)?;
+        if !args.no_serving {
+            serving::mixed_load(&report, &path, quant, args.threads)?;
+            serving::second_turn(&report, &path, quant, args.threads)?;
         }
     }
     Ok(())

@@ -58,6 +58,18 @@ impl Peer {
         self.ask(&command).map(drop)
     }
 
+    /// Opens a model for exactness: one sequence, KV in f32.
+    pub(crate) fn open_exact(&mut self, model: &Path, threads: usize, context: usize) -> Result<()> {
+        self.ask(&json!({"op": "open", "model": model, "threads": threads, "context": context, "f32_kv": true}))
+            .map(drop)
+    }
+
+    /// Logprobs of `ids` after a prompt, or of the hundred likeliest when there are none.
+    pub(crate) fn logprobs(&mut self, tokens: &[u32], ids: &[u32]) -> Result<Vec<(u32, f64)>> {
+        let answer = self.ask(&json!({"op": "logprobs", "tokens": tokens, "ids": ids}))?;
+        Ok(serde_json::from_value(answer["logprobs"].clone())?)
+    }
+
     pub(crate) fn prefill(&mut self, tokens: usize) -> Result<f64> {
         self.seconds(&json!({"op": "prefill", "tokens": tokens}))
     }

@@ -10,6 +10,8 @@ use inference::engine::{Batch, BlockId, Engine, Row, SequenceId};
 use inference::sampling::Sampling;
 use model_files::gguf::{Header, Limits};
 
+use super::Work;
+
 const BLOCK_TOKENS: usize = 32;
 /// Prompt tokens a step, as the peer's.
 const STEP: usize = 512;
@@ -18,13 +20,13 @@ const ROWS: usize = 16;
 const ROW_POSITIONS: usize = 64;
 
 /// An engine and where its contexts lie.
-pub(crate) struct Runner {
+pub(super) struct Runner {
     engine: CandleEngine,
     embedding_bytes: f64,
 }
 
 /// The same prompt as the peer's.
-fn token(position: usize) -> u32 {
+pub(super) fn token(position: usize) -> u32 {
     ((position as u64 * 7919 + 13) % 151_936) as u32
 }
 
@@ -40,36 +42,53 @@ fn row(sequence: usize, tokens: Vec<u32>, start: usize, first_block: usize) -> R
     }
 }
 
+/// Loads an engine for this many positions and rows.
+pub(super) fn load(
+    path: &Path,
+    arithmetic: Arithmetic,
+    context: usize,
+    rows: usize,
+    step: usize,
+) -> Result<CandleEngine> {
+    let header = Header::read(path, &Limits::default())?;
+    let options = Options {
+        device: DeviceChoice::Cpu,
+        arithmetic,
+        kv_bytes: 8 << 30,
+        block_tokens: BLOCK_TOKENS,
+        max_batch: rows,
+        max_step_tokens: step,
+        context_length: Some(context),
+    };
+    Ok(CandleEngine::load(path, &header, &options, &mut |_| ControlFlow::Continue(()))?)
+}
+
 impl Runner {
-    pub(crate) fn load(path: &Path, arithmetic: Arithmetic, context: usize) -> Result<Self> {
+    pub(super) fn load(path: &Path, arithmetic: Arithmetic, context: usize) -> Result<Self> {
+        let engine = load(path, arithmetic, context, ROWS, STEP)?;
         let header = Header::read(path, &Limits::default())?;
-        let options = Options {
-            device: DeviceChoice::Cpu,
-            arithmetic,
-            kv_bytes: 4 << 30,
-            block_tokens: BLOCK_TOKENS,
-            max_batch: ROWS,
-            max_step_tokens: STEP,
-            context_length: Some(context),
-        };
-        let engine = CandleEngine::load(path, &header, &options, &mut |_| ControlFlow::Continue(()))?;
         // One row of an untied embedding is read a token; a tied one is the output, and is read whole.
         let embedding = header.tensor("token_embd.weight").context("no embedding")?.bytes as f64;
         let embedding_bytes = if header.tensor("output.weight").is_some() { embedding } else { 0.0 };
         Ok(Runner { engine, embedding_bytes })
     }
 
-    pub(crate) fn arithmetic(&self) -> String {
+    /// Returns the seconds that the work takes.
+    pub(super) fn time(&mut self, work: Work) -> Result<f64> {
+        match work {
+            Work::Prefill(tokens) => self.prefill(tokens),
+            Work::Decode(tokens, depth) => self.decode(tokens, depth),
+            Work::Batch(tokens, rows) => self.batch(rows, tokens),
+        }
+    }
+
+    pub(super) fn arithmetic(&self) -> String {
         self.engine.arithmetic()
     }
 
-    pub(crate) fn weight_bytes(&self) -> f64 {
-        self.engine.weight_bytes() as f64
-    }
-
     /// Bytes of weights that one token needs.
-    pub(crate) fn read_per_token(&self) -> f64 {
-        self.weight_bytes() - self.embedding_bytes
+    pub(super) fn read_per_token(&self) -> f64 {
+        self.engine.weight_bytes() as f64 - self.embedding_bytes
     }
 
     fn step(&mut self, rows: Vec<Row>) -> Result<f64> {
@@ -79,7 +98,7 @@ impl Runner {
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    pub(crate) fn prefill(&mut self, tokens: usize) -> Result<f64> {
+    fn prefill(&mut self, tokens: usize) -> Result<f64> {
         let mut seconds = 0.0;
         for start in (0..tokens).step_by(STEP) {
             let part = (start..tokens.min(start + STEP)).map(token).collect();
@@ -88,16 +107,24 @@ impl Runner {
         Ok(seconds)
     }
 
-    pub(crate) fn fill(&mut self, depth: usize) -> Result<f64> {
-        self.prefill(depth)
+    /// Fills a context of so many tokens: the first are computed, the others' blocks are copies of theirs, for the
+    /// time of a decode depends on no number.
+    pub(super) fn fill(&mut self, depth: usize) -> Result<()> {
+        let computed = depth.min(STEP);
+        self.prefill(computed)?;
+        for block in STEP / BLOCK_TOKENS..depth.div_ceil(BLOCK_TOKENS) {
+            let bytes = self.engine.export_block(BlockId((block % (STEP / BLOCK_TOKENS)) as u32))?;
+            self.engine.import_block(BlockId(block as u32), &bytes)?;
+        }
+        Ok(())
     }
 
     /// Tokens after a context that [`Runner::fill`] left.
-    pub(crate) fn decode(&mut self, tokens: usize, depth: usize) -> Result<f64> {
+    fn decode(&mut self, tokens: usize, depth: usize) -> Result<f64> {
         (depth..depth + tokens).map(|at| self.step(vec![row(0, vec![token(at)], at, 0)])).sum()
     }
 
-    pub(crate) fn batch(&mut self, rows: usize, tokens: usize) -> Result<f64> {
+    fn batch(&mut self, rows: usize, tokens: usize) -> Result<f64> {
         let each =
             |i: usize, at: usize| row(i, vec![token(i * ROW_POSITIONS + at)], at, i * ROW_POSITIONS / BLOCK_TOKENS);
         (0..tokens).map(|at| self.step((0..rows).map(|i| each(i, at)).collect())).sum()
@@ -105,14 +132,14 @@ impl Runner {
 }
 
 /// Bytes of this process in memory.
-pub(crate) fn resident() -> Result<f64> {
+pub(super) fn resident() -> Result<f64> {
     let text = std::fs::read_to_string("/proc/self/statm")?;
     let pages: f64 = text.split_whitespace().nth(1).context("statm has no second field")?.parse()?;
     Ok(pages * 4096.0)
 }
 
 /// Bytes a second that so many threads read from memory: the best of a few passes over 1 GiB.
-pub(crate) fn bandwidth(threads: usize) -> f64 {
+pub(super) fn bandwidth(threads: usize) -> f64 {
     let numbers = vec![1u64; 1 << 27];
     let pass = || {
         let begun = Instant::now();

@@ -21,7 +21,7 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("service", &["words"]),
     ("cortex", &["words", "lifecycle", "fleet", "wire", "control", "service"]),
     ("neuron", &["words", "lifecycle", "wire", "inference", "model-files", "engine-candle", "control", "service"]),
-    ("bench", &["inference", "model-files", "engine-candle"]),
+    ("bench", &["words", "inference", "model-files", "engine-candle"]),
     ("xtask", &[]),
     ("demo-model", &["model-files"]),
     ("fleet-tests", &["cortex", "neuron"]),
