@@ -94,9 +94,25 @@ class Peer:
         return {"seconds": self.feed(self.prompt(tokens), 0)}
 
     def fill(self, depth):
+        """The first tokens are computed; the others' cells are copies of theirs, moved to their positions."""
         self.clear()
-        seconds = self.feed(self.prompt(depth), 0) if depth else 0.0
+        computed = min(depth, STEP)
+        seconds = self.feed(self.prompt(computed), 0) if depth else 0.0
+        memory = ll.llama_get_memory(self.ctx)
+        if depth > computed:
+            size = ll.llama_state_seq_get_size(self.ctx, 0)
+            data = (ctypes.c_uint8 * size)()
+            ll.llama_state_seq_get_data(self.ctx, data, size, 0)
+        for start in range(computed, depth, STEP):
+            if ll.llama_state_seq_set_data(self.ctx, data, size, 1) == 0:
+                raise RuntimeError("llama.cpp took no copy of its own state")
+            ll.llama_memory_seq_add(memory, 1, 0, -1, start)
+            ll.llama_memory_seq_cp(memory, 1, 0, -1, -1)
+            ll.llama_memory_seq_rm(memory, 1, -1, -1)
         self.depth = depth
+        if depth:
+            # The first step after it moves the keys; it must not be part of a cell.
+            self.decode(1)
         return {"seconds": seconds}
 
     def decode(self, tokens):

@@ -139,6 +139,14 @@ impl CandleEngine {
         }
     }
 
+    /// Returns the instructions that this machine has and that failed their proof at the load: a fault to look into.
+    pub fn refused_levels(&self) -> &[Level] {
+        match &self.backend {
+            Backend::Kernels(decoder) => decoder.refused(),
+            Backend::Candle(_) => &[],
+        }
+    }
+
     /// Returns the bytes of packed weights; zero where candle holds them.
     pub fn weight_bytes(&self) -> usize {
         match &self.backend {

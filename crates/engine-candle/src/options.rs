@@ -57,7 +57,7 @@ pub struct KernelOptions {
     pub threads: usize,
     /// How keys and values are rounded.
     pub kv: KvType,
-    /// Instructions; the machine's best where `None`.
+    /// Instructions; where `None`, the machine's best that equal the portable kernels in a proof at the load.
     pub level: Option<Level>,
 }
 

@@ -20,6 +20,7 @@ mod level;
 mod matmul;
 mod pack;
 mod pool;
+pub mod proof;
 pub mod rows;
 pub mod simd;
 mod weights;

@@ -63,6 +63,7 @@ pub(crate) struct Decoder {
     rope: Rope,
     kv: KvStore,
     level: Level,
+    refused: Vec<Level>,
     pool: Pool,
     buffers: Buffers,
 }
@@ -103,11 +104,18 @@ impl Decoder {
         blocks: usize,
         options: &KernelOptions,
     ) -> Result<Self, LoadError> {
-        let level = options.level.unwrap_or_else(Level::best);
-        if !level.is_available() {
-            return Err(LoadError::Options(format!("this machine has no {level}; use {}", Level::best())));
-        }
-        let pool = Pool::new(options.threads).map_err(|error| LoadError::Options(format!("threads: {error}")))?;
+        let no_thread = |error| LoadError::Options(format!("threads: {error}"));
+        let (level, refused) = match options.level {
+            Some(level) if !level.is_available() => {
+                return Err(LoadError::Options(format!("this machine has no {level}; use {}", Level::best())));
+            }
+            Some(level) => (level, Vec::new()),
+            None => {
+                let choice = kernels::proof::choose().map_err(no_thread)?;
+                (choice.level, choice.refused)
+            }
+        };
+        let pool = Pool::new(options.threads).map_err(no_thread)?;
         let embedding = loader.packed("token_embd.weight", 0, shape.hidden)?;
         let layers = (0..shape.layers).map(|i| layer(&shape, loader, i)).collect::<Result<_, _>>()?;
         let norm = loader.floats("output_norm.weight", shape.hidden)?;
@@ -120,7 +128,19 @@ impl Decoder {
         let kv = kv_shape(&shape, options);
         let needed = kv.block_bytes().saturating_mul(blocks);
         let kv = KvStore::new(kv, blocks).ok_or(LoadError::Memory { needed, given: isize::MAX as usize })?;
-        Ok(Decoder { shape, embedding, layers, norm, head, rope, kv, level, pool, buffers: Buffers::default() })
+        Ok(Decoder {
+            shape,
+            embedding,
+            layers,
+            norm,
+            head,
+            rope,
+            kv,
+            level,
+            refused,
+            pool,
+            buffers: Buffers::default(),
+        })
     }
 
     pub(crate) fn vocabulary(&self) -> usize {
@@ -129,6 +149,11 @@ impl Decoder {
 
     pub(crate) fn level(&self) -> Level {
         self.level
+    }
+
+    /// Levels that the machine has and that gave other bits than the portable one.
+    pub(crate) fn refused(&self) -> &[Level] {
+        &self.refused
     }
 
     /// Bytes of all matrices.

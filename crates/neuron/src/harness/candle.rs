@@ -115,6 +115,9 @@ impl Harness for CandleHarness {
             top_k: files.defaults.top_k,
             min_p: files.defaults.min_p,
         };
+        for level in engine.refused_levels() {
+            tracing::error!(%level, "this machine's instructions give other bits than the portable code; they are not used");
+        }
         let device = engine.device().to_string();
         tracing::info!(
             model = %spec.model_id,
