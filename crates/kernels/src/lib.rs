@@ -5,7 +5,7 @@
 //!   order; inside a block of quantised numbers sums are integers, hence exact in any order. One row and many rows of
 //!   activations run the same code, and no sum is split over threads.
 //! - Activations are quantised a row at a time, in blocks of fixed size.
-//! - Reductions of floats use sixteen virtual lanes and one tree ([`simd`]); `exp` is our own polynomial; every
+//! - Reductions of floats use sixteen virtual lanes and one tree (`simd`); `exp` is our own polynomial; every
 //!   multiplication that is fused is fused explicitly. Portable code, AVX2 and AVX-512 therefore give the same bits.
 //! - Attention goes over absolute positions, 32 at a time, in partitions of [`attention::PARTITION`] that are merged in
 //!   ascending order; keys and values are read as they were rounded into the store.
@@ -22,7 +22,7 @@ mod pack;
 mod pool;
 pub mod proof;
 pub mod rows;
-pub mod simd;
+mod simd;
 mod weights;
 
 pub use activations::{Activations, Input, Wanted};

@@ -62,11 +62,11 @@ pub enum Stored {
     F32,
     /// `[inputs][16]` halves.
     F16,
-    /// Blocks of 32 inputs, two by two, see [`pack::q8_0`].
+    /// Blocks of 32 inputs, two by two, see `pack::q8_0`.
     Q8_0,
-    /// A block of 256 inputs, see [`pack::q4k`].
+    /// A block of 256 inputs, see `pack::q4k`.
     Q4K,
-    /// A block of 256 inputs, see [`pack::q6k`].
+    /// A block of 256 inputs, see `pack::q6k`.
     Q6K,
 }
 

@@ -16,7 +16,7 @@ pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
 
 /// Lanes of a float vector; rows of a tile of weights.
-pub const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// One level's operations.
 ///
