@@ -18,9 +18,6 @@ use crate::sequence::{Choice, Follows, Sequence};
 
 /// Times a request may be preempted; then it is immune, so that the work thrown away is bounded.
 pub(crate) const MAX_PREEMPTIONS: u32 = 4;
-/// What a request past its deadline fails with.
-// The error table has no deadline of its own; that the worker was too busy to answer in time is the truth too.
-const PAST_DEADLINE: Code = Code::Overloaded;
 
 /// How one choice would start now.
 struct Entry {
@@ -75,7 +72,7 @@ impl Scheduler {
         }
         let late = self.requests.iter().filter(|(_, request)| request.deadline.is_some_and(|end| now > end));
         for request in late.map(|(key, _)| *key).collect::<Vec<_>>() {
-            self.fail(request, PAST_DEADLINE, "the request's deadline has passed", events);
+            self.fail(request, Code::DeadlinePassed, "the request's deadline has passed", events);
         }
     }
 

@@ -213,10 +213,10 @@ fn a_deadline_ends_queued_running_and_preempted_requests() {
     for (second, key) in [(5, 0), (6, 2), (7, 1)] {
         rig.now = Moment::after_start(Duration::from_secs(second));
         rig.step();
-        assert!(!failed(&rig, key, PAST_DEADLINE), "{key} has until {second}");
+        assert!(!failed(&rig, key, Code::DeadlinePassed), "{key} has until {second}");
         rig.after(Duration::from_millis(1));
         rig.step();
-        assert!(failed(&rig, key, PAST_DEADLINE), "{key} is past {second}");
+        assert!(failed(&rig, key, Code::DeadlinePassed), "{key} is past {second}");
     }
     assert_eq!((rig.scheduler.next_deadline(), rig.scheduler.load().blocks_used), (None, 0));
 }

@@ -128,6 +128,8 @@ codes! {
     StreamCut => (503, Aborted, "server_error", "stream_interrupted", SOON);
     /// A worker took too long to begin or to go on.
     UpstreamTimeout => (504, DeadlineExceeded, "server_error", "upstream_timeout", Retry::Elsewhere);
+    /// The request's own deadline has passed; nobody waits for its answer any more.
+    DeadlinePassed => (504, DeadlineExceeded, "server_error", "deadline_passed", Retry::Never);
 }
 
 impl Code {
