@@ -5,20 +5,17 @@
 //! activations to 8 bits beside such weights, each in its own way, so they are two draws of one noise.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use engine_candle::{Arithmetic, CandleEngine, DeviceChoice, KernelOptions, KvType, Options};
+use engine_candle::{Arithmetic, CandleEngine, KernelOptions, KvType};
 use inference::engine::{Batch, BlockId, Engine, Row, RowOutput, SequenceId};
 use inference::sampling::Sampling;
-use model_files::gguf::{Header, Limits};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Peer, model};
+use crate::engine::{BLOCK_TOKENS, Peer, load, model, token};
 
-const BLOCK_TOKENS: usize = 32;
 const LONGEST: usize = 2048;
 /// Most that one of the top five logprobs may differ on F16.
 const TOLERANCE: f64 = 0.01;
@@ -65,7 +62,7 @@ struct Golden {
 
 /// The prompt's rule, as the golden file states it.
 fn prompt(length: usize) -> Vec<u32> {
-    (0..length as u64).map(|i| ((i * 7919 + 13) % 151_936) as u32).collect()
+    (0..length).map(token).collect()
 }
 
 fn make_golden(peer: &mut Peer, args: &LogprobsArgs) -> Result<Golden> {
@@ -94,20 +91,6 @@ fn logprobs(engine: &mut CandleEngine, tokens: Vec<u32>) -> Result<Vec<f64>> {
     Ok(logits.iter().map(|logit| f64::from(logit - top) - total.ln()).collect())
 }
 
-fn load(path: &Path, arithmetic: Arithmetic) -> Result<CandleEngine> {
-    let header = Header::read(path, &Limits::default())?;
-    let options = Options {
-        device: DeviceChoice::Cpu,
-        arithmetic,
-        kv_bytes: 1 << 30,
-        block_tokens: BLOCK_TOKENS,
-        max_batch: 1,
-        max_step_tokens: LONGEST,
-        context_length: Some(LONGEST),
-    };
-    Ok(CandleEngine::load(path, &header, &options, &mut |_| ControlFlow::Continue(()))?)
-}
-
 /// Compares at every entry of the golden file and prints a row for each.
 #[allow(clippy::print_stdout)]
 pub(crate) fn compare(args: &LogprobsArgs) -> Result<()> {
@@ -124,7 +107,7 @@ pub(crate) fn compare(args: &LogprobsArgs) -> Result<()> {
         let Some(path) = model(&args.models, quant, None)? else { continue };
         let kernels = KernelOptions { threads: args.threads, kv: KvType::F32, level: None };
         let arithmetic = if args.candle { Arithmetic::Candle } else { Arithmetic::Auto(kernels) };
-        let mut engine = load(&path, arithmetic)?;
+        let mut engine = load(&path, arithmetic, LONGEST, 1, LONGEST)?;
         let (mut top, mut squares, mut count) = (0f64, [0f64; 3], 0.0);
         for length in LENGTHS {
             let ours = logprobs(&mut engine, prompt(length))?;

@@ -1,5 +1,5 @@
-//! `bench engine` times the engine beside its peer; `bench gguf` writes a random-weight model of a known shape; `bench logprobs` compares the engine with another
-//! program on it.
+//! `bench engine` times the engine beside its peer; `bench gguf` writes a random-weight model of a known shape;
+//! `bench logprobs` compares the engine with another program on it.
 
 mod engine;
 mod gguf;

@@ -25,8 +25,8 @@ use model_files::gguf::Header;
 
 pub use architecture::Architecture;
 pub use error::LoadError;
-pub use kernels::Level;
 pub use kernels::kv::KvType;
+pub use kernels::{Level, THREADS_MAX};
 pub use options::{Arithmetic, DeviceChoice, KernelOptions, Options};
 
 use decoder::Decoder;

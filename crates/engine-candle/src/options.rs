@@ -1,8 +1,8 @@
 //! How an engine is sized, and what computes.
 
 use candle_core::Device;
-use kernels::Level;
 use kernels::kv::KvType;
+use kernels::{Level, THREADS_MAX};
 
 use crate::error::LoadError;
 use crate::packed::BLOCK_TOKENS;
@@ -97,8 +97,6 @@ pub struct Options {
 
 /// Largest number of rows, tokens and the like in [`Options`].
 const COUNT_MAX: usize = 1 << 20;
-/// Most threads.
-const THREADS_MAX: usize = 256;
 
 impl Options {
     pub(crate) fn check(&self) -> Result<(), LoadError> {

@@ -1,10 +1,12 @@
 //! Tokens that others computed: trained models under this engine, whatever the chunks, blocks and neighbours.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use engine_candle::{Arithmetic, CandleEngine, DeviceChoice, KernelOptions, KvType, Level, LoadError, Options};
+use engine_candle::{Arithmetic, CandleEngine, DeviceChoice, KernelOptions, KvType, LoadError, Options};
 use inference::engine::{Batch, BlockCopy, BlockId, Engine, EngineError, Row, RowOutput, SequenceId};
 use inference::sampling::{Sampling, argmax};
 use model_files::gguf::{Header, Limits};
@@ -25,10 +27,8 @@ fn options(arithmetic: Arithmetic) -> Options {
 
 /// candle, then the kernels with keys and values in f16 and f32, at every level of this machine.
 fn arithmetics() -> Vec<Arithmetic> {
-    let levels = || Level::ALL.into_iter().filter(|level| level.is_available());
-    let kernels =
-        |kv| levels().map(move |level| Arithmetic::Auto(KernelOptions { threads: 2, kv, level: Some(level) }));
-    [Arithmetic::Candle].into_iter().chain(kernels(KvType::F16)).chain(kernels(KvType::F32)).collect()
+    let [f16, f32] = [KvType::F16, KvType::F32].map(support::arithmetics);
+    f16.into_iter().chain(f32.into_iter().skip(1)).collect()
 }
 
 fn load_with(path: &Path, arithmetic: Arithmetic) -> CandleEngine {

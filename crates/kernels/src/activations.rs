@@ -3,7 +3,7 @@
 //! A block's scale is its largest magnitude over 127 and its numbers are rounded to even: ggml's Q8_K and Q8_0, with
 //! a float scale. What a row becomes depends on that row alone.
 
-use crate::matmul::Rows;
+use crate::pool::Disjoint;
 use crate::rows::{gate_row, norm_row};
 use crate::simd::{LANES, Simd, largest, levels};
 use crate::weights::{Matrix, Stored};
@@ -147,9 +147,9 @@ impl Activations {
         };
         // A task is a few rows; one row is not worth waking anybody.
         let (rows, each) = (self.rows, 4);
-        let shared = Rows((into, source));
+        let shared = Disjoint((into, source));
         pool.run(rows.div_ceil(each), &|task, _| {
-            let Rows((into, source)) = &shared;
+            let Disjoint((into, source)) = &shared;
             for row in task * each..rows.min((task + 1) * each) {
                 // SAFETY: the level was checked; rows are disjoint, and inside all buffers by the checks above.
                 unsafe { fill_row(level, into, source, row) };

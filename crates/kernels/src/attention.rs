@@ -7,8 +7,8 @@
 //! partitions are merged in ascending order, whether one thread had them all or many.
 
 use crate::kv::{BLOCK, KvStore, KvType};
-use crate::matmul::Rows;
-use crate::simd::{LANES, Simd, exp, largest, levels, sum};
+use crate::pool::Disjoint;
+use crate::simd::{LANES, Simd, exp, first, largest, levels, store_part, sum};
 use crate::{Level, Pool};
 
 /// Positions whose softmax runs as one; always the same positions.
@@ -113,15 +113,15 @@ pub fn attend(
         scale: 1.0 / (shape.head_dim as f32).sqrt(),
     };
     let (units, workers) = (&scratch.units, scratch.workers.as_mut_ptr());
-    let shared = Rows((shared, workers));
+    let shared = Disjoint((shared, workers));
     pool.run(units.len() * shape.kv_heads, &|task, worker| {
-        let Rows((shared, workers)) = &shared;
+        let Disjoint((shared, workers)) = &shared;
         // SAFETY: each worker has memory of its own; units and heads write different places; all was checked above.
         unsafe {
             unit(level, shared, &units[task / shape.kv_heads], task % shape.kv_heads, workers.add(worker * each))
         };
     });
-    let Rows((shared, workers)) = &shared;
+    let Disjoint((shared, workers)) = &shared;
     for (i, unit) in units.iter().enumerate() {
         // The first part of a split sequence finds its others behind it.
         if unit.only.is_some_and(|(part, _)| part == 0) {
@@ -309,10 +309,8 @@ unsafe fn turn<S: Simd, const HALF: bool, const R: usize>(
         S::store(weights.add(r * BLOCK), a);
         S::store(weights.add(r * BLOCK + LANES), b);
         shrink[r] = exp::<S>(S::sub(S::splat(before), by));
-        let mut one = [0f32; LANES];
-        S::store(one.as_mut_ptr(), shrink[r]);
         *state[r] = most;
-        *state[r].add(1) = (*state[r].add(1)).mul_add(one[0], sum::<S>(S::add(a, b)));
+        *state[r].add(1) = (*state[r].add(1)).mul_add(first::<S>(shrink[r]), sum::<S>(S::add(a, b)));
     }
     let common = if R == 2 { valid[0].min(valid[R - 1]) } else { valid[0] };
     let mut from = 0;
@@ -383,13 +381,8 @@ unsafe fn merge<S: Simd>(to: *mut f32, part: *const f32, width: usize) {
     let most = if *part > *to { *part } else { *to };
     let of = |x: f32| exp::<S>(S::sub(S::splat(x), S::splat(most)));
     let (a, b) = (of(*to), of(*part));
-    let one = |x: S::F| {
-        let mut lanes = [0f32; LANES];
-        S::store(lanes.as_mut_ptr(), x);
-        lanes[0]
-    };
     *to = most;
-    *to.add(1) = (*part.add(1)).mul_add(one(b), *to.add(1) * one(a));
+    *to.add(1) = (*part.add(1)).mul_add(first::<S>(b), *to.add(1) * first::<S>(a));
     for i in (0..width).step_by(LANES) {
         let (x, y) = (S::load(to.add(2 + i)), S::load(part.add(2 + i)));
         S::store(to.add(2 + i), S::fma(y, b, S::mul(x, a)));
@@ -402,12 +395,6 @@ unsafe fn finish<S: Simd>(state: *const f32, out: *mut f32, dim: usize) {
     let inverse = S::splat(1.0 / *state.add(1));
     for i in (0..dim).step_by(LANES) {
         let x = S::mul(S::load(state.add(2 + i)), inverse);
-        if i + LANES <= dim {
-            S::store(out.add(i), x);
-        } else {
-            let mut lanes = [0f32; LANES];
-            S::store(lanes.as_mut_ptr(), x);
-            std::ptr::copy_nonoverlapping(lanes.as_ptr(), out.add(i), dim - i);
-        }
+        store_part::<S>(out.add(i), x, (dim - i).min(LANES));
     }
 }

@@ -4,7 +4,7 @@
 //! `[BLOCK][width]`; `width` is the head's, rounded up to whole vectors. What is read is what was rounded into it.
 
 use crate::aligned::Aligned;
-use crate::matmul::Rows;
+use crate::pool::Disjoint;
 use crate::simd::{LANES, Simd, levels};
 use crate::{Level, Pool};
 
@@ -156,9 +156,9 @@ impl KvStore {
         assert!(keys.len() == numbers && values.len() == numbers, "a key and a value for each slot");
         let exists = |slot: &Slot| (slot.block as usize) < self.blocks && (slot.offset as usize) < BLOCK;
         assert!(slots.iter().all(exists), "slots of the store");
-        let store = Rows(self.layers[layer].bytes_mut().as_mut_ptr());
+        let store = Disjoint(self.layers[layer].bytes_mut().as_mut_ptr());
         let heads = |head: usize| {
-            let Rows(store) = &store;
+            let Disjoint(store) = &store;
             for (i, slot) in slots.iter().enumerate() {
                 let at = (i * shape.kv_heads + head) * shape.head_dim;
                 let place = slot.block as usize * shape.layer_bytes() + head * shape.head_bytes();

@@ -28,7 +28,7 @@ mod weights;
 pub use activations::{Activations, Input, Wanted};
 pub use level::Level;
 pub use matmul::{Job, matmul};
-pub use pool::Pool;
+pub use pool::{Pool, THREADS_MAX};
 pub use weights::{Matrix, MatrixBuilder, Source, Stored};
 
 /// How the kernels' sums are ordered: part of the exact-fingerprint, raised when any result may change.

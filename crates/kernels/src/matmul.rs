@@ -5,6 +5,7 @@
 
 use crate::activations::{Activations, Row, Wanted};
 use crate::pack;
+use crate::pool::Disjoint;
 use crate::simd::{LANES, Simd, levels};
 use crate::weights::{Matrix, Stored};
 use crate::{Level, Pool};
@@ -26,11 +27,6 @@ pub struct Job<'a> {
     /// Whether to add to what `out` has.
     pub add: bool,
 }
-
-/// Pointers that tasks share; each task touches places of its own.
-pub(crate) struct Rows<T>(pub(crate) T);
-// SAFETY: whoever makes one writes only disjoint parts through it.
-unsafe impl<T> Sync for Rows<T> {}
 
 struct Target<'a> {
     matrix: &'a Matrix,
@@ -72,9 +68,9 @@ pub fn matmul(level: Level, pool: &mut Pool, x: &Activations, jobs: &mut [Job<'_
             })
         })
     };
-    let targets = Rows(targets);
+    let targets = Disjoint(targets);
     pool.run(tasks, &|task, _| {
-        let Rows(targets) = &targets;
+        let Disjoint(targets) = &targets;
         let Some(target) = targets.iter().flatten().rfind(|target| target.first <= task) else { return };
         let from = (task - target.first) * target.each;
         let tiles = from..(from + target.each).min(target.matrix.tiles());

@@ -10,8 +10,13 @@ use std::thread::JoinHandle;
 
 /// Turns of waiting before a helper sleeps: some tens of microseconds.
 const SPINS: u32 = 2_000;
-/// Most threads.
-const THREADS_MAX: usize = 256;
+/// Most threads of a pool.
+pub const THREADS_MAX: usize = 256;
+
+/// Pointers that tasks share; each task touches places of its own.
+pub(crate) struct Disjoint<T>(pub(crate) T);
+// SAFETY: whoever makes one writes only disjoint parts through it.
+unsafe impl<T> Sync for Disjoint<T> {}
 
 type Task<'a> = &'a (dyn Fn(usize, usize) + Sync);
 

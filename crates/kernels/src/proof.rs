@@ -21,9 +21,9 @@ pub struct Choice {
 /// # Errors
 /// When the system refuses a thread.
 pub fn choose() -> std::io::Result<Choice> {
-    let mut refused = Vec::new();
+    let (wanted, mut refused) = (results(Level::Portable)?, Vec::new());
     for level in Level::ALL.into_iter().rev().filter(|level| level.is_available()) {
-        if level == Level::Portable || results(level)? == results(Level::Portable)? {
+        if level == Level::Portable || results(level)? == wanted {
             return Ok(Choice { level, refused });
         }
         refused.push(level);

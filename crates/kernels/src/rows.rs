@@ -1,7 +1,7 @@
 //! Operations on single rows: norms, the gated activation, rotary positions.
 
-use crate::matmul::Rows;
-use crate::simd::{LANES, Simd, exp, levels, sum};
+use crate::pool::Disjoint;
+use crate::simd::{LANES, Simd, exp, levels, load_part, store_part, sum};
 use crate::{Level, Pool};
 
 /// Calls `$full(i)` for each whole vector of `$n` numbers, and `$rest(i, count)` for what is left.
@@ -16,20 +16,6 @@ macro_rules! vectors {
             $rest;
         }
     };
-}
-
-#[inline(always)]
-unsafe fn load_part<S: Simd>(from: *const f32, count: usize) -> S::F {
-    let mut lanes = [0f32; LANES];
-    std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), count);
-    S::load(lanes.as_ptr())
-}
-
-#[inline(always)]
-unsafe fn store_part<S: Simd>(to: *mut f32, x: S::F, count: usize) {
-    let mut lanes = [0f32; LANES];
-    S::store(lanes.as_mut_ptr(), x);
-    std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count);
 }
 
 /// RMS norm: `x / sqrt(mean(x^2) + epsilon) * weight`, the mean over virtual lanes. `out` may be `x`.
@@ -110,9 +96,9 @@ pub fn place(level: Level, pool: &mut Pool, x: &mut [f32], heads: &Heads<'_>) {
     assert!(heads.cos.len() == tokens * half && x.len() == tokens * width, "angles for each token");
     assert!(width.is_multiple_of(heads.head_dim), "whole heads");
     assert!(heads.norm.is_none_or(|(weight, _)| weight.len() == heads.head_dim), "the norm's weight");
-    let all = Rows(x.as_mut_ptr());
+    let all = Disjoint(x.as_mut_ptr());
     pool.run(tokens.div_ceil(TOKENS), &|task, _| {
-        let Rows(all) = &all;
+        let Disjoint(all) = &all;
         for token in task * TOKENS..tokens.min((task + 1) * TOKENS) {
             // SAFETY: tokens are disjoint, and inside `x`.
             let row = unsafe { std::slice::from_raw_parts_mut(all.add(token * width), width) };

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::gguf;
 pub(crate) use peer::Peer;
+pub(crate) use run::{BLOCK_TOKENS, load, token};
 use run::{Runner, bandwidth, resident};
 
 /// What `bench engine` is told.

@@ -12,7 +12,7 @@ use model_files::gguf::{Header, Limits};
 
 use super::Work;
 
-const BLOCK_TOKENS: usize = 32;
+pub(crate) const BLOCK_TOKENS: usize = 32;
 /// Prompt tokens a step, as the peer's.
 const STEP: usize = 512;
 const ROWS: usize = 16;
@@ -26,7 +26,7 @@ pub(super) struct Runner {
 }
 
 /// The same prompt as the peer's.
-pub(super) fn token(position: usize) -> u32 {
+pub(crate) fn token(position: usize) -> u32 {
     ((position as u64 * 7919 + 13) % 151_936) as u32
 }
 
@@ -43,7 +43,7 @@ fn row(sequence: usize, tokens: Vec<u32>, start: usize, first_block: usize) -> R
 }
 
 /// Loads an engine for this many positions and rows.
-pub(super) fn load(
+pub(crate) fn load(
     path: &Path,
     arithmetic: Arithmetic,
     context: usize,

@@ -123,6 +123,30 @@ pub(crate) unsafe fn sum<S: Simd>(x: S::F) -> f32 {
     tree(&lanes)
 }
 
+/// The first lane, of a vector whose lanes are one number.
+#[inline(always)]
+pub(crate) unsafe fn first<S: Simd>(x: S::F) -> f32 {
+    let mut lanes = [0f32; LANES];
+    S::store(lanes.as_mut_ptr(), x);
+    lanes[0]
+}
+
+/// Reads `count` floats, at most sixteen; zeros in the rest.
+#[inline(always)]
+pub(crate) unsafe fn load_part<S: Simd>(from: *const f32, count: usize) -> S::F {
+    let mut lanes = [0f32; LANES];
+    std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), count);
+    S::load(lanes.as_ptr())
+}
+
+/// Writes the first `count` lanes.
+#[inline(always)]
+pub(crate) unsafe fn store_part<S: Simd>(to: *mut f32, x: S::F, count: usize) {
+    let mut lanes = [0f32; LANES];
+    S::store(lanes.as_mut_ptr(), x);
+    std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count);
+}
+
 #[inline(always)]
 pub(crate) unsafe fn largest<S: Simd>(x: S::F) -> f32 {
     let mut lanes = [0f32; LANES];

@@ -4,7 +4,9 @@ use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use engine_candle::{Arithmetic, CandleEngine, DeviceChoice, KernelOptions, LoadError, LoadProgress, Options};
+use engine_candle::{
+    Arithmetic, CandleEngine, DeviceChoice, KernelOptions, LoadError, LoadProgress, Options, THREADS_MAX,
+};
 use inference::TokenBytes;
 use model_files::model::{ModelFiles, ModelFilesError, resolve};
 use model_files::template::TemplateError;
@@ -16,8 +18,6 @@ use crate::options::{CandleOptions, KvType};
 use crate::sampling::Defaults;
 
 const BLOCK_TOKENS: usize = 32;
-/// Most threads of one model.
-const THREADS_MAX: usize = 256;
 
 pub(crate) struct CandleHarness {
     options: CandleOptions,
