@@ -1,11 +1,13 @@
 //! Between the generated messages and the vocabulary. What is unknown or damaged becomes "not routable", never "fine".
 
 use words::{
-    ActivationProgress, Capabilities, DrainPhase, Epoch, Fingerprint, GatewayId, Generation, IdError, Incarnation,
-    Intent, ModelId, ModelLoad, ModelState, ModelStatus, NodeId, NodeState, NodeStatus,
+    ActivationProgress, CRUMBS_MAX, Capabilities, DrainPhase, DrainProgress, Epoch, Fingerprint, GatewayId, Generation,
+    Hold, IdError, Incarnation, ModelId, ModelLoad, ModelState, ModelStatus, NodeId, NodeState, NodeStatus, RolloutId,
+    UpgradeOutcome,
 };
 
 use crate::STREAM_FORMAT;
+use crate::intent::{intent_from_proto, intent_to_proto};
 use crate::proto;
 
 /// Makes the message of a node's status.
@@ -16,12 +18,7 @@ pub fn node_status_to_proto(status: &NodeStatus) -> proto::NodeStatus {
         incarnation: Some(incarnation_to_proto(status.incarnation)),
         generation: status.generation.0,
         epoch: status.epoch.0,
-        intent: match status.intent {
-            Intent::None => proto::Intent::None,
-            Intent::Restart => proto::Intent::Restart,
-            Intent::Cordon => proto::Intent::Cordon,
-        }
-        .into(),
+        intent: intent_to_proto(status.intent).into(),
         state: state.into(),
         drain_phase: phase.into(),
         data_address: status.data_address.clone(),
@@ -35,8 +32,24 @@ pub fn node_status_to_proto(status: &NodeStatus) -> proto::NodeStatus {
         models: status.models.iter().map(model_status_to_proto).collect(),
         gateway_ids: status.gateways.iter().map(GatewayId::to_string).collect(),
         in_flight: status.in_flight,
-        hold: None,
+        hold: status.hold.as_ref().map(|hold| proto::Hold {
+            rollout_id: hold.rollout.to_string(),
+            lease_revision: hold.lease_revision,
+            ttl_ms: hold.ttl_ms,
+        }),
         stream_format: STREAM_FORMAT,
+        rollout_id: status.rollout.as_ref().map(RolloutId::to_string).unwrap_or_default(),
+        drain: status.drain.as_ref().map(|drain| proto::DrainProgress {
+            deadline_ms: drain.deadline_ms,
+            waiting_for: drain.waiting_for.clone(),
+        }),
+        crumbs: status.crumbs.iter().map(|crumb| crumb.0.to_vec()).collect(),
+        upgrade: status.upgrade.as_ref().map(|upgrade| proto::UpgradeOutcome {
+            name: upgrade.name.clone(),
+            ok: upgrade.ok,
+            detail: upgrade.detail.clone(),
+            at_unix_s: upgrade.at,
+        }),
     }
 }
 
@@ -52,11 +65,7 @@ pub fn node_status_from_proto(message: proto::NodeStatus) -> Result<NodeStatus, 
         incarnation: Incarnation { counter: incarnation.counter, random: incarnation.random },
         generation: Generation(message.generation),
         epoch: Epoch(message.epoch),
-        intent: match message.intent() {
-            proto::Intent::Unspecified | proto::Intent::None => Intent::None,
-            proto::Intent::Restart => Intent::Restart,
-            proto::Intent::Cordon => Intent::Cordon,
-        },
+        intent: intent_from_proto(message.intent),
         state: node_state_from_proto(message.state, message.drain_phase),
         data_address: message.data_address,
         version: message.version,
@@ -69,6 +78,21 @@ pub fn node_status_from_proto(message: proto::NodeStatus) -> Result<NodeStatus, 
         models: message.models.into_iter().filter_map(|model| model_status_from_proto(model).ok()).collect(),
         gateways: message.gateway_ids.into_iter().filter_map(|id| GatewayId::new(id).ok()).collect(),
         in_flight: message.in_flight,
+        hold: message.hold.and_then(|hold| {
+            let rollout = RolloutId::new(hold.rollout_id).ok()?;
+            Some(Hold { rollout, lease_revision: hold.lease_revision, ttl_ms: hold.ttl_ms })
+        }),
+        rollout: RolloutId::new(message.rollout_id).ok(),
+        drain: message
+            .drain
+            .map(|drain| DrainProgress { deadline_ms: drain.deadline_ms, waiting_for: drain.waiting_for }),
+        crumbs: message.crumbs.iter().take(CRUMBS_MAX).map(|crumb| fingerprint(crumb)).collect(),
+        upgrade: message.upgrade.map(|upgrade| UpgradeOutcome {
+            name: upgrade.name,
+            ok: upgrade.ok,
+            detail: upgrade.detail,
+            at: upgrade.at_unix_s,
+        }),
     })
 }
 
@@ -148,7 +172,7 @@ pub fn model_status_to_proto(status: &ModelStatus) -> proto::ModelStatus {
         }),
         progress_permille: status.progress_permille,
         failure: status.failure.clone().unwrap_or_default(),
-        inter_token_p99_ms: 0,
+        inter_token_p99_ms: status.inter_token_p99_ms,
     }
 }
 
@@ -182,6 +206,7 @@ pub fn model_status_from_proto(message: proto::ModelStatus) -> Result<ModelStatu
         },
         progress_permille: message.progress_permille,
         failure: (!message.failure.is_empty()).then_some(message.failure),
+        inter_token_p99_ms: message.inter_token_p99_ms,
     })
 }
 
@@ -193,6 +218,8 @@ fn fingerprint(bytes: &[u8]) -> Fingerprint {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    use words::Intent;
 
     fn status(state: NodeState) -> NodeStatus {
         let model = ModelStatus {
@@ -207,6 +234,7 @@ mod tests {
             load: ModelLoad { running: 1, waiting: 2, max_running: 3, max_waiting: 4, kv_blocks: 5, kv_blocks_used: 6 },
             progress_permille: 900,
             failure: Some("why".into()),
+            inter_token_p99_ms: 31,
         };
         NodeStatus {
             node: NodeId::new("n1").unwrap(),
@@ -221,6 +249,11 @@ mod tests {
             models: vec![model],
             gateways: [GatewayId::new("g").unwrap()].into(),
             in_flight: 4,
+            hold: Some(Hold { rollout: RolloutId::new("r").unwrap(), lease_revision: 5, ttl_ms: 6 }),
+            rollout: RolloutId::new("r").ok(),
+            drain: Some(DrainProgress { deadline_ms: 8, waiting_for: "3 streams".into() }),
+            crumbs: vec![Fingerprint([4; 32])],
+            upgrade: Some(UpgradeOutcome { name: "rpm".into(), ok: true, detail: "done".into(), at: 5 }),
         }
     }
 

@@ -2,17 +2,15 @@
 
 use std::time::Duration;
 
-use control::proto::control_client::ControlClient;
 use control::proto::{self, gateway_message, node_message};
 use control::{STREAM_FORMAT, incarnation_to_proto, node_status_from_proto};
 use fleet::{SILENT_AFTER, Slot};
 use service::token::Token;
 use tokio::sync::mpsc;
-use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::Status;
 use words::{GatewayId, NodeStatus};
 
+use crate::command::{dial, with_token};
 use crate::fleet_task::Report;
 use crate::metrics::Metrics;
 
@@ -57,24 +55,6 @@ impl Attach {
         }
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        let bearer = self.token.as_ref().and_then(|token| MetadataValue::try_from(token.bearer()).ok());
-        if let Some(bearer) = bearer {
-            request.metadata_mut().insert("authorization", bearer);
-        }
-        request
-    }
-
-    async fn dial(&self) -> Result<ControlClient<Channel>, Status> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.control_address))
-            .map_err(|error| Status::invalid_argument(error.to_string()))?
-            .connect_timeout(CONNECT_MAX)
-            .tcp_nodelay(true);
-        let channel = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        Ok(ControlClient::new(channel))
-    }
-
     /// One session: from the dialling to its end, which it returns the reason of.
     async fn session(&self) -> Status {
         match self.attached().await {
@@ -84,7 +64,7 @@ impl Attach {
     }
 
     async fn attached(&self) -> Result<(), Status> {
-        let mut client = self.dial().await?;
+        let mut client = dial(&self.control_address).await?;
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let hello = proto::Hello {
             gateway_id: self.gateway.to_string(),
@@ -93,7 +73,7 @@ impl Attach {
         };
         send(&outbox, gateway_message::Message::Hello(hello))?;
         let stream = tokio_stream::wrappers::ReceiverStream::new(messages);
-        let answer = tokio::time::timeout(CONNECT_MAX, client.attach(self.request(stream))).await;
+        let answer = tokio::time::timeout(CONNECT_MAX, client.attach(with_token(self.token.as_ref(), stream))).await;
         let mut inbound = answer.map_err(|_| Status::deadline_exceeded("attach"))??.into_inner();
         self.metrics.attached.with_label_values(&[&self.control_address]).set(1);
         let mut ping = tokio::time::interval(PING_EVERY);
@@ -115,7 +95,7 @@ impl Attach {
                     send(&outbox, gateway_message::Message::Ping(proto::Ping { sequence }))?;
                 }
                 _ = poll.tick() => {
-                    let request = self.request(proto::ListModelsRequest {});
+                    let request = with_token(self.token.as_ref(), proto::ListModelsRequest {});
                     let polled = tokio::time::timeout(CONNECT_MAX, client.list_models(request)).await;
                     let polled = polled.map_err(|_| Status::deadline_exceeded("list models"))??.into_inner();
                     if let Some(status) = polled.status {

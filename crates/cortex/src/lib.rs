@@ -10,6 +10,7 @@
 mod admin;
 mod attach;
 mod cli;
+mod command;
 mod fleet_task;
 mod front;
 pub mod gateway;

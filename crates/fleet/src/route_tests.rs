@@ -1,14 +1,10 @@
 #![allow(clippy::unwrap_used)]
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use words::{
-    ActivationProgress, Capabilities, Epoch, Fingerprint, Generation, Incarnation, Intent, ModelLoad, ModelStatus,
-    NodeStatus,
-};
+use words::{Capabilities, Fingerprint, Generation, Incarnation, ModelLoad, ModelStatus, NodeStatus};
 
 use super::*;
 use crate::view::Observation;
@@ -26,24 +22,14 @@ fn model(state: ModelState, running: u32) -> ModelStatus {
         load: ModelLoad { running, max_running: 8, ..ModelLoad::default() },
         progress_permille: 0,
         failure: None,
+        inter_token_p99_ms: 0,
     }
 }
 
 fn status(name: &str, state: NodeState, models: Vec<ModelStatus>) -> NodeStatus {
-    NodeStatus {
-        node: NodeId::new(name).unwrap(),
-        incarnation: Incarnation { counter: 1, random: name.len() as u64 },
-        generation: Generation(1),
-        epoch: Epoch(0),
-        intent: Intent::None,
-        state,
-        data_address: format!("{name}:1"),
-        version: "0".into(),
-        activation: ActivationProgress::default(),
-        models,
-        gateways: BTreeSet::new(),
-        in_flight: 0,
-    }
+    let incarnation = Incarnation { counter: 1, random: name.len() as u64 };
+    let status = NodeStatus::new(NodeId::new(name).unwrap(), incarnation);
+    NodeStatus { state, data_address: format!("{name}:1"), models, ..status }
 }
 
 fn at(ms: u64) -> Moment {

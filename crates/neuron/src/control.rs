@@ -180,6 +180,20 @@ impl Control for ControlPlane {
         self.models.unload(&id, grace).await.map_err(|error| status_from_error(&error))?;
         Ok(Response::new(proto::UnloadModelResponse {}))
     }
+
+    async fn set_intent(
+        &self,
+        _request: Request<proto::SetIntentRequest>,
+    ) -> Result<Response<proto::SetIntentResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn release_hold(
+        &self,
+        _request: Request<proto::ReleaseHoldRequest>,
+    ) -> Result<Response<proto::ReleaseHoldResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
 }
 
 /// Speaks with one gateway until either side leaves.

@@ -20,5 +20,6 @@ pub mod node;
 pub mod options;
 mod publisher;
 mod sampling;
+mod streams;
 
 pub use cli::main;

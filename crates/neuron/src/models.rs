@@ -169,6 +169,7 @@ impl Models {
             load: ModelLoad::default(),
             progress_permille: 0,
             failure: None,
+            inter_token_p99_ms: 0,
         };
         self.inner.publisher.model(status.clone());
         let entry = Entry { status, ready: None, thread: None, outcome: outcome.clone(), cancelled: cancelled.clone() };

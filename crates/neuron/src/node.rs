@@ -1,6 +1,5 @@
 //! The wiring of one worker, and the order of things: control port, activation, data port, drain, exit.
 
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use service::token::{Token, TokenError, guard};
 use service::{deadman, exit};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use words::{ActivationProgress, Epoch, Generation, Incarnation, Intent, NodeId, NodeState, NodeStatus};
+use words::{Incarnation, NodeId, NodeState, NodeStatus};
 
 use crate::activation;
 use crate::control::{ControlPlane, Sessions, router as control_router};
@@ -106,20 +105,9 @@ fn first_status(options: &Options, host_name: &str) -> Result<NodeStatus, NodeEr
         Some(path) => count_start(path).map_err(|source| NodeError::State { path: path.clone(), source })?,
         None => 0,
     };
-    Ok(NodeStatus {
-        node: NodeId::new(name).map_err(NodeError::Name)?,
-        incarnation: Incarnation { counter, random: rand::rng().random() },
-        generation: Generation(1),
-        epoch: Epoch(0),
-        intent: Intent::None,
-        state: NodeState::Activating,
-        data_address: String::new(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        activation: ActivationProgress::default(),
-        models: Vec::new(),
-        gateways: BTreeSet::new(),
-        in_flight: 0,
-    })
+    let incarnation = Incarnation { counter, random: rand::rng().random() };
+    let status = NodeStatus::new(NodeId::new(name).map_err(NodeError::Name)?, incarnation);
+    Ok(NodeStatus { version: env!("CARGO_PKG_VERSION").into(), ..status })
 }
 
 /// Reads the control token, and refuses a bind outside loopback without one.

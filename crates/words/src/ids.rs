@@ -99,6 +99,11 @@ text_id!(
     RequestId, "the request id", 128, |c| c.is_ascii_graphic()
 );
 
+text_id!(
+    /// A rollout's name, made when it is begun: up to 64 letters, digits, `-`, `_`, `.`.
+    RolloutId, "the rollout id", 64, host_like
+);
+
 /// One life of one process: how many starts its state directory has seen, and a random id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Incarnation {

@@ -4,12 +4,15 @@
 
 mod error;
 mod ids;
+mod intent;
 mod moment;
 mod status;
 
 pub use error::{Code, Error, GrpcCode, Retry, Row};
-pub use ids::{Epoch, Fingerprint, GatewayId, Generation, IdError, Incarnation, ModelId, NodeId, RequestId};
+pub use ids::{Epoch, Fingerprint, GatewayId, Generation, IdError, Incarnation, ModelId, NodeId, RequestId, RolloutId};
+pub use intent::{Canary, HandoffPolicy, Intent, IntentOrder, RolloutClaim};
 pub use moment::Moment;
 pub use status::{
-    ActivationProgress, Capabilities, DrainPhase, Intent, ModelLoad, ModelState, ModelStatus, NodeState, NodeStatus,
+    ActivationProgress, CRUMBS_MAX, Capabilities, DrainPhase, DrainProgress, Hold, ModelLoad, ModelState, ModelStatus,
+    NodeState, NodeStatus, UpgradeOutcome,
 };

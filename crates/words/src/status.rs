@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Epoch, Fingerprint, GatewayId, Generation, Incarnation, ModelId, NodeId};
+use crate::{Epoch, Fingerprint, GatewayId, Generation, Incarnation, Intent, ModelId, NodeId, RolloutId};
 
 /// Where a model is between absent and serving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -68,18 +68,6 @@ pub enum NodeState {
     Unknown,
 }
 
-/// What an operator or a rollout asked of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Intent {
-    /// Nothing.
-    None,
-    /// Leave and come back; dies with the incarnation it names.
-    Restart,
-    /// Take no new work; survives restarts.
-    Cordon,
-}
-
 /// What a model on a node can do, as the proxy needs to know it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
@@ -131,6 +119,8 @@ pub struct ModelStatus {
     pub progress_permille: u32,
     /// Why it failed, for operators.
     pub failure: Option<String>,
+    /// The 99th percentile of the time between two tokens, in milliseconds; 0 while unknown.
+    pub inter_token_p99_ms: u32,
 }
 
 /// How far the activation has come.
@@ -145,6 +135,42 @@ pub struct ActivationProgress {
     /// The one in hand.
     pub current: Option<ModelId>,
 }
+
+/// A rollout's claim on a node that has come back: it serves only the coordinator's canary until opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Whose.
+    pub rollout: RolloutId,
+    /// The lease revision under which it was claimed; lower ones command nothing.
+    pub lease_revision: u64,
+    /// Time until the node looks after itself, in milliseconds.
+    pub ttl_ms: u64,
+}
+
+/// How a drain goes, for those who watch it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainProgress {
+    /// Time until what still runs is cut, in milliseconds.
+    pub deadline_ms: u64,
+    /// What it waits for.
+    pub waiting_for: String,
+}
+
+/// How the last upgrade went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeOutcome {
+    /// Its name in the worker's configuration.
+    pub name: String,
+    /// Whether its command succeeded.
+    pub ok: bool,
+    /// What it ended with, for operators.
+    pub detail: String,
+    /// When, in Unix seconds.
+    pub at: u64,
+}
+
+/// Most prompts that a crash's breadcrumb names.
+pub const CRUMBS_MAX: usize = 64;
 
 /// What a node says of itself. (incarnation, generation) order the snapshots of one node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -173,9 +199,42 @@ pub struct NodeStatus {
     pub gateways: BTreeSet<GatewayId>,
     /// Requests accepted and not over.
     pub in_flight: u32,
+    /// Set while a rollout holds the node.
+    pub hold: Option<Hold>,
+    /// The rollout that restarts this life, or by which this life was started.
+    pub rollout: Option<RolloutId>,
+    /// Set while it drains.
+    pub drain: Option<DrainProgress>,
+    /// Prompt hashes of the step in which the life before this one crashed; at most [`CRUMBS_MAX`].
+    pub crumbs: Vec<Fingerprint>,
+    /// How the last upgrade went.
+    pub upgrade: Option<UpgradeOutcome>,
 }
 
 impl NodeStatus {
+    /// Makes the first status of a life: activating, with nothing on it.
+    pub fn new(node: NodeId, incarnation: Incarnation) -> Self {
+        NodeStatus {
+            node,
+            incarnation,
+            generation: Generation(1),
+            epoch: Epoch(0),
+            intent: Intent::None,
+            state: NodeState::Activating,
+            data_address: String::new(),
+            version: String::new(),
+            activation: ActivationProgress::default(),
+            models: Vec::new(),
+            gateways: BTreeSet::new(),
+            in_flight: 0,
+            hold: None,
+            rollout: None,
+            drain: None,
+            crumbs: Vec::new(),
+            upgrade: None,
+        }
+    }
+
     /// Returns the status of `model`.
     pub fn model(&self, model: &ModelId) -> Option<&ModelStatus> {
         self.models.iter().find(|status| status.id == *model)

@@ -103,6 +103,96 @@ pub struct NodeStatus {
     /// The newest version of the private lines that the neuron writes.
     #[prost(uint32, tag = "15")]
     pub stream_format: u32,
+    /// The rollout that restarts this life, or by which this life was started; empty without one.
+    #[prost(string, tag = "16")]
+    pub rollout_id: ::prost::alloc::string::String,
+    /// Set while the node drains.
+    #[prost(message, optional, tag = "17")]
+    pub drain: ::core::option::Option<DrainProgress>,
+    /// 32 bytes each: prompt hashes of the step in which the life before this one crashed.
+    #[prost(bytes = "vec", repeated, tag = "18")]
+    pub crumbs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(message, optional, tag = "19")]
+    pub upgrade: ::core::option::Option<UpgradeOutcome>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainProgress {
+    #[prost(uint64, tag = "1")]
+    pub deadline_ms: u64,
+    #[prost(string, tag = "2")]
+    pub waiting_for: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpgradeOutcome {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub ok: bool,
+    #[prost(string, tag = "3")]
+    pub detail: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub at_unix_s: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetIntentRequest {
+    #[prost(uint64, tag = "1")]
+    pub seen_epoch: u64,
+    #[prost(enumeration = "Intent", tag = "2")]
+    pub intent: i32,
+    /// The life that must leave; needed for a restart.
+    #[prost(message, optional, tag = "3")]
+    pub incarnation: ::core::option::Option<Incarnation>,
+    /// From the order to the cut of what still runs; the node's own when absent.
+    #[prost(uint64, optional, tag = "4")]
+    pub deadline_ms: ::core::option::Option<u64>,
+    #[prost(enumeration = "HandoffPolicy", tag = "5")]
+    pub handoff: i32,
+    #[prost(message, optional, tag = "6")]
+    pub rollout: ::core::option::Option<RolloutClaim>,
+    /// The \[upgrade.NAME\] of the node's own configuration to run before the restart; empty for none.
+    #[prost(string, tag = "7")]
+    pub upgrade: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetIntentResponse {
+    #[prost(message, optional, tag = "1")]
+    pub status: ::core::option::Option<NodeStatus>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RolloutClaim {
+    #[prost(string, tag = "1")]
+    pub rollout_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub lease_revision: u64,
+    #[prost(uint64, tag = "3")]
+    pub hold_ttl_ms: u64,
+    #[prost(message, optional, tag = "4")]
+    pub canary: ::core::option::Option<Canary>,
+}
+/// A question with its only right answer, at temperature 0.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Canary {
+    #[prost(string, tag = "1")]
+    pub model_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub prompt: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub answer: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseHoldRequest {
+    #[prost(string, tag = "1")]
+    pub rollout_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub lease_revision: u64,
+    /// Set to keep holding for this long instead of opening.
+    #[prost(uint64, optional, tag = "3")]
+    pub prolong_ms: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReleaseHoldResponse {
+    #[prost(message, optional, tag = "1")]
+    pub status: ::core::option::Option<NodeStatus>,
 }
 /// A rollout's claim on a node that has come back: it serves only the coordinator's canary until opened.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -289,8 +379,10 @@ pub enum Intent {
     None = 1,
     /// Leave and come back; dies with the incarnation it names.
     Restart = 2,
-    /// Take no new work; survives restarts.
+    /// Take no new work, let what runs finish, keep the models; survives restarts.
     Cordon = 3,
+    /// Take no new work, end or hand over what runs, unload, stay alive and empty; survives restarts.
+    Drain = 4,
 }
 impl Intent {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -303,6 +395,7 @@ impl Intent {
             Self::None => "INTENT_NONE",
             Self::Restart => "INTENT_RESTART",
             Self::Cordon => "INTENT_CORDON",
+            Self::Drain => "INTENT_DRAIN",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -312,6 +405,41 @@ impl Intent {
             "INTENT_NONE" => Some(Self::None),
             "INTENT_RESTART" => Some(Self::Restart),
             "INTENT_CORDON" => Some(Self::Cordon),
+            "INTENT_DRAIN" => Some(Self::Drain),
+            _ => None,
+        }
+    }
+}
+/// When running streams are handed over to other workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum HandoffPolicy {
+    /// Read as soft.
+    Unspecified = 0,
+    Now = 1,
+    Soft = 2,
+    Never = 3,
+}
+impl HandoffPolicy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HANDOFF_POLICY_UNSPECIFIED",
+            Self::Now => "HANDOFF_POLICY_NOW",
+            Self::Soft => "HANDOFF_POLICY_SOFT",
+            Self::Never => "HANDOFF_POLICY_NEVER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HANDOFF_POLICY_UNSPECIFIED" => Some(Self::Unspecified),
+            "HANDOFF_POLICY_NOW" => Some(Self::Now),
+            "HANDOFF_POLICY_SOFT" => Some(Self::Soft),
+            "HANDOFF_POLICY_NEVER" => Some(Self::Never),
             _ => None,
         }
     }
@@ -587,6 +715,57 @@ pub mod control_client {
                 .insert(GrpcMethod::new("cortex.control.v1.Control", "UnloadModel"));
             self.inner.unary(req, path, codec).await
         }
+        /// Asks something of the node as a whole: compare-and-set by the epoch that the author saw. Returns once the intent
+        /// is on disk and published; how far it has come is in the status.
+        pub async fn set_intent(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetIntentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetIntentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cortex.control.v1.Control/SetIntent",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cortex.control.v1.Control", "SetIntent"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Opens a node that a rollout holds, or prolongs the hold.
+        pub async fn release_hold(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseHoldRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseHoldResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cortex.control.v1.Control/ReleaseHold",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cortex.control.v1.Control", "ReleaseHold"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -636,6 +815,23 @@ pub mod control_server {
             request: tonic::Request<super::UnloadModelRequest>,
         ) -> std::result::Result<
             tonic::Response<super::UnloadModelResponse>,
+            tonic::Status,
+        >;
+        /// Asks something of the node as a whole: compare-and-set by the epoch that the author saw. Returns once the intent
+        /// is on disk and published; how far it has come is in the status.
+        async fn set_intent(
+            &self,
+            request: tonic::Request<super::SetIntentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetIntentResponse>,
+            tonic::Status,
+        >;
+        /// Opens a node that a rollout holds, or prolongs the hold.
+        async fn release_hold(
+            &self,
+            request: tonic::Request<super::ReleaseHoldRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseHoldResponse>,
             tonic::Status,
         >;
     }
@@ -881,6 +1077,94 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = UnloadModelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/cortex.control.v1.Control/SetIntent" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetIntentSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::SetIntentRequest>
+                    for SetIntentSvc<T> {
+                        type Response = super::SetIntentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetIntentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::set_intent(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetIntentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/cortex.control.v1.Control/ReleaseHold" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseHoldSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::ReleaseHoldRequest>
+                    for ReleaseHoldSvc<T> {
+                        type Response = super::ReleaseHoldResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseHoldRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::release_hold(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseHoldSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,0 +1,89 @@
+//! Orders from this gateway to a neuron's control port: one call, one connection, each within its bound.
+
+use std::time::Duration;
+
+use control::proto::control_client::ControlClient;
+use control::proto::{self};
+use control::{error_from_status, intent_order_to_proto, node_status_from_proto};
+use service::token::Token;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+use words::{Code, Error, IntentOrder, NodeStatus, RolloutId};
+
+/// Longest time to connect.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// Longest time for an order to be on the neuron's disk and published.
+const ORDER_MAX: Duration = Duration::from_secs(10);
+
+/// Puts the shared token on a request.
+pub(crate) fn with_token<T>(token: Option<&Token>, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(bearer) = token.and_then(|token| MetadataValue::try_from(token.bearer()).ok()) {
+        request.metadata_mut().insert("authorization", bearer);
+    }
+    request
+}
+
+/// Connects to a control port.
+///
+/// # Errors
+/// The transport's status.
+pub(crate) async fn dial(control_address: &str) -> Result<ControlClient<Channel>, Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{control_address}"))
+        .map_err(|error| Status::invalid_argument(error.to_string()))?
+        .connect_timeout(CONNECT_MAX)
+        .tcp_nodelay(true);
+    let channel = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    Ok(ControlClient::new(channel))
+}
+
+fn read(status: Option<proto::NodeStatus>) -> Result<NodeStatus, Error> {
+    let status = status.ok_or_else(|| Error::new(Code::UpstreamFailed, "the worker answered without its status"))?;
+    node_status_from_proto(status).map_err(Error::internal)
+}
+
+/// Runs one call within [`ORDER_MAX`].
+async fn call<T>(work: impl Future<Output = Result<T, Status>>) -> Result<T, Error> {
+    match tokio::time::timeout(ORDER_MAX, work).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(status)) => Err(error_from_status(&status)),
+        Err(_) => Err(Error::new(Code::UpstreamTimeout, "the worker's control port did not answer in time")),
+    }
+}
+
+/// Orders an intent; returns the status that the neuron published of it.
+///
+/// # Errors
+/// The neuron's own refusal (`Conflict` for another epoch), or `UpstreamFailed` and `UpstreamTimeout`; after those
+/// two the order may or may not have been taken, which the next status says.
+pub(crate) async fn set_intent(
+    control_address: &str,
+    token: Option<&Token>,
+    order: &IntentOrder,
+) -> Result<NodeStatus, Error> {
+    let request = with_token(token, intent_order_to_proto(order));
+    let answer = call(async { dial(control_address).await?.set_intent(request).await }).await?;
+    read(answer.into_inner().status)
+}
+
+/// Opens a node that a rollout holds, or keeps holding it for `prolong`.
+///
+/// # Errors
+/// As [`set_intent`].
+pub(crate) async fn release_hold(
+    control_address: &str,
+    token: Option<&Token>,
+    rollout: &RolloutId,
+    lease_revision: u64,
+    prolong: Option<Duration>,
+) -> Result<NodeStatus, Error> {
+    let message = proto::ReleaseHoldRequest {
+        rollout_id: rollout.to_string(),
+        lease_revision,
+        prolong_ms: prolong.map(|span| span.as_millis() as u64),
+    };
+    let request = with_token(token, message);
+    let answer = call(async { dial(control_address).await?.release_hold(request).await }).await?;
+    read(answer.into_inner().status)
+}
