@@ -116,7 +116,12 @@ impl Relay {
         let mut changes = self.proxy.fleet.watch();
         loop {
             let view = changes.borrow_and_update().clone();
-            let query = RouteQuery { model: &self.order.model, tried: &self.tried, wait_until: self.wait_until };
+            let query = RouteQuery {
+                model: &self.order.model,
+                tried: &self.tried,
+                wait_until: self.wait_until,
+                successor: None,
+            };
             let sent = |slot| self.proxy.fleet.sent_since(slot);
             match route(&view, &query, sent, self.proxy.clock.now(), &mut self.rng) {
                 Route::Forward(target) => return Ok(target),
