@@ -10,6 +10,7 @@
 mod activation;
 mod cli;
 mod control;
+mod crumbs;
 mod data;
 mod engine_thread;
 mod exit;
@@ -18,6 +19,7 @@ mod metrics;
 mod models;
 pub mod node;
 pub mod options;
+mod pace;
 mod publisher;
 mod sampling;
 mod streams;

@@ -19,6 +19,7 @@ use words::{Incarnation, NodeId, NodeState, NodeStatus};
 
 use crate::activation;
 use crate::control::{ControlPlane, Sessions, router as control_router};
+use crate::crumbs::Crumbs;
 use crate::data::{DataPlane, router as data_router};
 use crate::exit::Leaving;
 use crate::harness::Harnesses;
@@ -26,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::options::{Options, SHUTDOWN_MAX};
 use crate::publisher::Publisher;
+use crate::streams::Streams;
 use service::clock::Clock;
 use service::gate::Gate;
 
@@ -107,7 +109,11 @@ fn first_status(options: &Options, host_name: &str) -> Result<NodeStatus, NodeEr
     };
     let incarnation = Incarnation { counter, random: rand::rng().random() };
     let status = NodeStatus::new(NodeId::new(name).map_err(NodeError::Name)?, incarnation);
-    Ok(NodeStatus { version: env!("CARGO_PKG_VERSION").into(), ..status })
+    let crumbs = options.node.state_dir.as_deref().map(Crumbs::collect).unwrap_or_default();
+    if !crumbs.is_empty() {
+        tracing::warn!(prompts = crumbs.len(), "the life before this one crashed while it ran these");
+    }
+    Ok(NodeStatus { version: env!("CARGO_PKG_VERSION").into(), crumbs, ..status })
 }
 
 /// Reads the control token, and refuses a bind outside loopback without one.
@@ -143,8 +149,15 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;
     let (sessions, gate) = (Sessions::default(), Gate::new());
-    let models =
-        Models::new(Harnesses::new(&options.harness), options.scheduler, clock, metrics.clone(), publisher.clone());
+    let streams = Streams::default();
+    let models = Models::new(
+        Harnesses::new(&options.harness),
+        options.scheduler,
+        clock,
+        metrics.clone(),
+        publisher.clone(),
+        options.node.state_dir.clone(),
+    );
     let first = publisher.snapshot();
     tracing::info!(node = %first.node, incarnation = %first.incarnation, version = first.version, "worker starting");
     let plane = ControlPlane {
@@ -163,6 +176,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let plane = DataPlane {
         models: models.clone(),
         gate: gate.clone(),
+        streams: streams.clone(),
         publisher: publisher.clone(),
         metrics,
         clock,
