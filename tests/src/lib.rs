@@ -2,6 +2,8 @@
 
 mod client;
 mod process;
+mod rig;
 
-pub use client::{Answer, Client, chat_body};
+pub use client::{Answer, Client, chat_body, fake_answer};
 pub use process::{Fleet, Gateway, Neuron, Running, free_port, programs};
+pub use rig::{Cut, Knife, Rig};

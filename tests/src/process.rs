@@ -186,6 +186,14 @@ impl Fleet {
         Ok(Neuron { process, control: control.into() })
     }
 
+    /// Starts a worker whose configuration has its own node table.
+    pub fn neuron_with_node(&self, port: u16, config: &str) -> Result<Neuron> {
+        let control = format!("127.0.0.1:{port}");
+        let config = format!("{config}[data]\nbind = \"127.0.0.1:0\"\n[control]\nbind = \"{control}\"\n");
+        let process = Running::start(&self.programs.neuron, "a", self.folder.path(), &config)?;
+        Ok(Neuron { process, control })
+    }
+
     /// Starts a gateway over these control addresses; `config` is added. Waits until it is ready.
     pub async fn gateway(&self, controls: &[&str], config: &str) -> Result<Gateway> {
         self.start_gateway(controls, config, "").await
