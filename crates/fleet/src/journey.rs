@@ -70,6 +70,8 @@ pub enum Ending {
     Failed(Error),
     /// The gateway took the offer of a leaving worker.
     HandedOver,
+    /// The search for a worker found nobody in its time. The worker before, if there was one, has been judged already.
+    NobodyFound(Error),
 }
 
 /// The way of one request. Holds every token that was accepted.
@@ -172,6 +174,7 @@ impl Journey {
         }
         let error = match ending {
             Ending::HandedOver => return self.free(now, Error::new(Code::Draining, "the worker is leaving")),
+            Ending::NobodyFound(error) => return Step::Fail(error),
             Ending::Failed(error) => error,
         };
         if self.fence.attempt() == 0 {

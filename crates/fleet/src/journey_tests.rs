@@ -124,6 +124,17 @@ fn what_no_other_worker_would_mend_ends_the_request() {
 }
 
 #[test]
+fn a_search_that_found_nobody_ends_the_request_and_is_no_second_crash() {
+    for last in [Code::UpstreamFailed, Code::Draining, Code::ModelLoading, Code::NoReplica] {
+        let mut journey = running(true, 3);
+        assert!(matches!(journey.ended(at(5), failed(Code::UpstreamFailed), &mut budget()), Step::Again));
+        let nobody = Ending::NobodyFound(Error::new(last, "x"));
+        assert_eq!(code(&journey.ended(at(65), nobody, &mut budget())), Some(last));
+        assert_eq!(journey.poison(), None);
+    }
+}
+
+#[test]
 fn an_attempt_that_read_another_prompt_is_refused() {
     let mut journey = running(true, 3);
     assert!(matches!(journey.ended(at(5), Ending::HandedOver, &mut budget()), Step::Again));

@@ -107,7 +107,7 @@ impl Relay {
 
     /// Finds a worker and opens an attempt on it.
     async fn open(&mut self) -> Result<(), Ending> {
-        let target = self.find().await.map_err(Ending::Failed)?;
+        let target = self.find().await.map_err(Ending::NobodyFound)?;
         self.proxy.fleet.sent(target.slot);
         let number = self.journey.open(target.slot);
         let body = self.body().map_err(Ending::Failed)?;
@@ -322,20 +322,20 @@ impl Relay {
     /// complete it where no worker is needed for that.
     fn after(&mut self, ending: Ending) -> Result<Option<Bytes>, Error> {
         let reason = match &ending {
-            Ending::Failed(error) => error.code().row().code,
+            Ending::Failed(error) | Ending::NobodyFound(error) => error.code().row().code,
             Ending::HandedOver => "handed_over",
         };
         if let Some(attempt) = self.attempt.take() {
             self.count_attempt(attempt.target.node.as_str(), reason);
         }
         (self.prefill, self.offered) = (None, None);
-        if let Ending::Failed(error) = &ending {
+        if let Ending::Failed(error) | Ending::NobodyFound(error) = &ending {
             let source = std::error::Error::source(error);
             tracing::warn!(request_id = self.order.request_id, %error, source, "attempt failed");
         }
         let last_error = match &ending {
             Ending::Failed(error) => Some(public(Error::new(error.code(), error.message()))),
-            Ending::HandedOver => None,
+            Ending::HandedOver | Ending::NobodyFound(_) => None,
         };
         match self.proxy.decide(&mut self.journey, ending) {
             Step::Again => {
