@@ -128,6 +128,7 @@ impl DrainOptions {
     pub fn budget(&self) -> DrainBudget {
         DrainBudget {
             settle_max: Duration::from_millis(self.settle_max_ms),
+            handoff: None,
             deadline: seconds(self.deadline_s),
             cut_max: Duration::from_millis(self.cut_max_ms),
         }
