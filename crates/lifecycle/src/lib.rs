@@ -10,6 +10,6 @@ mod progress;
 pub use drain::{Drain, DrainBudget, DrainFacts, DrainStep};
 pub use model::{ModelInput, RefusedTransition, next_model_state};
 pub use node::{
-    Act, CANARY_AGAIN_FIRST, CANARY_AGAIN_MAX, CANARY_MAX, Door, ExitKind, NodeFacts, NodeLife, NodeRules, OFFER_EVERY,
+    Act, CANARY_AGAIN_FIRST, CANARY_AGAIN_MAX, CANARY_MAX, ExitKind, NodeFacts, NodeLife, NodeRules, OFFER_EVERY,
     OFFERS_MAX, ORDER_SPAN_MAX, Record, RestartRecord,
 };

@@ -15,7 +15,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use words::{Canary, DrainPhase, Epoch, Incarnation, Intent, Moment, RolloutClaim, RolloutId, UpgradeOutcome};
+use words::{Canary, Door, DrainPhase, Epoch, Incarnation, Intent, Moment, RolloutClaim, RolloutId, UpgradeOutcome};
 
 use crate::drain::{Drain, DrainBudget, DrainFacts, DrainStep};
 
@@ -72,17 +72,6 @@ pub struct Record {
     pub lease: Option<(RolloutId, u64)>,
     /// How the last upgrade went.
     pub upgrade: Option<UpgradeOutcome>,
-}
-
-/// Who is let in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Door {
-    /// Everybody.
-    All,
-    /// The canary of this rollout's coordinator alone.
-    Canary(RolloutId),
-    /// Nobody.
-    Nobody,
 }
 
 /// How a process ends.
@@ -251,11 +240,7 @@ impl NodeLife {
 
     /// Returns whether a request is let in (DR1); `canary_of` for the canary of a rollout's coordinator.
     pub fn admits(&self, canary_of: Option<&RolloutId>) -> bool {
-        match &self.door {
-            Door::All => true,
-            Door::Canary(rollout) => canary_of == Some(rollout),
-            Door::Nobody => false,
-        }
+        self.door.admits(canary_of)
     }
 
     /// Who should be let in now.
