@@ -227,6 +227,8 @@ async fn drain(
                 cut = running;
                 cut_streams.send_replace(true);
             }
+            // No budget of a gateway has a hand-over.
+            Some(DrainStep::HandOver) => {}
             Some(DrainStep::Finish) => return cut,
             None => {
                 notifier.status(&format!("draining: {running} requests left"));

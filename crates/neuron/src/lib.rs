@@ -8,13 +8,15 @@
 //! [`node`] wires the parts and owns the order of things: control port, activation, data port, drain, exit.
 
 mod activation;
+mod canary;
 mod cli;
 mod control;
 mod crumbs;
 mod data;
 mod engine_thread;
-mod exit;
 mod harness;
+mod life;
+mod manager;
 mod metrics;
 mod models;
 pub mod node;
@@ -22,6 +24,8 @@ pub mod options;
 mod pace;
 mod publisher;
 mod sampling;
+mod sessions;
+mod state_dir;
 mod streams;
 
 pub use cli::main;

@@ -27,14 +27,14 @@ pub const HEADER_PREFIX: &str = "x-cortex-";
 pub const ATTEMPT_HEADER: &str = "x-cortex-attempt";
 /// Which gateway asks, so that its attempts end when its session does.
 pub const GATEWAY_HEADER: &str = "x-cortex-gateway";
+/// Names the rollout whose coordinator asks its canary; a held worker answers nothing else.
+pub const CANARY_HEADER: &str = "x-cortex-canary";
 /// Fixes the seed of a request that has none of its own.
 pub const SEED_HEADER: &str = "x-cortex-seed";
 /// Fixes the completion's id.
 pub const COMPLETION_ID_HEADER: &str = "x-cortex-completion-id";
 /// Fixes `created`, and the time that the chat template sees: Unix seconds.
 pub const CREATED_HEADER: &str = "x-cortex-created";
-/// Names the rollout whose canary this request is; a held worker serves nothing else.
-pub const CANARY_HEADER: &str = "x-cortex-canary";
 /// Carries an error's code from a worker.
 pub const ERROR_HEADER: &str = "x-cortex-error";
 /// Names the request in both programs' logs; public, and made where absent.

@@ -13,7 +13,7 @@ use rand::Rng;
 use wire::chat::{ChatRequest, Tier};
 use wire::private::{self, Meta};
 use wire::{ChatEncoder, Folder, HTTP_SSE_CONTENT_TYPE, Identity};
-use words::{Code, Error, Fingerprint, GatewayId};
+use words::{Code, Error, Fingerprint, GatewayId, RolloutId};
 
 use super::answer::{Account, Answer, Form, Inside, Start};
 use super::{DataPlane, HttpError};
@@ -30,6 +30,8 @@ struct Private {
     request_id: String,
     /// Which gateway asks.
     gateway: Option<GatewayId>,
+    /// The rollout whose canary it is.
+    canary: Option<RolloutId>,
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -49,6 +51,7 @@ impl Private {
             created: number(private::CREATED_HEADER).unwrap_or_else(|| plane.clock.unix_seconds()),
             request_id: named(private::REQUEST_ID_HEADER).unwrap_or_else(|| format!("req-{random:032x}")),
             gateway: named(private::GATEWAY_HEADER).and_then(|name| GatewayId::new(name).ok()),
+            canary: named(private::CANARY_HEADER).and_then(|name| RolloutId::new(name).ok()),
         }
     }
 }
@@ -89,7 +92,11 @@ pub(super) async fn complete(
 async fn admit(plane: &Arc<DataPlane>, headers: &HeaderMap, private: Private, body: Body) -> Result<Response, Error> {
     let arrived = plane.clock.now();
     let draining = || Error::new(Code::Draining, "this worker is draining and takes no new requests");
-    let admission = plane.gate.enter().ok_or_else(draining)?;
+    let admission = match &private.canary {
+        Some(rollout) => plane.gate.enter_canary(rollout),
+        None => plane.gate.enter(),
+    };
+    let admission = admission.ok_or_else(draining)?;
     check_media_type(headers)?;
     let bytes = read_body(plane, body).await?;
     let request = ChatRequest::parse(&bytes)?;
