@@ -2,6 +2,7 @@
 
 mod attempt;
 mod budget;
+pub mod rollout;
 mod route;
 mod view;
 
