@@ -31,3 +31,10 @@ pub use policy::{
 };
 pub use rehearse::{Wave, rehearse};
 pub use timers::{ASLEEP, Timers};
+
+#[cfg(test)]
+mod kit;
+#[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
+mod world_tests;
