@@ -25,6 +25,8 @@ pub const HEADER_PREFIX: &str = "x-cortex-";
 pub const ATTEMPT_HEADER: &str = "x-cortex-attempt";
 /// Which gateway asks, so that its attempts end when its session does.
 pub const GATEWAY_HEADER: &str = "x-cortex-gateway";
+/// Names the rollout whose coordinator asks its canary; a held worker answers nothing else.
+pub const CANARY_HEADER: &str = "x-cortex-canary";
 /// Fixes the seed of a request that has none of its own.
 pub const SEED_HEADER: &str = "x-cortex-seed";
 /// Fixes the completion's id.
