@@ -181,6 +181,7 @@ impl DrainOptions {
     pub fn budget(&self) -> DrainBudget {
         DrainBudget {
             settle_max: Duration::from_millis(self.settle_ms),
+            handoff: None,
             deadline: Duration::try_from_secs_f64(self.deadline_s).unwrap_or_default(),
             cut_max: Duration::from_millis(self.cut_max_ms),
         }

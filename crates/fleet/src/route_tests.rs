@@ -4,7 +4,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use words::{Capabilities, Fingerprint, Generation, Incarnation, ModelLoad, ModelStatus, NodeStatus};
+use words::{Capabilities, Fingerprint, Generation, Incarnation, Intent, ModelLoad, ModelStatus, NodeStatus};
 
 use super::*;
 use crate::view::Observation;
@@ -107,6 +107,15 @@ fn nothing_goes_to_a_node_that_is_not_ready_and_open() {
     let busy = status("busy", NodeState::Ready, vec![model(ModelState::Ready, 8)]);
     assert_eq!(slot(go(&view(vec![Some(settling.clone()), Some(busy)]), &[], at(1100))), 1);
     assert_eq!(slot(go(&view(vec![Some(settling)]), &[], at(1100))), 0);
+}
+
+#[test]
+fn a_ready_node_with_an_intent_gets_nothing() {
+    for intent in [Intent::Cordon, Intent::Drain, Intent::Restart] {
+        let ready = status("n", NodeState::Ready, vec![model(ModelState::Ready, 0)]);
+        let fleet = view(vec![Some(NodeStatus { intent, ..ready })]);
+        assert_eq!(code(go(&fleet, &[], at(1600))), Code::NoReplica, "{intent:?}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use words::{ModelId, ModelState, ModelStatus, Moment, NodeState, NodeStatus};
+use words::{DrainPhase, Intent, ModelId, ModelState, ModelStatus, Moment, NodeState, NodeStatus};
 
 /// A neuron that said nothing for this long gets no new routes.
 pub const SILENT_AFTER: Duration = Duration::from_secs(2);
@@ -146,10 +146,15 @@ fn listed(state: ModelState) -> bool {
 }
 
 impl NodeView {
-    /// Returns whether new work may go there (RT1): fresh, unambiguous, open, and its data port known.
+    /// Returns whether new work may go there (RT1): fresh, unambiguous, open, and its data port known. A cordoned
+    /// node is ready and not open; one that settles still is.
     pub fn routable(&self, now: Moment) -> Option<&NodeStatus> {
         let status = self.status.as_ref()?;
-        let open = matches!(status.state, NodeState::Ready | NodeState::Draining(words::DrainPhase::Settle));
+        let open = match status.state {
+            NodeState::Ready => status.intent == Intent::None,
+            NodeState::Draining(phase) => phase == DrainPhase::Settle,
+            _ => false,
+        };
         let fresh = now.since(self.heard_at) <= SILENT_AFTER;
         (open && fresh && !self.conflicted && !status.data_address.is_empty()).then_some(status)
     }

@@ -1,7 +1,15 @@
-//! The model machine and the drain machine, as pure functions.
+//! The model machine, the drain machine and the machine of a node's life, as pure functions.
 
 mod drain;
+mod hold;
 mod model;
+mod node;
+mod order;
+mod progress;
 
 pub use drain::{Drain, DrainBudget, DrainFacts, DrainStep};
 pub use model::{ModelInput, RefusedTransition, next_model_state};
+pub use node::{
+    Act, CANARY_AGAIN_FIRST, CANARY_AGAIN_MAX, CANARY_MAX, ExitKind, NodeFacts, NodeLife, NodeRules, OFFER_EVERY,
+    OFFERS_MAX, ORDER_SPAN_MAX, Record, RestartRecord,
+};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use words::{Error, ModelId};
+use words::{ActivationProgress, Code, Error, ModelId};
 
 use crate::harness::{DEFAULT_HARNESS, LoadFailure, LoadSpec};
 use crate::models::Models;
@@ -34,14 +34,15 @@ pub(crate) fn spec_of(entry: &ModelEntry) -> Result<LoadSpec, Error> {
 /// # Errors
 /// The failure of an entry that is `required`.
 pub(crate) async fn activate(entries: &[ModelEntry], models: &Models, publisher: &Publisher) -> Result<(), Error> {
-    publisher.change(|status| status.activation.total = entries.len() as u32);
+    let total = entries.len() as u32;
+    publisher.change(|status| status.activation = ActivationProgress { total, ..ActivationProgress::default() });
     let begun = tokio::time::Instant::now();
     let mut failed = 0u32;
     for entry in entries {
         let spec = spec_of(entry)?;
         publisher.change(|status| status.activation.current = Some(spec.model_id.clone()));
         let started = tokio::time::Instant::now();
-        let result = models.load(spec.clone()).await;
+        let result = models.load_default(spec.clone()).await;
         let seconds = started.elapsed().as_secs_f64();
         let ok = result.is_ok();
         match result {
@@ -69,7 +70,8 @@ pub(crate) async fn activate(entries: &[ModelEntry], models: &Models, publisher:
     Ok(())
 }
 
-/// Tries again until the load succeeds or fails for another reason than the network.
+/// Tries again until the load succeeds or fails for another reason than the network. A node that loads nothing now may
+/// do so later.
 async fn retry(spec: LoadSpec, models: Models) {
     let mut pause = RETRY_FIRST;
     loop {
@@ -77,7 +79,7 @@ async fn retry(spec: LoadSpec, models: Models) {
         pause = (pause * 2).min(RETRY_MAX);
         match models.load(spec.clone()).await {
             Ok(()) => return tracing::info!(model = %spec.model_id, "default model loaded after a retry"),
-            Err(LoadFailure { error, transient: true }) => {
+            Err(LoadFailure { error, transient }) if transient || error.code() == Code::Draining => {
                 tracing::warn!(model = %spec.model_id, %error, "default model failed again; will retry");
             }
             Err(LoadFailure { error, .. }) => {

@@ -56,7 +56,7 @@ pub fn main() -> ExitCode {
 /// A configuration that can't work must not be restarted into.
 fn code_of(error: &NodeError) -> u8 {
     match error {
-        NodeError::Token(_) | NodeError::Name(_) => exit::CONFIG,
+        NodeError::Token(_) | NodeError::Name(_) | NodeError::Record(_) => exit::CONFIG,
         _ => exit::FAILURE,
     }
 }

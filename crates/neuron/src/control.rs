@@ -1,8 +1,7 @@
 //! The control port: gRPC for gateways, probes and metrics, from second 0 to the exit.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,17 +11,19 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use control::proto;
 use control::proto::control_server::{Control, ControlServer};
-use control::{model_status_to_proto, node_status_to_proto, status_from_error};
+use control::{intent_order_from_proto, model_status_to_proto, node_status_to_proto, status_from_error};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 use wire::models::LoadRequest;
-use words::{Code, Error, GatewayId, Generation, ModelId, NodeState};
+use words::{Code, Error, GatewayId, Intent, ModelId, NodeState, RolloutId};
 
 use crate::data::spec_from_request;
+use crate::life::LifeHandle;
 use crate::models::Models;
 use crate::options::Options;
 use crate::publisher::Publisher;
+use crate::sessions::{Session, Sessions};
 
 /// A status goes out at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -31,69 +32,13 @@ const STATUS_QUEUE: usize = 8;
 /// Most bytes of one control message.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-/// The gateways that hold a session here, and how far each has followed.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Sessions {
-    acked: Arc<Mutex<BTreeMap<GatewayId, Generation>>>,
-    changed: Arc<watch::Sender<u64>>,
-}
-
-impl Sessions {
-    fn edit(&self, change: impl FnOnce(&mut BTreeMap<GatewayId, Generation>)) {
-        change(&mut self.acked.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.send_modify(|version| *version += 1);
-    }
-
-    /// Returns how many attached gateways have not acknowledged `generation`.
-    pub(crate) fn unaware(&self, generation: Generation) -> usize {
-        let acked = self.acked.lock().unwrap_or_else(PoisonError::into_inner);
-        acked.values().filter(|acked| **acked < generation).count()
-    }
-
-    /// Returns a reader that wakes at each change.
-    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
-    }
-}
-
-/// One gateway's session; dropping it detaches the gateway.
-struct Session {
-    gateway: GatewayId,
-    sessions: Sessions,
-    publisher: Publisher,
-}
-
-impl Session {
-    fn attach(gateway: GatewayId, sessions: &Sessions, publisher: &Publisher) -> Self {
-        tracing::info!(%gateway, "gateway attached");
-        sessions.edit(|acked| _ = acked.insert(gateway.clone(), Generation(0)));
-        publisher.change(|status| _ = status.gateways.insert(gateway.clone()));
-        Session { gateway, sessions: sessions.clone(), publisher: publisher.clone() }
-    }
-
-    fn ack(&self, generation: u64) {
-        self.sessions.edit(|acked| {
-            if let Some(known) = acked.get_mut(&self.gateway) {
-                *known = Generation(generation).max(*known);
-            }
-        });
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        tracing::info!(gateway = %self.gateway, "gateway detached");
-        self.sessions.edit(|acked| _ = acked.remove(&self.gateway));
-        self.publisher.change(|status| _ = status.gateways.remove(&self.gateway));
-    }
-}
-
 /// The control service.
 #[derive(Clone)]
 pub(crate) struct ControlPlane {
     pub(crate) publisher: Publisher,
     pub(crate) sessions: Sessions,
     pub(crate) models: Models,
+    pub(crate) life: LifeHandle,
     pub(crate) options: Arc<Options>,
     pub(crate) token: Option<service::token::Token>,
     pub(crate) registry: service::metrics::Registry,
@@ -183,16 +128,26 @@ impl Control for ControlPlane {
 
     async fn set_intent(
         &self,
-        _request: Request<proto::SetIntentRequest>,
+        request: Request<proto::SetIntentRequest>,
     ) -> Result<Response<proto::SetIntentResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        self.authorise(&request)?;
+        let order = intent_order_from_proto(request.into_inner()).map_err(|error| status_from_error(&error))?;
+        let status = self.life.order(order).await.map_err(|error| status_from_error(&error))?;
+        Ok(Response::new(proto::SetIntentResponse { status: Some(node_status_to_proto(&status)) }))
     }
 
     async fn release_hold(
         &self,
-        _request: Request<proto::ReleaseHoldRequest>,
+        request: Request<proto::ReleaseHoldRequest>,
     ) -> Result<Response<proto::ReleaseHoldResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        self.authorise(&request)?;
+        let message = request.into_inner();
+        let rollout = RolloutId::new(message.rollout_id)
+            .map_err(|error| status_from_error(&Error::invalid("rollout_id", error.to_string())))?;
+        let prolong = message.prolong_ms.map(Duration::from_millis);
+        let released = self.life.release(rollout, message.lease_revision, prolong).await;
+        let status = released.map_err(|error| status_from_error(&error))?;
+        Ok(Response::new(proto::ReleaseHoldResponse { status: Some(node_status_to_proto(&status)) }))
     }
 }
 
@@ -248,9 +203,10 @@ pub(crate) fn router(plane: ControlPlane) -> Router {
 
 async fn readyz(State(plane): State<ControlPlane>) -> impl IntoResponse {
     let status = plane.publisher.snapshot();
-    let code = if status.state == NodeState::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let activation = &status.activation;
-    let progress = format!("{:?}, default models {}/{}\n", status.state, activation.done, activation.total);
+    let open = status.state == NodeState::Ready && status.intent == Intent::None;
+    let code = if open { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let (state, intent, activation) = (status.state, status.intent, &status.activation);
+    let progress = format!("{state:?}, intent {intent:?}, default models {}/{}\n", activation.done, activation.total);
     (code, progress)
 }
 

@@ -8,18 +8,22 @@
 //! [`node`] wires the parts and owns the order of things: control port, activation, data port, drain, exit.
 
 mod activation;
+mod canary;
 mod cli;
 mod control;
 mod data;
 mod engine_thread;
-mod exit;
 mod harness;
+mod life;
+mod manager;
 mod metrics;
 mod models;
 pub mod node;
 pub mod options;
 mod publisher;
 mod sampling;
+mod sessions;
+mod state_dir;
 mod streams;
 
 pub use cli::main;

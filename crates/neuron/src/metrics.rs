@@ -26,12 +26,19 @@ pub(crate) struct Metrics {
     prefix_queries: IntCounterVec,
     prefix_hits: IntCounterVec,
     load_seconds: CounterVec,
+    /// Running requests offered to other workers.
+    pub(crate) handoffs_offered: IntCounter,
+    /// Requests cancelled because their gateway is gone.
+    pub(crate) orphaned_requests: IntCounter,
 }
 
 impl Metrics {
     /// Registers them.
     pub(crate) fn new(registry: &Registry) -> Result<Self, MetricsError> {
         let model = &["model"];
+        let counter = |name: &str, help: &str| {
+            registry.counter_vec(name, help, &[]).map(|family| family.with_label_values::<&str>(&[]))
+        };
         Ok(Metrics {
             requests: registry.counter_vec(
                 "neuron_requests_total",
@@ -104,6 +111,14 @@ impl Metrics {
                 "neuron_model_load_seconds_total",
                 "Time spent loading, warm-up included.",
                 model,
+            )?,
+            handoffs_offered: counter(
+                "neuron_handoffs_offered_total",
+                "Running requests that a drain offered to other workers.",
+            )?,
+            orphaned_requests: counter(
+                "neuron_orphaned_requests_total",
+                "Requests cancelled because their gateway's session was lost for longer than its lease.",
             )?,
         })
     }

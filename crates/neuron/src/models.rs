@@ -123,6 +123,18 @@ impl Models {
     /// # Errors
     /// The harness's own, `UnknownHarness`, `Conflict` while it unloads, `Draining` on the way out.
     pub(crate) async fn load(&self, spec: LoadSpec) -> Result<(), LoadFailure> {
+        if self.inner.closed.load(Ordering::Acquire) {
+            let message = "this worker is cordoned, drained or leaving, and loads nothing";
+            return Err(Error::new(Code::Draining, message).into());
+        }
+        self.load_default(spec).await
+    }
+
+    /// Loads a model of the node's own configuration, which its activation alone decides on.
+    ///
+    /// # Errors
+    /// As [`Models::load`], but for `Draining`.
+    pub(crate) async fn load_default(&self, spec: LoadSpec) -> Result<(), LoadFailure> {
         let mut outcome = self.begin_load(&spec)?;
         loop {
             if let Some(result) = outcome.borrow_and_update().clone() {
@@ -141,9 +153,6 @@ impl Models {
     fn begin_load(&self, spec: &LoadSpec) -> Result<watch::Receiver<Outcome>, Error> {
         let harness = self.inner.harnesses.find(&spec.harness)?;
         harness.check(spec)?;
-        if self.inner.closed.load(Ordering::Acquire) {
-            return Err(Error::new(Code::Draining, "this worker is draining and loads nothing"));
-        }
         let mut entries = self.entries();
         if let Some(entry) = entries.get(&spec.model_id) {
             match entry.status.state {
@@ -391,9 +400,9 @@ impl Models {
         }
     }
 
-    /// Refuses every load from now on.
-    pub(crate) fn close(&self) {
-        self.inner.closed.store(true, Ordering::Release);
+    /// Says whether models may be loaded on demand from now on.
+    pub(crate) fn set_open(&self, open: bool) {
+        self.inner.closed.store(!open, Ordering::Release);
     }
 
     /// Returns the ids of all models that are here, in any state.

@@ -1,31 +1,33 @@
 //! The wiring of one worker, and the order of things: control port, activation, data port, drain, exit.
 
-use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
+use lifecycle::NodeLife;
 use rand::Rng;
+use service::exit;
 use service::metrics::{MetricsError, Registry};
 use service::notify::Notifier;
 use service::server::{Server, ServerMetrics};
 use service::signals::Signal;
 use service::token::{Token, TokenError, guard};
-use service::{deadman, exit};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use words::{Incarnation, NodeId, NodeState, NodeStatus};
+use words::{Incarnation, NodeId, NodeStatus};
 
-use crate::activation;
-use crate::control::{ControlPlane, Sessions, router as control_router};
+use crate::control::{ControlPlane, router as control_router};
 use crate::data::{DataPlane, router as data_router};
-use crate::exit::Leaving;
 use crate::harness::Harnesses;
+use crate::life::{self, Life, Parts};
+use crate::manager::Manager;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::options::{Options, SHUTDOWN_MAX};
 use crate::publisher::Publisher;
+use crate::sessions::Sessions;
+use crate::state_dir::StateDir;
+use crate::streams::Streams;
 use service::clock::Clock;
 use service::gate::Gate;
 
@@ -67,6 +69,9 @@ pub enum NodeError {
         /// Why.
         source: std::io::Error,
     },
+    /// What the life before left can't be read.
+    #[error("the record of this worker's intents: {0}")]
+    Record(std::io::Error),
     /// The name is no node id.
     #[error("node.id: {0}; set it in the configuration")]
     Name(words::IdError),
@@ -78,31 +83,10 @@ pub enum NodeError {
     Required(words::Error),
 }
 
-/// Counts this start in the state directory: a file that is replaced whole.
-fn count_start(state_dir: &Path) -> std::io::Result<u64> {
-    std::fs::create_dir_all(state_dir)?;
-    let path = state_dir.join("starts");
-    let before = match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse::<u64>().map_err(|_| {
-            std::io::Error::other(format!("{} holds no number; remove it to start counting anew", path.display()))
-        })?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(error),
-    };
-    let count = before + 1;
-    let fresh = state_dir.join("starts.new");
-    let mut file = std::fs::File::create(&fresh)?;
-    writeln!(file, "{count}")?;
-    file.sync_all()?;
-    std::fs::rename(&fresh, &path)?;
-    std::fs::File::open(state_dir)?.sync_all()?;
-    Ok(count)
-}
-
-fn first_status(options: &Options, host_name: &str) -> Result<NodeStatus, NodeError> {
+fn first_status(options: &Options, host_name: &str, state_dir: Option<&StateDir>) -> Result<NodeStatus, NodeError> {
     let name = options.node.id.clone().unwrap_or_else(|| host_name.to_string());
-    let counter = match &options.node.state_dir {
-        Some(path) => count_start(path).map_err(|source| NodeError::State { path: path.clone(), source })?,
+    let counter = match state_dir {
+        Some(dir) => dir.count_start().map_err(|source| NodeError::State { path: dir.path().into(), source })?,
         None => 0,
     };
     let incarnation = Incarnation { counter, random: rand::rng().random() };
@@ -132,6 +116,40 @@ async fn refresh_loads(models: Models, gate: Gate, publisher: Publisher) {
     }
 }
 
+/// The data port before it is bound: only once activation is over, so that the first request ever served finds the
+/// loaded models.
+pub(crate) struct DataPort {
+    plane: Option<DataPlane>,
+    metrics: Option<ServerMetrics>,
+    on_address: Option<tokio::sync::oneshot::Sender<std::net::SocketAddr>>,
+}
+
+impl DataPort {
+    /// Binds it, and lets the gateways know its address.
+    ///
+    /// # Errors
+    /// [`NodeError::Bind`], also when it was bound already.
+    pub(crate) async fn open(&mut self, publisher: &Publisher) -> Result<Server, NodeError> {
+        let what = "the data port";
+        let (Some(plane), Some(metrics)) = (self.plane.take(), self.metrics.take()) else {
+            let source = std::io::Error::other("it was bound before");
+            return Err(NodeError::Bind { what, address: String::new(), source });
+        };
+        let options = plane.options.data.clone();
+        let bound = |source| NodeError::Bind { what, address: options.bind.to_string(), source };
+        let listener = TcpListener::bind(options.bind).await.map_err(bound)?;
+        let server = serve(what, listener, &options.server, data_router(Arc::new(plane)), metrics)?;
+        let address = server.local_addr();
+        let advertised = options.advertise.unwrap_or_else(|| address.to_string());
+        publisher.change(|status| status.data_address = advertised);
+        tracing::info!(%address, "data port open");
+        if let Some(told) = self.on_address.take() {
+            let _ = told.send(address);
+        }
+        Ok(server)
+    }
+}
+
 /// Runs a worker from activation to its exit; returns the exit code.
 ///
 /// # Errors
@@ -139,18 +157,26 @@ async fn refresh_loads(models: Models, gate: Gate, publisher: Publisher) {
 pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeError> {
     let clock = Clock::start();
     let token = guard_control(&options)?;
-    let publisher = Publisher::new(first_status(&options, &around.host_name)?);
+    let state_dir = options.node.state_dir.as_deref().map(StateDir::new);
+    let record = state_dir.as_ref().map(StateDir::read_record).transpose().map_err(NodeError::Record)?;
+    let first = first_status(&options, &around.host_name, state_dir.as_ref())?;
+    let machine = NodeLife::start(first.incarnation, record.unwrap_or_default(), options.rules());
+    let publisher = Publisher::new(first);
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;
-    let (sessions, gate) = (Sessions::default(), Gate::new());
+    let (sessions, gate, streams) = (Sessions::new(clock), Gate::new(), Streams::default());
     let models =
         Models::new(Harnesses::new(&options.harness), options.scheduler, clock, metrics.clone(), publisher.clone());
     let first = publisher.snapshot();
-    tracing::info!(node = %first.node, incarnation = %first.incarnation, version = first.version, "worker starting");
+    let (intent, budget_s) = (machine.intent(), options.drain.exit_budget().as_secs_f64());
+    let version = first.version;
+    tracing::info!(node = %first.node, incarnation = %first.incarnation, version, ?intent, budget_s, "worker starting");
+    let (life, commands) = life::inbox();
     let plane = ControlPlane {
         publisher: publisher.clone(),
         sessions: sessions.clone(),
         models: models.clone(),
+        life,
         options: Arc::new(options.clone()),
         token: token.clone(),
         registry: registry.clone(),
@@ -164,67 +190,40 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         models: models.clone(),
         gate: gate.clone(),
         publisher: publisher.clone(),
-        metrics,
+        streams: streams.clone(),
+        metrics: metrics.clone(),
         clock,
         options: options.clone(),
         token,
     };
     let data_metrics = ServerMetrics::register(&registry, "neuron_data")?;
-    let activate = activation::activate(&options.default_models, &models, &publisher);
-    // Dropping the activation leaves its running load to the unloading below, which cancels it.
-    let signal = tokio::select! {
-        result = activate => { result.map_err(NodeError::Required)?; None }
-        signal = around.signals.recv() => signal,
-    };
-    let mut data = None;
-    if signal.is_none() {
-        let bind = options.data.bind;
-        let bound = |source| NodeError::Bind { what: "the data port", address: bind.to_string(), source };
-        let listener = TcpListener::bind(bind).await.map_err(bound)?;
-        let router = data_router(Arc::new(plane));
-        let server = serve("the data port", listener, &options.data.server, router, data_metrics)?;
-        let address = server.local_addr();
-        let advertised = options.data.advertise.clone().unwrap_or_else(|| address.to_string());
-        publisher.change(|status| status.data_address = advertised);
-        publisher.node_state(NodeState::Ready);
-        tracing::info!(%address, "data port open");
-        if let Some(told) = around.on_data_address.take() {
-            let _ = told.send(address);
-        }
-        around.notifier.ready();
-        data = Some(server);
-    }
+    let port = DataPort { plane: Some(plane), metrics: Some(data_metrics), on_address: around.on_data_address.take() };
     let refresher = tokio::spawn(refresh_loads(models.clone(), gate.clone(), publisher.clone()));
-    let signal = match signal {
-        Some(signal) => Some(signal),
-        None => around.signals.recv().await,
-    };
-    let budget = options.drain.exit_budget();
-    tracing::info!(?signal, budget_s = budget.as_secs_f64(), "leaving");
-    // A deadman that can't be armed is no reason to stay; the service manager has its own.
-    let _deadman = deadman::arm(budget + SHUTDOWN_MAX, exit::WEDGED).ok();
-    around.notifier.stopping();
-    let leaving = Leaving {
+    let parts = Parts {
         clock,
-        gate: &gate,
-        models: &models,
-        publisher: &publisher,
-        sessions: &sessions,
-        data: data.as_ref(),
-        notifier: &around.notifier,
-        options: &options.drain,
+        gate,
+        models,
+        publisher,
+        sessions,
+        streams,
+        metrics,
+        manager: Manager::new(clock, around.notifier),
+        options: Arc::new(options),
+        state_dir,
+        port,
     };
-    let cut = leaving.drain(&mut around.signals).await;
-    leaving.unload().await;
+    let ended = Life::new(machine, parts).run(&mut around.signals, commands).await?;
     let last = tokio::time::Instant::now() + SHUTDOWN_MAX;
     let mut cut_connections = 0;
-    if let Some(data) = data {
+    if let Some(data) = ended.data {
         cut_connections = data.stop(last).await.cut;
     }
     refresher.abort();
     control.stop(tokio::time::Instant::now() + CONTROL_STOP_MAX.min(SHUTDOWN_MAX)).await;
-    tracing::info!(cut, cut_connections, "worker stopped");
-    Ok(if cut + cut_connections > 0 { exit::CUT } else { exit::CLEAN })
+    tracing::info!(streams_cut = ended.cut, cut_connections, "worker stopped");
+    // Disarmed last: whatever was wedged above, the process has ended by then.
+    drop(ended.deadman);
+    Ok(if ended.cut || cut_connections > 0 { exit::CUT } else { exit::CLEAN })
 }
 
 /// Attach streams never end by themselves; gateways have read the last status by then.
@@ -239,19 +238,4 @@ fn serve(
 ) -> Result<Server, NodeError> {
     let unusable = |source| NodeError::Bind { what, address: "its listener".into(), source };
     Server::start(listener, options, TowerToHyperService::new(router), metrics).map_err(unusable)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn starts_are_counted_across_lives_and_a_damaged_count_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state");
-        assert_eq!([count_start(&path).unwrap(), count_start(&path).unwrap()], [1, 2]);
-        std::fs::write(path.join("starts"), "many").unwrap();
-        assert!(count_start(&path).is_err());
-    }
 }

@@ -1,11 +1,11 @@
 //! Everything an operator can set on a worker.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lifecycle::DrainBudget;
+use lifecycle::{DrainBudget, NodeRules};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::config::UnusableOption;
@@ -31,6 +31,8 @@ pub struct Options {
     pub harness: HarnessOptions,
     /// Models loaded at start, one after another, in this order.
     pub default_models: Vec<ModelEntry>,
+    /// Commands that a restart may run once everything is unloaded, by name.
+    pub upgrade: BTreeMap<String, UpgradeOptions>,
     /// What is logged.
     pub log: LogOptions,
 }
@@ -41,7 +43,8 @@ pub struct Options {
 pub struct NodeOptions {
     /// The worker's name in the fleet: up to 64 letters, digits, '-', '_', '.'. The host's name when absent.
     pub id: Option<String>,
-    /// A folder that survives restarts; it counts the starts. Without one, starts are not counted.
+    /// A folder that survives restarts: it counts the starts, and remembers cordons and drains. Without one neither is
+    /// possible.
     pub state_dir: Option<PathBuf>,
 }
 
@@ -109,6 +112,9 @@ impl Default for ControlOptions {
 pub struct DrainOptions {
     /// Longest wait until every attached gateway knows of the drain, in milliseconds.
     pub settle_max_ms: u64,
+    /// Time that running requests have to finish before they are offered to other workers, in seconds. An order with
+    /// another deadline moves this in proportion.
+    pub handoff_s: f64,
     /// Time that running requests have to finish, in seconds; what still runs then is cut.
     pub deadline_s: f64,
     /// Longest wait for cut streams to be flushed, in milliseconds.
@@ -119,7 +125,13 @@ pub struct DrainOptions {
 
 impl Default for DrainOptions {
     fn default() -> Self {
-        DrainOptions { settle_max_ms: 2_000, deadline_s: 600.0, cut_max_ms: 2_000, unload_max_s: 30.0 }
+        DrainOptions {
+            settle_max_ms: 2_000,
+            handoff_s: 120.0,
+            deadline_s: 600.0,
+            cut_max_ms: 2_000,
+            unload_max_s: 30.0,
+        }
     }
 }
 
@@ -128,14 +140,20 @@ impl DrainOptions {
     pub fn budget(&self) -> DrainBudget {
         DrainBudget {
             settle_max: Duration::from_millis(self.settle_max_ms),
+            handoff: Some(seconds(self.handoff_s)),
             deadline: seconds(self.deadline_s),
             cut_max: Duration::from_millis(self.cut_max_ms),
         }
     }
 
+    /// Returns the longest time for all models to unload.
+    pub fn unload_max(&self) -> Duration {
+        seconds(self.unload_max_s)
+    }
+
     /// Returns the longest time from the signal to the exit.
     pub fn exit_budget(&self) -> Duration {
-        self.budget().total() + seconds(self.unload_max_s) + SHUTDOWN_MAX
+        self.budget().total() + self.unload_max() + SHUTDOWN_MAX
     }
 }
 
@@ -144,6 +162,29 @@ pub const SHUTDOWN_MAX: Duration = Duration::from_secs(2);
 
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+/// A command that a restart may run once everything is unloaded; its failure does not stop the restart.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpgradeOptions {
+    /// The program and its arguments; no shell reads them.
+    pub argv: Vec<String>,
+    /// Longest time it may take, in seconds; past it, it is killed with everything that it started.
+    pub timeout_s: f64,
+}
+
+impl Default for UpgradeOptions {
+    fn default() -> Self {
+        UpgradeOptions { argv: Vec::new(), timeout_s: 600.0 }
+    }
+}
+
+impl UpgradeOptions {
+    /// Returns the longest time it may take.
+    pub fn timeout(&self) -> Duration {
+        seconds(self.timeout_s)
+    }
 }
 
 /// How requests are scheduled.
@@ -265,6 +306,16 @@ pub struct ModelEntry {
 }
 
 impl Options {
+    /// Returns what bounds a life of this node.
+    pub fn rules(&self) -> NodeRules {
+        NodeRules {
+            drain: self.drain.budget(),
+            unload_max: self.drain.unload_max(),
+            upgrade_max: self.upgrade.values().map(UpgradeOptions::timeout).max().unwrap_or_default(),
+            durable: self.node.state_dir.is_some(),
+        }
+    }
+
     /// Checks what types can't.
     ///
     /// # Errors
@@ -286,11 +337,20 @@ impl Options {
                 return wrong(&key, format!("'{}' is there twice", model.id));
             }
         }
-        for (key, seconds) in
-            [("drain.deadline_s", self.drain.deadline_s), ("drain.unload_max_s", self.drain.unload_max_s)]
-        {
+        let mut spans = vec![
+            ("drain.handoff_s".to_string(), self.drain.handoff_s),
+            ("drain.deadline_s".to_string(), self.drain.deadline_s),
+            ("drain.unload_max_s".to_string(), self.drain.unload_max_s),
+        ];
+        for (name, upgrade) in &self.upgrade {
+            if upgrade.argv.is_empty() {
+                return wrong(&format!("upgrade.{name}.argv"), "must name a program".into());
+            }
+            spans.push((format!("upgrade.{name}.timeout_s"), upgrade.timeout_s));
+        }
+        for (key, seconds) in spans {
             if !(0.0..=86_400.0).contains(&seconds) {
-                return wrong(key, format!("must be from 0 to 86400, it is {seconds}"));
+                return wrong(&key, format!("must be from 0 to 86400, it is {seconds}"));
             }
         }
         if !(1..=86_400).contains(&self.scheduler.max_request_s) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use words::{ModelId, ModelLoad, ModelState, ModelStatus, NodeState, NodeStatus};
+use words::{Generation, ModelId, ModelLoad, ModelState, ModelStatus, NodeStatus};
 
 /// Owns the status; hands out snapshots.
 #[derive(Clone, Debug)]
@@ -24,11 +24,29 @@ impl Publisher {
         });
     }
 
-    /// Moves the node to `state`, with a log line.
-    pub(crate) fn node_state(&self, state: NodeState) {
+    /// Lets the node's own machine write what it knows, and logs a new state; returns the generation of it.
+    pub(crate) fn node(&self, write: impl FnOnce(&mut NodeStatus)) -> Generation {
+        let mut generation = Generation(0);
         self.change(|status| {
-            tracing::info!(from = ?status.state, to = ?state, generation = status.generation.0 + 1, "node state");
-            status.state = state;
+            let before = (status.state, status.intent);
+            write(status);
+            generation = status.generation.next();
+            if before != (status.state, status.intent) {
+                let (from, to, intent) = (before.0, status.state, status.intent);
+                tracing::info!(?from, ?to, ?intent, generation = generation.0, "node state");
+            }
+        });
+        generation
+    }
+
+    /// Refreshes how far a drain or a hold has come, without a new generation.
+    pub(crate) fn progress(&self, write: impl FnOnce(&mut NodeStatus)) {
+        self.status.send_if_modified(|status| {
+            let mut fresh = status.clone();
+            write(&mut fresh);
+            let changed = fresh.drain != status.drain || fresh.hold != status.hold;
+            (status.drain, status.hold) = (fresh.drain, fresh.hold);
+            changed
         });
     }
 

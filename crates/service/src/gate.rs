@@ -1,19 +1,20 @@
-//! The admission gate: counts requests in and out, and is closed once.
+//! The admission gate: counts requests in and out, and says who is let in.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use words::{Door, RolloutId};
 
 /// What the gate knows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GateState {
-    /// Nothing is admitted any more.
-    pub closed: bool,
+    /// Who is let in.
+    pub door: Door,
     /// Requests admitted and not over.
     pub in_flight: usize,
 }
 
-/// The gate of one node. Readers watch it; only guards and `close` change it.
+/// The gate of one node. Readers watch it; only guards and its owner's `set` change it.
 #[derive(Clone, Debug)]
 pub struct Gate {
     state: Arc<watch::Sender<GateState>>,
@@ -37,19 +38,34 @@ impl Gate {
         Gate { state: Arc::new(watch::Sender::new(GateState::default())) }
     }
 
-    /// Admits a request; DR1: nothing is admitted after the gate was closed, so `None` once the gate is closed.
+    /// Admits a request; DR1: `None` once the gate is closed.
     pub fn enter(&self) -> Option<Admission> {
-        let mut admitted = false;
-        self.state.send_modify(|state| {
-            admitted = !state.closed;
+        self.admit(None)
+    }
+
+    /// Admits the canary of a rollout's coordinator, which a held node lets in alone.
+    pub fn enter_canary(&self, rollout: &RolloutId) -> Option<Admission> {
+        self.admit(Some(rollout))
+    }
+
+    fn admit(&self, canary_of: Option<&RolloutId>) -> Option<Admission> {
+        // The look and the count are one step: nobody slips in between a close and the count that its owner reads.
+        let admitted = self.state.send_if_modified(|state| {
+            let admitted = state.door.admits(canary_of);
             state.in_flight += usize::from(admitted);
+            admitted
         });
         admitted.then(|| Admission { gate: self.clone() })
     }
 
-    /// Closes the gate for good.
+    /// Says who is let in from now on.
+    pub fn set(&self, door: Door) {
+        self.state.send_modify(|state| state.door = door);
+    }
+
+    /// Closes the gate.
     pub fn close(&self) {
-        self.state.send_modify(|state| state.closed = true);
+        self.set(Door::Nobody);
     }
 
     /// Returns a reader.
@@ -83,5 +99,18 @@ mod tests {
         assert_eq!(gate.in_flight(), 1);
         drop(first);
         assert_eq!(gate.in_flight(), 0);
+        gate.set(Door::All);
+        assert!(gate.enter().is_some(), "a gate that was closed can be opened again");
+    }
+
+    #[test]
+    fn a_held_gate_lets_its_own_canary_in_alone() {
+        let [ours, other] = ["r-1", "r-2"].map(|name| RolloutId::new(name).unwrap());
+        let gate = Gate::new();
+        gate.set(Door::Canary(ours.clone()));
+        assert!(gate.enter().is_none() && gate.enter_canary(&other).is_none());
+        assert!(gate.enter_canary(&ours).is_some());
+        gate.close();
+        assert!(gate.enter_canary(&ours).is_none());
     }
 }

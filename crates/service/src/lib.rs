@@ -5,6 +5,7 @@
 
 pub mod body;
 pub mod clock;
+pub mod command;
 pub mod config;
 pub mod deadman;
 pub mod document;

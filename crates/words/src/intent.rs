@@ -76,3 +76,26 @@ pub struct Canary {
     /// What the answer must contain.
     pub answer: String,
 }
+
+/// Who is let in at a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Door {
+    /// Everybody.
+    #[default]
+    All,
+    /// The canary of this rollout's coordinator alone.
+    Canary(RolloutId),
+    /// Nobody.
+    Nobody,
+}
+
+impl Door {
+    /// Returns whether a request gets in; `canary_of` for the canary of a rollout's coordinator.
+    pub fn admits(&self, canary_of: Option<&RolloutId>) -> bool {
+        match self {
+            Door::All => true,
+            Door::Canary(rollout) => canary_of == Some(rollout),
+            Door::Nobody => false,
+        }
+    }
+}

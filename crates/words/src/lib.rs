@@ -10,7 +10,7 @@ mod status;
 
 pub use error::{Code, Error, GrpcCode, Retry, Row};
 pub use ids::{Epoch, Fingerprint, GatewayId, Generation, IdError, Incarnation, ModelId, NodeId, RequestId, RolloutId};
-pub use intent::{Canary, HandoffPolicy, Intent, IntentOrder, RolloutClaim};
+pub use intent::{Canary, Door, HandoffPolicy, Intent, IntentOrder, RolloutClaim};
 pub use moment::Moment;
 pub use status::{
     ActivationProgress, CRUMBS_MAX, Capabilities, DrainPhase, DrainProgress, Hold, ModelLoad, ModelState, ModelStatus,

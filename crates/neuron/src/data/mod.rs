@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::options::Options;
 use crate::publisher::Publisher;
+use crate::streams::Streams;
 pub(crate) use errors::HttpError;
 pub(crate) use manage::spec_from_request;
 use service::clock::Clock;
@@ -27,6 +28,7 @@ pub(crate) struct DataPlane {
     pub(crate) models: Models,
     pub(crate) gate: Gate,
     pub(crate) publisher: Publisher,
+    pub(crate) streams: Streams,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
     pub(crate) options: Options,

@@ -1,7 +1,7 @@
 //! The accept loop and the connection set, owned here so that an exit has a deadline.
 //!
 //! Phases: *open*; *closing*, in which each response ends its connection and idle ones close, but new
-//! connections are still accepted, so that handlers can refuse with words; *stopping*, in which nothing is
+//! connections are still accepted, so that handlers can refuse with words (and which can be undone); *stopping*, in which nothing is
 //! accepted, silent and idle connections are dropped and busy ones have until the deadline.
 
 mod connection;
@@ -185,6 +185,17 @@ impl Server {
         self.shared
             .phase
             .send_if_modified(|phase| std::mem::replace(phase, Phase::Closing.max(*phase)) < Phase::Closing);
+    }
+
+    /// Undoes the closing phase: connections made from now on stay open between requests.
+    pub fn reopen(&self) {
+        self.shared.phase.send_if_modified(|phase| {
+            let closing = *phase == Phase::Closing;
+            if closing {
+                *phase = Phase::Open;
+            }
+            closing
+        });
     }
 
     /// Stops accepting, drops what is idle or silent, waits for what is busy until `deadline`, then cuts it.

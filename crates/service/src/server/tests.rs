@@ -154,6 +154,20 @@ async fn closing_answers_once_more_and_then_closes() {
 }
 
 #[tokio::test]
+async fn a_server_that_was_closing_and_is_open_again_keeps_connections() {
+    let fixture = fixture(ServerOptions::default()).await;
+    fixture.server.begin_close();
+    fixture.server.reopen();
+    let mut client = connect(&fixture).await;
+    for _ in 0..2 {
+        send(&mut client, "/").await;
+        read_until(&mut client, "hello").await;
+    }
+    fixture.server.begin_close();
+    assert!(closed(&mut client).await);
+}
+
+#[tokio::test]
 async fn headers_that_trickle_are_cut_and_idle_connections_have_their_own_time() {
     let options = ServerOptions { header_timeout_ms: 100, idle_timeout_ms: 1_500, ..ServerOptions::default() };
     let fixture = fixture(options).await;

@@ -1,0 +1,118 @@
+//! The folder that outlives the process: how often it was started, and what it was ordered.
+
+use std::io::{Error, ErrorKind, Result, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lifecycle::Record;
+
+const STARTS: &str = "starts";
+const RECORD: &str = "intent.json";
+/// Longest wait for the disk. What takes longer is refused, though the disk may still take it.
+const WRITE_MAX: Duration = Duration::from_secs(5);
+
+/// The state directory; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+}
+
+impl StateDir {
+    pub(crate) fn new(path: &Path) -> Self {
+        StateDir { path: path.into() }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn read(&self, name: &str) -> Result<Option<String>> {
+        match std::fs::read_to_string(self.path.join(name)) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Replaces a file whole: at every moment the old one or the new one is there.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let fresh = self.path.join(format!("{name}.new"));
+        let mut file = std::fs::File::create(&fresh)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, self.path.join(name))?;
+        std::fs::File::open(&self.path)?.sync_all()
+    }
+
+    /// Counts this start.
+    pub(crate) fn count_start(&self) -> Result<u64> {
+        std::fs::create_dir_all(&self.path)?;
+        let path = self.path.join(STARTS);
+        let damaged = |_| Error::other(format!("{} holds no number; remove it to start counting anew", path.display()));
+        let before = match self.read(STARTS)? {
+            Some(text) => text.trim().parse::<u64>().map_err(damaged)?,
+            None => 0,
+        };
+        self.replace(STARTS, format!("{}\n", before + 1).as_bytes())?;
+        Ok(before + 1)
+    }
+
+    /// Reads what the life before left; the default where there was none.
+    ///
+    /// # Errors
+    /// When it can't be read, or is damaged: nobody guesses whether a node was cordoned.
+    pub(crate) fn read_record(&self) -> Result<Record> {
+        let Some(text) = self.read(RECORD)? else { return Ok(Record::default()) };
+        serde_json::from_str(&text).map_err(|error| {
+            let path = self.path.join(RECORD);
+            let message = format!("{} is damaged ({error}); remove it to start without any intent", path.display());
+            Error::new(ErrorKind::InvalidData, message)
+        })
+    }
+
+    /// Writes a record down, off the runtime; on disk once this returns.
+    ///
+    /// # Errors
+    /// When the disk is full, read-only or too slow.
+    pub(crate) async fn write_record(&self, record: &Record) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(record).map_err(Error::other)?;
+        text.push(b'\n');
+        let dir = self.clone();
+        let write = tokio::task::spawn_blocking(move || dir.replace(RECORD, &text));
+        match tokio::time::timeout(WRITE_MAX, write).await {
+            Ok(written) => written.map_err(Error::other)?,
+            Err(_) => Err(Error::new(ErrorKind::TimedOut, format!("the disk took longer than {WRITE_MAX:?}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use words::{Epoch, Intent};
+
+    use super::*;
+
+    #[test]
+    fn starts_are_counted_across_lives_and_a_damaged_count_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = StateDir::new(&folder.path().join("state"));
+        assert_eq!([dir.count_start().unwrap(), dir.count_start().unwrap()], [1, 2]);
+        std::fs::write(dir.path().join(STARTS), "many").unwrap();
+        assert!(dir.count_start().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_record_is_there_for_the_next_life_and_a_damaged_one_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = StateDir::new(folder.path());
+        assert_eq!(dir.read_record().unwrap(), Record::default());
+        let record = Record { epoch: Epoch(7), intent: Intent::Cordon, ..Record::default() };
+        dir.write_record(&record).await.unwrap();
+        assert_eq!(dir.read_record().unwrap(), record);
+        std::fs::write(folder.path().join(RECORD), "{\"epoch\":").unwrap();
+        let error = dir.read_record().unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidData && error.to_string().contains(RECORD), "{error}");
+        assert!(StateDir::new(&folder.path().join("gone")).write_record(&record).await.is_err());
+    }
+}
