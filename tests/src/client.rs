@@ -44,6 +44,17 @@ pub fn chat_body(model: &str, message: &str, max_tokens: u32) -> Value {
     })
 }
 
+/// Returns what the fake engine answers to one user message: the oracle, which knows nothing of attempts.
+pub fn fake_answer(message: &str, tokens: u32) -> String {
+    let mut context: Vec<u32> = format!("user:{message}\n").bytes().map(u32::from).collect();
+    let prompt = context.len();
+    for _ in 0..tokens {
+        context.push(inference::fake_next_token(&context));
+    }
+    let bytes: Vec<u8> = context[prompt..].iter().map(|id| *id as u8).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// A client of one API.
 #[derive(Clone, Debug)]
 pub struct Client {

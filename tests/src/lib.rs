@@ -2,6 +2,10 @@
 
 mod client;
 mod process;
+mod rig;
+pub mod soak;
+pub mod supervisor;
 
-pub use client::{Answer, Client, chat_body};
-pub use process::{Fleet, Gateway, Neuron, Running, free_port, programs};
+pub use client::{Answer, Client, chat_body, fake_answer};
+pub use process::{Fleet, Gateway, Neuron, Running, Starter, free_port, programs};
+pub use rig::{Cut, Knife, Rig};

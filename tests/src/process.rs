@@ -53,7 +53,7 @@ impl Running {
         let file = folder.join(format!("{name}.toml"));
         std::fs::write(&file, config)?;
         let log = folder.join(format!("{name}.log"));
-        let stderr = std::fs::File::create(&log)?;
+        let stderr = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
         let child = Command::new(program)
             .args(["serve", "--config"])
             .arg(&file)
@@ -81,6 +81,11 @@ impl Running {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
+    }
+
+    /// Returns how the child ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Returns whether the child still runs.
@@ -145,6 +150,23 @@ pub struct Fleet {
     http: reqwest::Client,
 }
 
+/// Starts workers of a fleet whose configuration has its own node table.
+#[derive(Clone, Debug)]
+pub struct Starter {
+    program: PathBuf,
+    folder: PathBuf,
+}
+
+impl Starter {
+    /// Starts a worker without waiting; its log goes on where the life before it ended.
+    pub fn neuron(&self, name: &str, port: u16, config: &str) -> Result<Neuron> {
+        let control = format!("127.0.0.1:{port}");
+        let config = format!("{config}[data]\nbind = \"127.0.0.1:0\"\n[control]\nbind = \"{control}\"\n");
+        let process = Running::start(&self.program, name, &self.folder, &config)?;
+        Ok(Neuron { process, control })
+    }
+}
+
 impl Fleet {
     /// Makes an empty fleet.
     pub fn new(programs: Programs) -> Result<Self> {
@@ -184,6 +206,16 @@ impl Fleet {
         let config = format!("{config}[node]\nid = \"a\"\n[data]\nbind = \"127.0.0.1:0\"\n");
         let process = Running::start(&self.programs.neuron, "a", self.folder.path(), &config)?;
         Ok(Neuron { process, control: control.into() })
+    }
+
+    /// Starts a worker whose configuration has its own node table.
+    pub fn neuron_with_node(&self, port: u16, config: &str) -> Result<Neuron> {
+        self.starter().neuron("a", port, config)
+    }
+
+    /// Returns what starts workers of this fleet, for a supervisor.
+    pub fn starter(&self) -> Starter {
+        Starter { program: self.programs.neuron.clone(), folder: self.folder.path().into() }
     }
 
     /// Starts a gateway over these control addresses; `config` is added. Waits until it is ready.

@@ -212,7 +212,13 @@ async fn bad_input_gets_a_clear_error_and_the_fleet_goes_on() {
             400,
             "invalid_request",
         ),
-        (chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"n\":3"), 400, "unsupported_parameter"),
+        (chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"n\":0"), 400, "invalid_request"),
+        (chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"n\":99"), 400, "invalid_request"),
+        (
+            chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"logprobs\":true"),
+            400,
+            "unsupported_parameter",
+        ),
     ] {
         let shown: String = body.chars().take(60).collect();
         let (got, answer) = client.raw(body, json_type).await.unwrap();
@@ -299,6 +305,7 @@ async fn a_second_turn_finds_the_first_in_the_cache_unless_its_salt_differs() {
 async fn attempt(data: &str, number: u32, body: &Value) -> String {
     let request = reqwest::Client::new().post(format!("{data}/v1/chat/completions")).json(body);
     let request = request.header("x-cortex-attempt", number).header("x-cortex-seed", 7);
+    let request = request.header("x-cortex-gateway", "of-this-test");
     let request = request.header("x-cortex-completion-id", "chatcmpl-fixed").header("x-cortex-created", 1_700_000_000);
     request.send().await.unwrap().text().await.unwrap()
 }

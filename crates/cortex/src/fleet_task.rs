@@ -1,15 +1,17 @@
 //! The owner of the fleet view: reports in, immutable snapshots out.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use fleet::{FleetView, Observation, Slot};
+use fleet::{FleetView, Observation, Quarantine, Slot};
 use service::clock::Clock;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use words::NodeStatus;
 
 use crate::metrics::Metrics;
 
+/// Continuations that compute their past anew on one worker at once.
+const PREFILLS_MAX: usize = 4;
 /// Reports that wait; attach loops wait with them.
 const REPORTS: usize = 256;
 
@@ -29,6 +31,7 @@ pub(crate) enum Report {
 pub(crate) struct Fleet {
     view: watch::Receiver<Arc<FleetView>>,
     sent_since: Arc<[AtomicU32]>,
+    prefills: Arc<[Arc<Semaphore>]>,
 }
 
 impl Fleet {
@@ -47,6 +50,16 @@ impl Fleet {
         self.sent_since.get(slot.0).map_or(0, |count| count.load(Ordering::Relaxed))
     }
 
+    /// Takes one of a worker's places for continuations that compute their past anew; `None` when none is free.
+    pub(crate) fn prefill(&self, slot: Slot) -> Option<OwnedSemaphorePermit> {
+        self.prefills.get(slot.0)?.clone().try_acquire_owned().ok()
+    }
+
+    /// Returns whether such a place is free.
+    pub(crate) fn may_prefill(&self, slot: Slot) -> bool {
+        self.prefills.get(slot.0).is_some_and(|places| places.available_permits() > 0)
+    }
+
     /// Counts a request as sent.
     pub(crate) fn sent(&self, slot: Slot) {
         if let Some(count) = self.sent_since.get(slot.0) {
@@ -56,12 +69,18 @@ impl Fleet {
 }
 
 /// Starts the task.
-pub(crate) fn spawn(control_addresses: &[String], clock: Clock, metrics: Metrics) -> (Fleet, mpsc::Sender<Report>) {
+pub(crate) fn spawn(
+    control_addresses: &[String],
+    clock: Clock,
+    metrics: Metrics,
+    quarantine: Arc<Mutex<Quarantine>>,
+) -> (Fleet, mpsc::Sender<Report>) {
     let view = FleetView::new(control_addresses.iter().cloned());
     let (sender, mut reports) = mpsc::channel(REPORTS);
     let (publish, watch) = watch::channel(Arc::new(view.clone()));
     let sent_since: Arc<[AtomicU32]> = control_addresses.iter().map(|_| AtomicU32::new(0)).collect();
-    let fleet = Fleet { view: watch, sent_since: sent_since.clone() };
+    let prefills = control_addresses.iter().map(|_| Arc::new(Semaphore::new(PREFILLS_MAX))).collect();
+    let fleet = Fleet { view: watch, sent_since: sent_since.clone(), prefills };
     tokio::spawn(async move {
         let mut view = view;
         while let Some(report) = reports.recv().await {
@@ -69,6 +88,7 @@ pub(crate) fn spawn(control_addresses: &[String], clock: Clock, metrics: Metrics
             match report {
                 Report::Status(slot, status) => {
                     let state = status.state;
+                    convict(&quarantine, now, &status);
                     if let Observation::Fresh { changed } = view.observe(now, slot, *status) {
                         if let Some(count) = sent_since.get(slot.0) {
                             count.store(0, Ordering::Relaxed);
@@ -86,6 +106,18 @@ pub(crate) fn spawn(control_addresses: &[String], clock: Clock, metrics: Metrics
         }
     });
     (fleet, sender)
+}
+
+/// Takes the breadcrumbs of a worker's crash.
+fn convict(quarantine: &Mutex<Quarantine>, now: words::Moment, status: &NodeStatus) {
+    if status.crumbs.is_empty() {
+        return;
+    }
+    let mut table = quarantine.lock().unwrap_or_else(PoisonError::into_inner);
+    let proven = table.crumbs(now, &status.crumbs);
+    if proven > 0 {
+        tracing::error!(node = %status.node, proven, "a crash names requests; they are refused for a while");
+    }
 }
 
 fn log_change(view: &FleetView, slot: Slot, state: words::NodeState) {

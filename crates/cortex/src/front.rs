@@ -82,8 +82,10 @@ impl Front {
         let body = service::body::read(request.into_body(), api.max_body_bytes, deadline).await?;
         let peek = Peek::parse(&body)?;
         let (model, stream) = (peek.model_id()?, peek.stream.unwrap_or(false));
+        let (choices, include_usage) = (peek.choices()?, peek.include_usage());
         let private = peek.resume.is_some();
         let body = if private { without_private_fields(&body)?.into() } else { body };
+        self.proxy.refuse_poison(&body)?;
         let (completion, seed): (u128, u64) = rand::rng().random();
         let order = Order {
             model,
@@ -94,6 +96,8 @@ impl Front {
             created: self.proxy.clock.unix_seconds(),
             seed,
             traceparent,
+            choices,
+            include_usage,
         };
         let pace = Pace {
             commit_after: Duration::from_millis(api.commit_after_ms),

@@ -1,9 +1,9 @@
 //! The wiring of one gateway, and the order of things: admin port, fleet, API port, drain, exit.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fleet::{RetryBudget, Slot};
+use fleet::{Quarantine, RetryBudget, Slot};
 use http::{Response, StatusCode};
 use hyper::service::service_fn;
 use hyper_util::service::TowerToHyperService;
@@ -119,7 +119,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;
     let addresses: Vec<String> = options.neurons.iter().map(|neuron| neuron.control.clone()).collect();
-    let (fleet, reports) = fleet_task::spawn(&addresses, clock, metrics.clone());
+    let quarantine = Arc::new(Mutex::new(Quarantine::default()));
+    let (fleet, reports) = fleet_task::spawn(&addresses, clock, metrics.clone(), quarantine.clone());
     let readiness = Readiness::new();
     let admin = Admin {
         fleet: fleet.clone(),
@@ -168,7 +169,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         clock,
         options: options.clone(),
         gateway,
-        budget: std::sync::Mutex::new(budget),
+        budget: Mutex::new(budget),
+        quarantine,
         cut: cut_watch,
     };
     let front = Arc::new(Front { proxy: Arc::new(proxy), gate: gate.clone(), readiness: readiness.clone() });
@@ -235,6 +237,8 @@ async fn drain(
                 cut = running;
                 cut_streams.send_replace(true);
             }
+            // No budget of a gateway has a hand-over.
+            Some(DrainStep::HandOver) => {}
             Some(DrainStep::Finish) => return cut,
             None => {
                 notifier.status(&format!("draining: {running} requests left"));

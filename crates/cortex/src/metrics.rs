@@ -12,6 +12,12 @@ pub(crate) struct Metrics {
     pub(crate) attempts: IntCounterVec,
     /// Requests sent elsewhere.
     pub(crate) retries: IntCounterVec,
+    /// Streams that went on at another worker.
+    pub(crate) continuations: IntCounterVec,
+    /// Answers whose end the gateway said itself.
+    pub(crate) completed: IntCounter,
+    /// What a client sees of a continuation.
+    pub(crate) gap: HistogramVec,
     /// Clients that left.
     pub(crate) client_left: IntCounter,
     /// Tokens passed on.
@@ -46,6 +52,24 @@ impl Metrics {
                 "cortex_retries_total",
                 "Requests sent elsewhere before their first token, by reason.",
                 &["reason"],
+            )?,
+            continuations: registry.counter_vec(
+                "cortex_continuations_total",
+                "Answers that went on at another worker after their first token, by what ended the attempt before.",
+                &["reason"],
+            )?,
+            completed: registry
+                .counter_vec(
+                    "cortex_completions_ended_here_total",
+                    "Answers that had finished when their worker was lost, and whose end the gateway said itself.",
+                    &[],
+                )?
+                .with_label_values::<&str>(&[]),
+            gap: registry.histogram_vec(
+                "cortex_continuation_gap_seconds",
+                "From the last token of one worker to the first of the next, as the client sees it.",
+                &["model"],
+                LATENCY_SECONDS,
             )?,
             client_left: registry
                 .counter_vec("cortex_client_disconnects_total", "Clients that left before the end.", &[])?

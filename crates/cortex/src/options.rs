@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fleet::JourneyLimits;
 use lifecycle::DrainBudget;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -93,18 +94,19 @@ pub struct ProxyOptions {
     /// Longest silence of a worker before its first token, in milliseconds. A worker that queues, loads or prefills
     /// shows a sign of life each second.
     pub first_event_timeout_ms: u64,
-    /// Longest silence of a worker between two events, in milliseconds.
-    pub idle_timeout_ms: u64,
+    /// Silence after the first token that counts as a stall, in milliseconds: at least this, and at least 20 times the
+    /// worker's own 99th percentile between tokens. The stream then goes on at another worker.
+    pub stall_min_ms: u64,
     /// Longest wait for a worker that can take a request, in milliseconds.
     pub route_wait_ms: u64,
+    /// Longest search for a worker that can go on with an answer that was begun, in milliseconds.
+    pub continue_wait_ms: u64,
     /// Most times a request is sent elsewhere before its first token; hand-overs by a draining worker do not count.
     pub retries_max: u32,
     /// Retries the fleet can afford, as a share of its requests.
     pub retry_ratio: f64,
     /// Retries a second that are always affordable.
     pub retry_floor_per_second: f64,
-    /// Largest request body that is kept for a retry, in bytes.
-    pub retry_body_bytes: usize,
     /// Idle connections kept to each worker.
     pub idle_connections: usize,
     /// Largest event of a worker's stream, in bytes.
@@ -116,14 +118,25 @@ impl Default for ProxyOptions {
         ProxyOptions {
             connect_timeout_ms: 2_000,
             first_event_timeout_ms: 30_000,
-            idle_timeout_ms: 60_000,
+            stall_min_ms: 5_000,
             route_wait_ms: 10_000,
+            continue_wait_ms: 60_000,
             retries_max: 2,
             retry_ratio: 0.1,
             retry_floor_per_second: 3.0,
-            retry_body_bytes: 1 << 20,
             idle_connections: 256,
             event_bytes_max: 16 << 20,
+        }
+    }
+}
+
+impl ProxyOptions {
+    /// Returns the bounds of one request's way.
+    pub fn journey(&self) -> JourneyLimits {
+        JourneyLimits {
+            retries_max: self.retries_max,
+            route_wait: Duration::from_millis(self.route_wait_ms),
+            continue_wait: Duration::from_millis(self.continue_wait_ms),
         }
     }
 }

@@ -93,6 +93,11 @@ impl Fence {
         &self.choices
     }
 
+    /// Returns whether every choice is over.
+    pub fn finished(&self) -> bool {
+        self.choices.iter().all(|choice| choice.finished)
+    }
+
     /// Returns whether any token was accepted.
     pub fn begun(&self) -> bool {
         self.choices.iter().any(|choice| !choice.ids.is_empty() || choice.finished)

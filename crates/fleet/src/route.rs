@@ -1,8 +1,9 @@
 //! Where a request goes: `(view, query, now, rng) -> Forward | Wait | Reject`.
 
 use rand::Rng;
-use words::{Code, DrainPhase, Error, ModelId, ModelState, Moment, NodeId, NodeState};
+use words::{Code, DrainPhase, Error, ModelId, ModelState, ModelStatus, Moment, NodeId, NodeState};
 
+use crate::journey::Successor;
 use crate::view::{FleetView, Slot};
 
 /// What routing needs to know of a request.
@@ -14,6 +15,8 @@ pub struct RouteQuery<'a> {
     pub tried: &'a [Slot],
     /// Until when it may wait for a worker.
     pub wait_until: Moment,
+    /// Set for a continuation: who may take it.
+    pub successor: Option<&'a Successor>,
 }
 
 /// A worker to send the request to.
@@ -41,7 +44,9 @@ pub enum Route {
 /// Decides. `sent_since` counts what this gateway sent to a neuron since that neuron's last report, so that a
 /// burst between two reports does not go to one neuron.
 ///
-/// Least loaded by the workers' own reports, as a share of what each runs at once; the rng breaks ties.
+/// Least loaded by the workers' own reports, as a share of what each runs at once; the rng breaks ties. A
+/// continuation goes only to an equal continue-fingerprint, best to one that gives equal bytes, then to a worker that
+/// the rollout that drives it away has restarted already, for it will not have to move again.
 pub fn route(
     view: &FleetView,
     query: &RouteQuery<'_>,
@@ -50,14 +55,23 @@ pub fn route(
     rng: &mut impl Rng,
 ) -> Route {
     let mut best: Option<((u32, f64), Target)> = None;
+    let successor = query.successor;
     let mut ties = 0u32;
     for (slot, node) in view.nodes().filter(|(slot, _)| !query.tried.contains(slot)) {
         let Some(status) = node.routable(now) else { continue };
         let Some(model) = status.model(query.model).filter(|model| model.state == ModelState::Ready) else { continue };
+        if successor.is_some_and(|successor| !may_continue(model, successor)) {
+            continue;
+        }
         let busy = model.load.running + model.load.waiting + sent_since(slot);
         let share = f64::from(busy) / f64::from(model.load.max_running.max(1));
         // A node that is about to close is a last resort.
-        let rank = (u32::from(status.state == NodeState::Draining(DrainPhase::Settle)), share);
+        let mut class = 4 * u32::from(status.state == NodeState::Draining(DrainPhase::Settle));
+        if let Some(successor) = successor {
+            class += 2 * u32::from(model.exact_fingerprint != successor.exact_fingerprint);
+            class += u32::from(successor.rollout.is_some() && status.rollout != successor.rollout);
+        }
+        let rank = (class, share);
         let better = match &best {
             None => true,
             Some((known, _)) if rank == *known => {
@@ -81,9 +95,14 @@ pub fn route(
     }
 }
 
+fn may_continue(model: &ModelStatus, successor: &Successor) -> bool {
+    model.capabilities.continuation && model.continue_fingerprint == successor.continue_fingerprint
+}
+
 fn nobody(view: &FleetView, query: &RouteQuery<'_>, now: Moment) -> Route {
     let listed = view.lists(query.model);
-    if !listed && view.all_heard() {
+    // A client that has half an answer waits for whoever may come back.
+    if !listed && view.all_heard() && query.successor.is_none() {
         let message = format!("the model '{}' does not exist; GET /v1/models lists those that do", query.model);
         return Route::Reject(Error::new(Code::ModelNotFound, message).at("model"));
     }
@@ -95,7 +114,9 @@ fn nobody(view: &FleetView, query: &RouteQuery<'_>, now: Moment) -> Route {
         let message = format!("the model '{}' is loading", query.model);
         return Route::Reject(Error::new(Code::ModelLoading, message));
     }
-    let message = if listed {
+    let message = if query.successor.is_some() {
+        "the worker was lost, and no other one could go on with this answer in time".to_string()
+    } else if listed {
         format!("no worker that has the model '{}' can take the request now", query.model)
     } else {
         format!("not every worker has been heard from, and none of the others has the model '{}'", query.model)

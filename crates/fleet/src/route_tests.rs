@@ -48,7 +48,7 @@ fn view(statuses: Vec<Option<NodeStatus>>) -> FleetView {
 
 fn go(view: &FleetView, tried: &[Slot], now: Moment) -> Route {
     let id = ModelId::new("m").unwrap();
-    let query = RouteQuery { model: &id, tried, wait_until: at(1500) };
+    let query = RouteQuery { model: &id, tried, wait_until: at(1500), successor: None };
     route(view, &query, |_| 0, now, &mut SmallRng::seed_from_u64(1))
 }
 
@@ -81,7 +81,7 @@ fn a_burst_between_two_reports_is_spread() {
     let id = ModelId::new("m").unwrap();
     let (mut sent, mut rng) = ([0u32; 2], SmallRng::seed_from_u64(3));
     for _ in 0..40 {
-        let query = RouteQuery { model: &id, tried: &[], wait_until: at(0) };
+        let query = RouteQuery { model: &id, tried: &[], wait_until: at(0), successor: None };
         sent[slot(route(&fleet, &query, |s| sent[s.0], at(1100), &mut rng))] += 1;
     }
     assert_eq!(sent, [20, 20]);
@@ -182,7 +182,7 @@ proptest! {
             fleet.observe(at(*heard), Slot(i), status(&name, state, vec![model(ModelState::Ready, *running)]));
         }
         let id = ModelId::new("m").unwrap();
-        let query = RouteQuery { model: &id, tried: &[Slot(0)], wait_until: at(0) };
+        let query = RouteQuery { model: &id, tried: &[Slot(0)], wait_until: at(0), successor: None };
         if let Route::Forward(target) = route(&fleet, &query, |_| 0, at(now), &mut SmallRng::seed_from_u64(seed)) {
             let (state, running, heard) = nodes[target.slot.0];
             prop_assert!(state == 0 && now.saturating_sub(heard) <= 2000 && target.slot != Slot(0), "RT1");
@@ -190,4 +190,42 @@ proptest! {
             prop_assert!(!nodes.iter().enumerate().any(fresher), "a less loaded node was passed over");
         }
     }
+}
+
+#[test]
+fn a_continuation_goes_to_an_equal_worker_best_to_an_exact_one_that_was_restarted_already() {
+    let id = ModelId::new("m").unwrap();
+    let print = |byte| Fingerprint([byte; 32]);
+    let node = |name: &str, like: u8, exact: u8, running: u32, rollout: Option<&str>| {
+        let fingerprints = ModelStatus {
+            continue_fingerprint: print(like),
+            exact_fingerprint: print(exact),
+            ..model(ModelState::Ready, running)
+        };
+        let status = status(name, NodeState::Ready, vec![fingerprints]);
+        Some(NodeStatus { rollout: rollout.map(|id| words::RolloutId::new(id).unwrap()), ..status })
+    };
+    let all = [
+        node("other", 9, 9, 0, Some("r")),
+        node("like", 1, 3, 0, None),
+        node("like-new", 1, 3, 6, Some("r")),
+        node("exact", 1, 2, 0, None),
+        node("exact-new", 1, 2, 6, Some("r")),
+    ];
+    let successor = Successor {
+        continue_fingerprint: print(1),
+        exact_fingerprint: print(2),
+        rollout: Some(words::RolloutId::new("r").unwrap()),
+    };
+    let go = |count: usize| {
+        let query = RouteQuery { model: &id, tried: &[], wait_until: at(0), successor: Some(&successor) };
+        let view = view(all[..count].to_vec());
+        match route(&view, &query, |_| 0, at(1000), &mut SmallRng::seed_from_u64(1)) {
+            Route::Forward(target) => target.node.to_string(),
+            Route::Reject(error) => error.code().row().code.to_string(),
+            Route::Wait(_) => "wait".to_string(),
+        }
+    };
+    let chosen: Vec<String> = (1..=5).map(go).collect();
+    assert_eq!(chosen, ["no_replica_available", "like", "like-new", "exact", "exact-new"]);
 }

@@ -153,7 +153,16 @@ impl Scheduler {
         entry.preemptions += 1;
         self.counters.preemptions += 1;
         let (class, arrival, since) = (entry.class, entry.arrival, entry.since);
-        self.queue.push(Waiting { request, class, arrival, since, ran: true, choices, replays: Vec::new() });
+        self.queue.push(Waiting {
+            request,
+            class,
+            arrival,
+            since,
+            ran: true,
+            resumed: false,
+            choices,
+            replays: Vec::new(),
+        });
     }
 
     fn start(&mut self, request: RequestKey, entries: Vec<Entry>, events: &mut Vec<Event>) {
@@ -177,7 +186,8 @@ impl Scheduler {
                 self.counters.prefix_query_tokens += choice.len() as u64;
                 self.counters.prefix_hit_tokens += (entry.found.len() * self.ledger.block_tokens()) as u64;
             }
-            self.announce(request, waiting.replays, events);
+            let found = entries.first().map_or(0, |entry| entry.found.len() * self.ledger.block_tokens());
+            self.announce(request, found, waiting.replays, events);
         }
         let leader = SequenceId(self.next_sequence);
         if let Some(entry) = self.requests.get_mut(&request) {
@@ -207,8 +217,15 @@ impl Scheduler {
     }
 
     /// Tells the owner that its request left the queue, and what accepted ids had released.
-    fn announce(&mut self, request: RequestKey, replays: Vec<(u32, crate::text::Piece)>, events: &mut Vec<Event>) {
-        events.push(Event { request, kind: EventKind::Started });
+    fn announce(
+        &mut self,
+        request: RequestKey,
+        found: usize,
+        replays: Vec<(u32, crate::text::Piece)>,
+        events: &mut Vec<Event>,
+    ) {
+        let prompt = self.requests.get(&request).map_or(0, |entry| entry.usage.prompt_tokens);
+        events.push(Event { request, kind: EventKind::Started { cached: found.min(prompt) } });
         for (choice, piece) in replays {
             let finish = piece.finish;
             events.push(Event { request, kind: EventKind::Resumed { choice, text: piece.text, finish } });

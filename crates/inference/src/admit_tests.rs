@@ -39,7 +39,7 @@ fn a_preempted_request_goes_on_as_if_nothing_had_happened() {
         rig.run_out();
         assert_eq!(ids(&rig.events, 0, 0), oracle("a prompt of three chunks", 12));
         assert_eq!(ids(&rig.events, 1, 0), oracle("urgent", 5));
-        assert_eq!(count(&rig.events, 0, |kind| *kind == EventKind::Started), 1);
+        assert_eq!(count(&rig.events, 0, |kind| matches!(kind, EventKind::Started { .. })), 1);
         assert_eq!(done(&rig.events, 0).unwrap().completion_tokens, 12);
         assert_eq!(done(&rig.events, 0).unwrap().cached_tokens, 0, "its own blocks are no hit");
         assert_eq!(rig.scheduler.load().preemptions, 1);
@@ -181,8 +181,12 @@ fn a_big_request_is_not_passed_by_small_ones() {
     rig.step();
     assert_eq!((rig.scheduler.load().running, rig.scheduler.load().waiting), (1, 5));
     rig.run_out();
-    let order: Vec<u64> =
-        rig.events.iter().filter(|event| event.kind == EventKind::Started).map(|event| event.request.0).collect();
+    let order: Vec<u64> = rig
+        .events
+        .iter()
+        .filter(|event| matches!(event.kind, EventKind::Started { .. }))
+        .map(|event| event.request.0)
+        .collect();
     assert_eq!(order, [0, 1, 2, 3, 4, 5]);
 }
 

@@ -113,7 +113,7 @@ fn live(actions: Vec<Action>, capabilities: Capabilities, limits: Limits) -> Res
         prop_assert_eq!(ended, usize::from(!cancelled.contains(key)), "ST1: one end each");
         let internal = count(&rig.events, *key, |kind| matches!(kind, EventKind::Failed(Code::Internal, _)));
         prop_assert_eq!(internal, 0, "what was counted is there");
-        let started = count(&rig.events, *key, |kind| *kind == EventKind::Started);
+        let started = count(&rig.events, *key, |kind| matches!(kind, EventKind::Started { .. }));
         prop_assert!(started <= 1, "started once");
         let handed = count(&rig.events, *key, |kind| matches!(kind, EventKind::Failed(Code::Draining, _)));
         prop_assert!(handed + started <= 1, "work that ran is not handed back");

@@ -1,6 +1,6 @@
 //! The queue: requests without blocks, fresh ones and preempted ones.
 //!
-//! Order: class, then preempted ones before fresh ones, then arrival. Nothing passes the head, whatever its size,
+//! Order: class, then those whose client holds tokens already (preempted ones, resumes) before fresh ones, then arrival. Nothing passes the head, whatever its size,
 //! so a big request can't be starved by small ones. Waiting raises a class step by step, so no class is starved
 //! by the ones above it either.
 
@@ -23,6 +23,8 @@ pub(crate) struct Waiting {
     pub(crate) since: Moment,
     /// Whether it has been in the batch: it was preempted.
     pub(crate) ran: bool,
+    /// Whether it goes on from ids of an earlier attempt.
+    pub(crate) resumed: bool,
     /// Choices that have not ended.
     pub(crate) choices: Vec<Choice>,
     /// What accepted ids released, by choice; to be told when it first leaves the queue.
@@ -47,9 +49,14 @@ impl Queue {
         self.items.len()
     }
 
-    /// Returns how many have not run yet: those that the queue's bound counts.
+    /// Returns how many have not run yet and have no tokens either: those that the queue's bound counts.
     pub(crate) fn fresh(&self) -> usize {
-        self.items.iter().filter(|item| !item.ran).count()
+        self.items.iter().filter(|item| !item.ran && !item.resumed).count()
+    }
+
+    /// Returns how many resumes have not run yet.
+    pub(crate) fn resumes(&self) -> usize {
+        self.items.iter().filter(|item| !item.ran && item.resumed).count()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Waiting> {
@@ -62,7 +69,10 @@ impl Queue {
 
     /// Returns whose turn it is.
     pub(crate) fn head(&self, now: Moment, max_wait: Duration) -> Option<RequestKey> {
-        let order = |item: &&Waiting| (aged(item.class, now.since(item.since), max_wait), !item.ran, item.arrival);
+        let order = |item: &&Waiting| {
+            let fresh = !item.ran && !item.resumed;
+            (aged(item.class, now.since(item.since), max_wait), fresh, item.arrival)
+        };
         self.items.iter().min_by_key(order).map(|item| item.request)
     }
 

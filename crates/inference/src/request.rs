@@ -77,7 +77,7 @@ pub struct Submission {
 pub struct Limits {
     /// Most sequences in the batch; the engine's own limit holds too.
     pub max_running: usize,
-    /// Most requests in the queue that have not run yet; preempted ones have a place beside them.
+    /// Most requests in the queue that have not run yet; preempted ones have a place beside them, and as many resumes.
     pub max_waiting: usize,
     /// Longest wait in the queue of a request that has not run yet. Ageing is measured by it too.
     pub max_wait: Duration,
@@ -114,7 +114,10 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq)]
 pub enum EventKind {
     /// The request left the queue.
-    Started,
+    Started {
+        /// Tokens of the prompt that were found in the prefix cache.
+        cached: usize,
+    },
     /// The text that accepted ids had already released, for whoever folds a whole answer.
     Resumed {
         /// The choice.

@@ -80,6 +80,11 @@ impl Scheduler {
         }
     }
 
+    /// Returns whose a running sequence is.
+    pub fn owner(&self, sequence: SequenceId) -> Option<RequestKey> {
+        self.running.get(&sequence).map(|seq| seq.choice.request)
+    }
+
     /// Takes a request into the queue.
     ///
     /// # Errors
@@ -87,12 +92,15 @@ impl Scheduler {
     /// it breaks [`Submission`]'s own bounds. A refused request leaves no trace.
     pub fn submit(&mut self, now: Moment, submission: Submission) -> Result<(), words::Error> {
         self.check(&submission)?;
-        if self.queue.fresh() >= self.limits.max_waiting && !self.fits_now(&submission) {
+        let accepted: usize = submission.choices.iter().map(|choice| choice.accepted.len()).sum();
+        let resumed = accepted > 0;
+        // Resumes have as much room again: refused, their clients would lose what they have.
+        let before = if resumed { self.queue.resumes() } else { self.queue.fresh() };
+        if before >= self.limits.max_waiting && !self.fits_now(&submission) {
             return Err(words::Error::new(Code::Overloaded, "the model's queue is full; try again shortly"));
         }
         let arrival = self.next_arrival;
         self.next_arrival += 1;
-        let accepted = submission.choices.iter().map(|choice| choice.accepted.len()).sum();
         let usage = Usage { prompt_tokens: submission.prompt.len(), completion_tokens: accepted, ..Usage::default() };
         let (request, class) = (submission.request, submission.priority);
         let entry = Request {
@@ -109,7 +117,7 @@ impl Scheduler {
         };
         self.requests.insert(request, entry);
         let (choices, replays) = self.begin(submission);
-        self.queue.push(Waiting { request, class, arrival, since: now, ran: false, choices, replays });
+        self.queue.push(Waiting { request, class, arrival, since: now, ran: false, resumed, choices, replays });
         Ok(())
     }
 

@@ -41,7 +41,7 @@ async fn answer(models: &Models, clock: Clock, canary: &Canary) -> Result<(), St
         deadline: None,
         salt: [0; 32],
     };
-    let (mut events, _guard) = ready.engine.submit(submission, 16);
+    let (mut events, _guard) = ready.engine.submit(submission, words::Fingerprint::default(), 16);
     let mut text = String::new();
     while let Some(message) = events.recv().await {
         match message {

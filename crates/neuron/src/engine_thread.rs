@@ -4,6 +4,8 @@
 //! pauses its own sequence; what its last step gave waits here, so nothing is lost and the batch goes on.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,8 +14,9 @@ use inference::engine::{Batch, Engine, EngineError, Outputs};
 use inference::{Event, EventKind, Load, RequestKey, Scheduler, Submission};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
-use words::{Code, Error};
+use words::{Code, Error, Fingerprint};
 
+use crate::crumbs::Crumbs;
 use crate::metrics::ModelMetrics;
 use service::clock::Clock;
 
@@ -30,7 +33,7 @@ pub(crate) enum Message {
 }
 
 enum Command {
-    Submit(Submission, mpsc::Sender<Message>),
+    Submit(Submission, Fingerprint, mpsc::Sender<Message>),
     Cancel(RequestKey),
     HandBack,
     FailAll(Code, &'static str),
@@ -42,6 +45,7 @@ enum Command {
 pub(crate) struct EngineHandle {
     inbox: Sender<Command>,
     load: watch::Receiver<Load>,
+    turns: Arc<AtomicU64>,
 }
 
 /// Cancels a request when it is dropped, whoever drops it and why.
@@ -59,12 +63,17 @@ impl Drop for CancelGuard {
 }
 
 impl EngineHandle {
-    /// Submits a request; its events, or its refusal, come out of the receiver.
-    pub(crate) fn submit(&self, submission: Submission, queue: usize) -> (mpsc::Receiver<Message>, CancelGuard) {
+    /// Submits a request, known by its prompt's hash; its events, or its refusal, come out of the receiver.
+    pub(crate) fn submit(
+        &self,
+        submission: Submission,
+        prompt: Fingerprint,
+        queue: usize,
+    ) -> (mpsc::Receiver<Message>, CancelGuard) {
         let (events, receiver) = mpsc::channel(queue);
         let guard = CancelGuard { inbox: self.inbox.clone(), request: submission.request };
         // When the thread is gone the sender is dropped with the command, and the receiver ends.
-        let _ = self.inbox.send(Command::Submit(submission, events));
+        let _ = self.inbox.send(Command::Submit(submission, prompt, events));
         (receiver, guard)
     }
 
@@ -83,6 +92,11 @@ impl EngineHandle {
         let _ = self.inbox.send(Command::Stop);
     }
 
+    /// Returns how many turns the thread has made: one that does not rise is stuck in its step.
+    pub(crate) fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
     /// Returns a reader of the load.
     pub(crate) fn watch(&self) -> watch::Receiver<Load> {
         self.load.clone()
@@ -95,6 +109,7 @@ impl EngineHandle {
 }
 
 struct Outlet {
+    prompt: Fingerprint,
     queue: mpsc::Sender<Message>,
     overflow: VecDeque<Message>,
 }
@@ -107,6 +122,8 @@ struct EngineLoop {
     inbox: Receiver<Command>,
     outlets: BTreeMap<RequestKey, Outlet>,
     load: watch::Sender<Load>,
+    turns: Arc<AtomicU64>,
+    crumbs: Crumbs,
 }
 
 /// Starts the thread.
@@ -119,14 +136,17 @@ pub(crate) fn spawn(
     engine: Box<dyn Engine>,
     clock: Clock,
     metrics: ModelMetrics,
+    crumbs: Crumbs,
 ) -> Result<(EngineHandle, JoinHandle<()>), Error> {
     let (sender, inbox) = channel();
     let (load, watch) = watch::channel(scheduler.load());
-    let state = EngineLoop { scheduler, engine, clock, metrics, inbox, outlets: BTreeMap::new(), load };
+    let turns = Arc::new(AtomicU64::new(0));
+    let outlets = BTreeMap::new();
+    let state = EngineLoop { scheduler, engine, clock, metrics, inbox, outlets, load, turns: turns.clone(), crumbs };
     // Linux shows the first 15 bytes of a thread's name.
     let thread = std::thread::Builder::new().name(format!("engine {name}"));
     let thread = thread.spawn(move || state.run()).map_err(Error::internal)?;
-    Ok((EngineHandle { inbox: sender, load: watch }, thread))
+    Ok((EngineHandle { inbox: sender, load: watch, turns }, thread))
 }
 
 enum Turn {
@@ -142,11 +162,13 @@ impl EngineLoop {
             if let Turn::Stop = self.take_commands(idle, &mut events) {
                 break;
             }
+            self.turns.fetch_add(1, Ordering::Relaxed);
             self.flush_overflow();
             let batch = self.scheduler.plan(self.clock.now(), &mut events);
             idle = batch.is_none();
             // Before the step: a long one must not hide what it runs.
             self.publish_load();
+            self.lay_crumbs(batch.as_ref());
             if let Some(batch) = batch {
                 match guarded_step(self.engine.as_mut(), &batch) {
                     Ok(outputs) => self.scheduler.complete(&batch, outputs, &mut events),
@@ -163,6 +185,16 @@ impl EngineLoop {
         self.scheduler.fail_all(Code::ModelNotHere, "the model was unloaded", &mut events);
         self.deliver(&mut events);
         self.publish_load();
+    }
+
+    /// Names what the next step runs, so that a crash in it can be laid at the right door.
+    fn lay_crumbs(&mut self, batch: Option<&Batch>) {
+        if !self.crumbs.active() {
+            return;
+        }
+        let rows = batch.into_iter().flat_map(|batch| &batch.rows);
+        let owners = rows.filter_map(|row| self.scheduler.owner(row.sequence));
+        self.crumbs.lay(owners.filter_map(|owner| self.outlets.get(&owner)).map(|outlet| outlet.prompt));
     }
 
     /// Takes what is in the inbox; waits for a first command when there is nothing to run.
@@ -198,11 +230,11 @@ impl EngineLoop {
 
     fn handle(&mut self, command: Command, events: &mut Vec<Event>) -> Turn {
         match command {
-            Command::Submit(submission, queue) => {
+            Command::Submit(submission, prompt, queue) => {
                 let request = submission.request;
                 match self.scheduler.submit(self.clock.now(), submission) {
                     Ok(()) => {
-                        self.outlets.insert(request, Outlet { queue, overflow: VecDeque::new() });
+                        self.outlets.insert(request, Outlet { prompt, queue, overflow: VecDeque::new() });
                     }
                     // The queue is new and empty, so there is room for this one message.
                     Err(error) => drop(queue.try_send(Message::Refused(error))),

@@ -1,6 +1,7 @@
 //! The models of this node: one machine each, one load at a time each, every transition through the publisher.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,10 +11,12 @@ use lifecycle::{ModelInput, next_model_state};
 use tokio::sync::watch;
 use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelState, ModelStatus};
 
+use crate::crumbs::Crumbs;
 use crate::engine_thread::{self, EngineHandle, Message};
 use crate::harness::{ChatText, Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::options::SchedulerOptions;
+use crate::pace::Pace;
 use crate::publisher::Publisher;
 use crate::sampling::Defaults;
 use service::clock::Clock;
@@ -29,10 +32,18 @@ pub(crate) struct ReadyModel {
     pub(crate) continue_fingerprint: Fingerprint,
     pub(crate) exact_fingerprint: Fingerprint,
     pub(crate) metrics: ModelMetrics,
+    /// Held for one sample.
+    pace: Mutex<Pace>,
     next_request: AtomicU64,
 }
 
 impl ReadyModel {
+    /// Takes the time between two tokens of one stream.
+    pub(crate) fn inter_token(&self, span: Duration) {
+        self.metrics.inter_token.observe(span.as_secs_f64());
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).observe(span);
+    }
+
     /// Names a new request.
     pub(crate) fn request_key(&self) -> RequestKey {
         RequestKey(self.next_request.fetch_add(1, Ordering::Relaxed))
@@ -56,6 +67,8 @@ struct Inner {
     clock: Clock,
     metrics: Metrics,
     publisher: Publisher,
+    /// Where engines leave breadcrumbs.
+    state_dir: Option<PathBuf>,
     /// Held only for table look-ups and transitions, never over a wait.
     entries: Mutex<BTreeMap<ModelId, Entry>>,
     closed: AtomicBool,
@@ -90,9 +103,11 @@ impl Models {
         clock: Clock,
         metrics: Metrics,
         publisher: Publisher,
+        state_dir: Option<PathBuf>,
     ) -> Self {
         let (entries, closed) = (Mutex::default(), AtomicBool::new(false));
-        Models { inner: Arc::new(Inner { harnesses, scheduler, clock, metrics, publisher, entries, closed }) }
+        let inner = Inner { harnesses, scheduler, clock, metrics, publisher, state_dir, entries, closed };
+        Models { inner: Arc::new(inner) }
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, BTreeMap<ModelId, Entry>> {
@@ -274,9 +289,10 @@ impl Models {
         };
         let capabilities = loaded.engine.capabilities();
         let metrics = self.inner.metrics.model(id.as_str());
+        let crumbs = Crumbs::begin(self.inner.state_dir.as_deref(), id);
         let scheduler = Scheduler::new(capabilities, limits, loaded.token_bytes);
         let (engine, thread) =
-            engine_thread::spawn(id.as_str(), scheduler, loaded.engine, self.inner.clock, metrics.clone())?;
+            engine_thread::spawn(id.as_str(), scheduler, loaded.engine, self.inner.clock, metrics.clone(), crumbs)?;
         let ready = ReadyModel {
             id: id.clone(),
             engine,
@@ -287,6 +303,7 @@ impl Models {
             continue_fingerprint: loaded.continue_fingerprint,
             exact_fingerprint: loaded.exact_fingerprint,
             metrics,
+            pace: Mutex::default(),
             next_request: AtomicU64::new(0),
         };
         Ok((Arc::new(ready), thread))
@@ -307,7 +324,7 @@ impl Models {
             deadline: None,
             salt: [0; 32],
         };
-        let (mut events, _guard) = ready.engine.submit(submission, 16);
+        let (mut events, _guard) = ready.engine.submit(submission, Fingerprint::default(), 16);
         while let Some(message) = events.recv().await {
             match message {
                 Message::Event(inference::EventKind::Done(_)) => return Ok(()),
@@ -427,10 +444,13 @@ impl Models {
     }
 
     /// Returns how busy each model is, in the form that gateways read.
-    pub(crate) fn loads(&self) -> Vec<(ModelId, ModelLoad)> {
+    ///
+    /// With each comes the 99th percentile of the time between two tokens, in milliseconds.
+    pub(crate) fn loads(&self) -> Vec<(ModelId, ModelLoad, u32)> {
         let options = self.inner.scheduler;
-        let report = |(id, engine): (ModelId, EngineHandle)| {
-            let load = engine.load();
+        let report = |ready: Arc<ReadyModel>| {
+            let (id, load) = (ready.id.clone(), ready.engine.load());
+            let p99 = ready.pace.lock().unwrap_or_else(PoisonError::into_inner).p99_ms();
             self.inner.metrics.show_load(id.as_str(), &load);
             let report = ModelLoad {
                 running: load.running as u32,
@@ -440,8 +460,9 @@ impl Models {
                 kv_blocks: load.blocks as u32,
                 kv_blocks_used: load.blocks_used as u32,
             };
-            (id, report)
+            (id, report, p99)
         };
-        self.engines().into_iter().map(report).collect()
+        let ready: Vec<_> = self.entries().values().filter_map(|entry| entry.ready.clone()).collect();
+        ready.into_iter().map(report).collect()
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use words::{Incarnation, NodeId, NodeStatus};
 
 use crate::control::{ControlPlane, router as control_router};
+use crate::crumbs::Crumbs;
 use crate::data::{DataPlane, router as data_router};
 use crate::harness::Harnesses;
 use crate::life::{self, Life, Parts};
@@ -91,7 +92,11 @@ fn first_status(options: &Options, host_name: &str, state_dir: Option<&StateDir>
     };
     let incarnation = Incarnation { counter, random: rand::rng().random() };
     let status = NodeStatus::new(NodeId::new(name).map_err(NodeError::Name)?, incarnation);
-    Ok(NodeStatus { version: env!("CARGO_PKG_VERSION").into(), ..status })
+    let crumbs = options.node.state_dir.as_deref().map(Crumbs::collect).unwrap_or_default();
+    if !crumbs.is_empty() {
+        tracing::warn!(prompts = crumbs.len(), "the life before this one crashed while it ran these");
+    }
+    Ok(NodeStatus { version: env!("CARGO_PKG_VERSION").into(), crumbs, ..status })
 }
 
 /// Reads the control token, and refuses a bind outside loopback without one.
@@ -165,8 +170,14 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;
     let (sessions, gate, streams) = (Sessions::new(clock), Gate::new(), Streams::default());
-    let models =
-        Models::new(Harnesses::new(&options.harness), options.scheduler, clock, metrics.clone(), publisher.clone());
+    let models = Models::new(
+        Harnesses::new(&options.harness),
+        options.scheduler,
+        clock,
+        metrics.clone(),
+        publisher.clone(),
+        options.node.state_dir.clone(),
+    );
     let first = publisher.snapshot();
     let (intent, budget_s) = (machine.intent(), options.drain.exit_budget().as_secs_f64());
     let version = first.version;
@@ -189,8 +200,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let plane = DataPlane {
         models: models.clone(),
         gate: gate.clone(),
-        publisher: publisher.clone(),
         streams: streams.clone(),
+        publisher: publisher.clone(),
         metrics: metrics.clone(),
         clock,
         options: options.clone(),

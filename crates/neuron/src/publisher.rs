@@ -62,14 +62,14 @@ impl Publisher {
     }
 
     /// Refreshes what changes all the time, without a new generation.
-    pub(crate) fn load(&self, in_flight: usize, loads: &[(ModelId, ModelLoad)]) {
+    pub(crate) fn load(&self, in_flight: usize, loads: &[(ModelId, ModelLoad, u32)]) {
         self.status.send_if_modified(|status| {
             let mut changed = status.in_flight != in_flight as u32;
             status.in_flight = in_flight as u32;
-            for (id, load) in loads {
+            for (id, load, p99) in loads {
                 if let Some(model) = status.models.iter_mut().find(|model| model.id == *id) {
-                    changed |= model.load != *load;
-                    model.load = *load;
+                    changed |= model.load != *load || model.inter_token_p99_ms != *p99;
+                    (model.load, model.inter_token_p99_ms) = (*load, *p99);
                 }
             }
             changed

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use words::GatewayId;
 
+use crate::engine_thread::CancelGuard;
+
 /// What a running request is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Word {
@@ -23,6 +25,8 @@ pub(crate) enum Word {
 struct Stream {
     gateway: GatewayId,
     word: watch::Sender<Word>,
+    /// Here and not with the answer: a connection that takes no more bytes never polls its answer again.
+    cancel: Option<CancelGuard>,
 }
 
 #[derive(Debug, Default)]
@@ -43,12 +47,24 @@ pub(crate) struct Ticket {
     number: u64,
     streams: Streams,
     /// What the request is told.
-    pub(crate) word: watch::Receiver<Word>,
+    word: watch::Receiver<Word>,
+}
+
+impl Ticket {
+    /// Waits for the next word to this request. Safe to cancel.
+    pub(crate) async fn told(&mut self) -> Word {
+        match self.word.changed().await {
+            Ok(()) => *self.word.borrow_and_update(),
+            // The table outlives its tickets, which keep their senders in it.
+            Err(_) => std::future::pending().await,
+        }
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.streams.table().streams.remove(&self.number);
+        // What is taken out cancels its request, and must not do so under the lock.
+        let _ended = self.streams.table().streams.remove(&self.number);
     }
 }
 
@@ -57,13 +73,13 @@ impl Streams {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a request of a gateway.
-    pub(crate) fn enter(&self, gateway: GatewayId) -> Ticket {
+    /// Enters a request of a gateway, with what cancels it.
+    pub(crate) fn enter(&self, gateway: GatewayId, cancel: Option<CancelGuard>) -> Ticket {
         let (sender, word) = watch::channel(Word::GoOn);
         let mut table = self.table();
         table.next += 1;
         let number = table.next;
-        table.streams.insert(number, Stream { gateway, word: sender });
+        table.streams.insert(number, Stream { gateway, word: sender, cancel });
         Ticket { number, streams: self.clone(), word }
     }
 
@@ -93,9 +109,13 @@ impl Streams {
 
     /// Ends every request of a gateway whose session is lost; returns how many.
     pub(crate) fn orphan(&self, gateway: &GatewayId) -> usize {
-        let table = self.table();
-        let theirs = table.streams.values().filter(|stream| stream.gateway == *gateway);
-        theirs.map(|stream| stream.word.send_replace(Word::Orphaned)).count()
+        let mut table = self.table();
+        let theirs = table.streams.values_mut().filter(|stream| stream.gateway == *gateway);
+        let ended = theirs.map(|stream| {
+            stream.cancel = None;
+            stream.word.send_replace(Word::Orphaned)
+        });
+        ended.count()
     }
 }
 
@@ -108,7 +128,7 @@ mod tests {
     fn offers_are_made_oldest_first_within_their_number_and_orphans_are_their_gateways_alone() {
         let (streams, [a, b]) = (Streams::default(), ["a", "b"].map(|name| GatewayId::new(name).unwrap()));
         let mut tickets: Vec<Ticket> =
-            (0..6).map(|i| streams.enter(if i < 3 { a.clone() } else { b.clone() })).collect();
+            (0..6).map(|i| streams.enter(if i < 3 { a.clone() } else { b.clone() }, None)).collect();
         assert_eq!((streams.offer(4, 0), streams.offer(4, 0), streams.offered()), (4, 0, 4));
         assert_eq!(*tickets[0].word.borrow(), Word::Offered);
         tickets.remove(0);

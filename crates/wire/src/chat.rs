@@ -11,6 +11,8 @@ use crate::private::{RESUME_FIELD, Resume};
 pub const STOP_STRINGS_MAX: usize = 16;
 /// Most bytes in one stop string.
 pub const STOP_BYTES_MAX: usize = 1024;
+/// Most answers to one request; a worker may allow fewer.
+pub const CHOICES_MAX: u32 = 128;
 /// Most messages.
 pub const MESSAGES_MAX: usize = 4096;
 
@@ -39,6 +41,8 @@ pub struct ChatRequest {
     pub stop: Vec<String>,
     /// At least 1.
     pub max_tokens: Option<u32>,
+    /// Answers to give, at least 1.
+    pub choices: u32,
     /// Who comes first when there is too little room.
     pub tier: Tier,
     /// Only requests of an equal salt share computed prompts.
@@ -89,6 +93,7 @@ impl ChatRequest {
             seed: seed(&map),
             stop: stop(map.get("stop"))?,
             max_tokens: max_tokens(&map)?,
+            choices: choices(map.get("n"))?,
             tier: tier(&map)?,
             cache_salt: cache_salt(&map)?,
             resume,
@@ -97,7 +102,7 @@ impl ChatRequest {
     }
 }
 
-/// What a gateway needs to know of a request to route it. Everything else is checked by the worker.
+/// What a gateway needs to know of a request to route it, and to finish it where a worker could not. Everything else is checked by the worker.
 #[derive(Debug, Deserialize)]
 pub struct Peek<'a> {
     /// The model's name.
@@ -106,6 +111,12 @@ pub struct Peek<'a> {
     /// Whether the answer is a stream.
     #[serde(default)]
     pub stream: Option<bool>,
+    /// How many answers; checked by [`Peek::choices`].
+    #[serde(default)]
+    pub n: Option<Value>,
+    /// Whether the stream ends with its usage; checked by the worker.
+    #[serde(default)]
+    pub stream_options: Option<Value>,
     /// A private field that clients may not send.
     #[serde(default, rename = "cortex_resume")]
     pub resume: Option<serde::de::IgnoredAny>,
@@ -118,6 +129,20 @@ impl<'a> Peek<'a> {
     /// `InvalidRequest` when the body is no JSON object or one of the fields has the wrong type.
     pub fn parse(body: &'a [u8]) -> Result<Self, Error> {
         serde_json::from_slice(body).map_err(|error| malformed(&error))
+    }
+
+    /// Returns how many answers are wanted.
+    ///
+    /// # Errors
+    /// `InvalidRequest` when it is no number of answers.
+    pub fn choices(&self) -> Result<u32, Error> {
+        choices(self.n.as_ref())
+    }
+
+    /// Returns whether the stream ends with its usage.
+    pub fn include_usage(&self) -> bool {
+        let options = self.stream_options.as_ref().and_then(|options| options.get("include_usage"));
+        options.and_then(Value::as_bool).unwrap_or(false)
     }
 
     /// Returns the model's id.
@@ -208,6 +233,13 @@ fn max_tokens(map: &Map<String, Value>) -> Result<Option<u32>, Error> {
         limit = limit.or(Some(number));
     }
     Ok(limit)
+}
+
+fn choices(value: Option<&Value>) -> Result<u32, Error> {
+    let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(1) };
+    let number = value.as_u64().filter(|number| (1..=u64::from(CHOICES_MAX)).contains(number));
+    let wrong = || Error::invalid("n", format!("'n' must be an integer from 1 to {CHOICES_MAX}, it is {value}"));
+    number.map(|number| number as u32).ok_or_else(wrong)
 }
 
 fn tier(map: &Map<String, Value>) -> Result<Tier, Error> {

@@ -132,16 +132,24 @@ impl ChatEncoder {
     }
 }
 
-/// Joins private lines and public events into the bytes of one write.
+/// Joins private lines and public events into the bytes of one write. All but the last event say that more belongs to
+/// them, and the lines stand on the last, so that a reader which loses the rest has none of it.
 pub fn with_private(lines: &[Line], events: &[Bytes]) -> Bytes {
     if lines.is_empty() && events.len() == 1 {
         return events[0].clone();
     }
     let mut out = Vec::with_capacity(64 + events.iter().map(Bytes::len).sum::<usize>());
+    let (last, first) = events.split_last().map_or((None, events), |(last, first)| (Some(last), first));
+    for event in first {
+        if !lines.is_empty() {
+            Line::More.write(&mut out);
+        }
+        out.extend_from_slice(event);
+    }
     lines.iter().for_each(|line| line.write(&mut out));
-    events.iter().for_each(|event| out.extend_from_slice(event));
-    if events.is_empty() && !lines.is_empty() {
-        out.push(b'\n');
+    match last {
+        Some(last) => out.extend_from_slice(last),
+        None => out.push(b'\n'),
     }
     out.into()
 }

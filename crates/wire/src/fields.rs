@@ -93,7 +93,7 @@ pub const CHAT: &[Field] = &[
     honoured("stop", Kind::TextOrList),
     honoured("max_tokens", Kind::Integer),
     honoured("max_completion_tokens", Kind::Integer),
-    refused("n", Kind::Integer, &["1"]),
+    honoured("n", Kind::Integer),
     refused("frequency_penalty", Kind::Number, &["0"]),
     refused("presence_penalty", Kind::Number, &["0"]),
     refused("logit_bias", Kind::Object, &["{}"]),
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_value_that_would_be_ignored_is_refused_by_name() {
-        assert_eq!(code(json!({"n": 2})), Err((Code::UnsupportedParameter, "n".into())));
+        assert_eq!(code(json!({"logit_bias": {"5": 1}})), Err((Code::UnsupportedParameter, "logit_bias".into())));
         assert_eq!(code(json!({"tools": [{}]})), Err((Code::UnsupportedParameter, "tools".into())));
         let schema = json!({"response_format": {"type": "json_object"}});
         assert_eq!(code(schema), Err((Code::UnsupportedParameter, "response_format".into())));

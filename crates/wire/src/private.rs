@@ -4,10 +4,12 @@
 //!
 //! | line | means |
 //! |---|---|
-//! | `:cx m {json}` | [`Meta`]: what the worker made of the request, once, before the first token |
+//! | `:cx m {json}` | [`Meta`]: what the worker made of the request, once, as it begins to run it |
 //! | `:cx p {text}` | progress while queued, loading or prefilling, each second |
 //! | `:cx t A C I ids F` | tokens: attempt, choice, index of the first id, ids by comma, finish (`-`, `stop`, `length`) |
 //! | `:cx u P C H` | usage: prompt tokens, completion tokens, prompt tokens found in the cache |
+//! | `:cx + ` | this event and the next one are one: neither counts without the other |
+//! | `:cx h ` | the worker is leaving; whoever knows another one may take the stream there |
 //! | `:cx r {json}` | [`Refusal`]: this worker will not go on; the stream ends here |
 //!
 //! The gateway strips them by slicing. None ever reaches a client, and none is taken from one.
@@ -57,6 +59,9 @@ pub struct Meta {
     pub continue_fingerprint: Fingerprint,
     /// Who gives equal bytes.
     pub exact_fingerprint: Fingerprint,
+    /// Tokens of the prompt that the first attempt found in its cache: what the usage says of them.
+    #[serde(default)]
+    pub cached: u32,
 }
 
 /// Sampling after request, model defaults and fallback were folded.
@@ -182,6 +187,10 @@ pub enum Line {
     },
     /// `u`
     Usage(Usage),
+    /// `+`
+    More,
+    /// `h`
+    Offer,
     /// `r`
     Refusal(Refusal),
 }
@@ -197,6 +206,8 @@ impl Line {
                 format!("t {attempt} {choice} {index} {} {}", ids.join(","), finish.unwrap_or("-"))
             }
             Line::Usage(Usage { prompt, completion, cached }) => format!("u {prompt} {completion} {cached}"),
+            Line::More => "+ ".to_string(),
+            Line::Offer => "h ".to_string(),
             Line::Refusal(refusal) => format!("r {}", serde_json::to_string(refusal).unwrap_or_default()),
         };
         out.extend_from_slice(LINE_PREFIX);
@@ -218,6 +229,8 @@ impl Line {
         let (kind, rest) = text.split_once(' ')?;
         match kind {
             "m" => serde_json::from_str(rest).ok().map(|meta| Line::Meta(Box::new(meta))),
+            "+" => Some(Line::More),
+            "h" => Some(Line::Offer),
             "p" => Some(Line::Progress(rest.to_string())),
             "r" => serde_json::from_str(rest).ok().map(Line::Refusal),
             "u" => {
@@ -274,6 +287,7 @@ mod tests {
             sampling: ResolvedSampling { temperature: 0.7, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 9, max_tokens: 5 },
             continue_fingerprint: Fingerprint([2; 32]),
             exact_fingerprint: Fingerprint([3; 32]),
+            cached: 2,
         }
     }
 
@@ -284,6 +298,8 @@ mod tests {
             Line::Progress("queued 3".into()),
             Line::Tokens { attempt: 2, choice: 1, index: 17, ids: vec![5, 600], finish: None },
             Line::Tokens { attempt: 2, choice: 0, index: 1, ids: vec![7], finish: Some("stop") },
+            Line::More,
+            Line::Offer,
             Line::Usage(Usage { prompt: 4, completion: 9, cached: 3 }),
             Line::Refusal(Refusal { code: "draining".into(), message: "bye\nnow".into(), param: None }),
         ];

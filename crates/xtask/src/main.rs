@@ -33,6 +33,12 @@ enum Chore {
     },
     /// Check the house rules.
     Tidy,
+    /// Run real processes for long while workers are killed or restarted: soak kill | soak rollout [--json].
+    Soak {
+        /// Passed on.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Run the load and file generators, in release mode.
     Bench {
         /// Passed on.
@@ -60,11 +66,19 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Builds the programs without the heavy engine, which a paced one stands for, and runs them.
+fn soak(arguments: &[String]) -> Result<()> {
+    let build = ["--release", "-p", "fleet-tests", "--no-default-features"];
+    run(cargo().arg("build").args(build).arg("--bins"))?;
+    run(cargo().arg("run").arg("--quiet").args(build).args(["--bin", "soak", "--"]).args(arguments))
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Chore::Demo { once } => demo::run(once),
         Chore::Gen { check } => generate::run_chore(check),
         Chore::Tidy => tidy::run(),
+        Chore::Soak { arguments } => soak(&arguments),
         Chore::Bench { arguments } => run(cargo().args(["run", "--release", "-p", "bench", "--"]).args(arguments)),
     };
     match result {

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use fleet::Target;
 use http::{HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 use wire::EventSplitter;
 use wire::private::{self, Line, Refusal};
 use words::{Code, Error};
@@ -22,12 +23,17 @@ pub(super) struct Attempt {
     body: Incoming,
     splitter: EventSplitter,
     ready: Option<Bytes>,
+    /// Events that count only with the one that follows them.
+    held: BytesMut,
+    held_max: usize,
 }
 
 /// What comes next.
 pub(super) enum Next {
     /// A whole event: its private lines are in the caller's vector, this is the client's part, maybe empty.
     Event(Bytes),
+    /// Nothing came in time.
+    Quiet,
     /// The stream is over, properly or not.
     End,
 }
@@ -40,7 +46,7 @@ fn upstream_error(message: &'static str, source: impl Into<Box<dyn std::error::E
     Error::new(Code::UpstreamFailed, message).because(source)
 }
 
-fn silent() -> Error {
+pub(super) fn silent() -> Error {
     Error::new(Code::UpstreamTimeout, "the worker was silent for too long")
 }
 
@@ -50,7 +56,13 @@ impl Attempt {
     /// # Errors
     /// `UpstreamFailed` or `UpstreamTimeout` when the worker can't be reached or does not answer; its own error
     /// when it refuses.
-    pub(super) async fn open(proxy: &Proxy, order: &Order, target: Target, number: u32) -> Result<Self, Error> {
+    pub(super) async fn open(
+        proxy: &Proxy,
+        order: &Order,
+        body: Bytes,
+        target: Target,
+        number: u32,
+    ) -> Result<Self, Error> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(format!("http://{}/v1/chat/completions", target.data_address))
@@ -65,7 +77,7 @@ impl Attempt {
             Some(traceparent) => request.header("traceparent", traceparent),
             None => request,
         };
-        let request = request.body(Full::new(order.body.clone())).map_err(Error::internal)?;
+        let request = request.body(Full::new(body)).map_err(Error::internal)?;
         let patience = Duration::from_millis(proxy.options.proxy.first_event_timeout_ms);
         let response = tokio::time::timeout(patience, proxy.upstream.request(request)).await;
         let response = response
@@ -74,15 +86,16 @@ impl Attempt {
         if !response.status().is_success() {
             return Err(refusal(response).await);
         }
-        let splitter = EventSplitter::new(proxy.options.proxy.event_bytes_max);
-        Ok(Attempt { target, body: response.into_body(), splitter, ready: None })
+        let held_max = proxy.options.proxy.event_bytes_max;
+        let splitter = EventSplitter::new(held_max);
+        Ok(Attempt { target, body: response.into_body(), splitter, ready: None, held: BytesMut::new(), held_max })
     }
 
-    /// Returns the next event. Safe to cancel.
+    /// Returns the next event, together with those that only count with it. Safe to cancel.
     ///
     /// # Errors
-    /// `UpstreamFailed` when the connection broke, `UpstreamTimeout` after `patience` without a byte.
-    pub(super) async fn next(&mut self, patience: Duration, lines: &mut Vec<Line>) -> Result<Next, Error> {
+    /// `UpstreamFailed` when the connection broke.
+    pub(super) async fn next(&mut self, until: Instant, lines: &mut Vec<Line>) -> Result<Next, Error> {
         loop {
             let event = match self.ready.take() {
                 Some(event) => Some(event),
@@ -91,9 +104,20 @@ impl Attempt {
                 }
             };
             if let Some(event) = event {
-                return Ok(Next::Event(private::strip(&event, lines)));
+                let public = private::strip(&event, lines);
+                if lines.last() != Some(&Line::More) {
+                    return Ok(Next::Event(self.whole(public)));
+                }
+                lines.pop();
+                self.held.extend_from_slice(&public);
+                if self.held.len() > self.held_max {
+                    return Err(upstream_error("the worker spoke nonsense", "events without an end"));
+                }
+                continue;
             }
-            let frame = tokio::time::timeout(patience, self.body.frame()).await.map_err(|_| silent())?;
+            let Ok(frame) = tokio::time::timeout_at(until, self.body.frame()).await else {
+                return Ok(Next::Quiet);
+            };
             match frame {
                 Some(Ok(frame)) => {
                     if let Ok(chunk) = frame.into_data() {
@@ -110,6 +134,17 @@ impl Attempt {
                 }
             }
         }
+    }
+}
+
+impl Attempt {
+    fn whole(&mut self, last: Bytes) -> Bytes {
+        if self.held.is_empty() {
+            return last;
+        }
+        let mut whole = self.held.split();
+        whole.extend_from_slice(&last);
+        whole.freeze()
     }
 }
 

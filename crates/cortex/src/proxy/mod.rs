@@ -4,18 +4,20 @@ mod attempt;
 mod body;
 mod relay;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fleet::RetryBudget;
+use fleet::{Ending, Journey, Quarantine, RetryBudget, Step};
 use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use service::clock::Clock;
 use tokio::sync::watch;
-use words::{GatewayId, ModelId};
+use wire::private::Meta;
+use wire::{ChatEncoder, DONE_EVENT, Identity, Usage, with_private};
+use words::{Code, Error, Fingerprint, GatewayId, ModelId};
 
 use crate::fleet_task::Fleet;
 use crate::metrics::Metrics;
@@ -35,7 +37,9 @@ pub(crate) struct Proxy {
     pub(crate) options: Options,
     pub(crate) gateway: GatewayId,
     /// Held for two additions and a comparison.
-    pub(crate) budget: std::sync::Mutex<RetryBudget>,
+    pub(crate) budget: Mutex<RetryBudget>,
+    /// Held for a look-up.
+    pub(crate) quarantine: Arc<Mutex<Quarantine>>,
     /// True once the drain's deadline has come: open streams end with words.
     pub(crate) cut: watch::Receiver<bool>,
 }
@@ -51,19 +55,65 @@ pub(crate) struct Order {
     pub(crate) created: u64,
     pub(crate) seed: u64,
     pub(crate) traceparent: Option<http::HeaderValue>,
+    /// Answers wanted.
+    pub(crate) choices: u32,
+    /// Whether the stream ends with its usage.
+    pub(crate) include_usage: bool,
+}
+
+impl Order {
+    /// Says what a worker could not say any more after every choice had finished: usage and end.
+    fn completion(&self, meta: Option<&Meta>, completion: usize) -> Bytes {
+        let identity =
+            Identity { id: self.completion_id.clone(), created: self.created, model: self.model.to_string() };
+        let (prompt, cached) = meta.map_or((0, 0), |meta| (meta.prompt_tokens, meta.cached));
+        let usage = Usage { prompt, completion: completion as u32, cached };
+        let usage = ChatEncoder::new(identity, self.include_usage).usage(usage);
+        let events: Vec<Bytes> = usage.into_iter().chain([Bytes::from_static(DONE_EVENT)]).collect();
+        with_private(&[], &events)
+    }
 }
 
 impl Proxy {
     /// Counts a request in for the retry budget.
     pub(crate) fn deposit(&self) {
-        self.budget.lock().unwrap_or_else(std::sync::PoisonError::into_inner).deposit();
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).deposit();
     }
 
-    /// Takes a retry out of the budget.
-    fn withdraw(&self) -> bool {
+    /// Asks the journey what follows.
+    fn decide(&self, journey: &mut Journey, ending: Ending) -> Step {
         let now = self.clock.now();
-        self.budget.lock().unwrap_or_else(std::sync::PoisonError::into_inner).withdraw(now)
+        journey.ended(now, ending, &mut self.budget.lock().unwrap_or_else(PoisonError::into_inner))
     }
+
+    /// Remembers a request that workers died of.
+    fn suspect(&self, body: &Bytes, prompt: Fingerprint) {
+        tracing::error!(%prompt, "two workers in a row failed on one request; it is refused if they named it");
+        let mut table = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
+        table.suspect(self.clock.now(), hash(body), prompt);
+    }
+
+    /// Refuses a request that is known to crash workers.
+    ///
+    /// # Errors
+    /// `PoisonRequest`.
+    pub(crate) fn refuse_poison(&self, body: &Bytes) -> Result<(), Error> {
+        let table = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.is_empty() {
+            return Ok(());
+        }
+        match table.refuses(self.clock.now(), &hash(body)) {
+            None => Ok(()),
+            Some(left) => {
+                let message = format!("workers crashed on this very request; it is refused for {} s", left.as_secs());
+                Err(Error::new(Code::PoisonRequest, message))
+            }
+        }
+    }
+}
+
+fn hash(body: &Bytes) -> Fingerprint {
+    Fingerprint(*blake3::hash(body).as_bytes())
 }
 
 /// Makes the client: connections are reused, sent without delay, and closed before a worker would.

@@ -1,34 +1,43 @@
-//! One client request over its attempts: routing, retries before the first token, the fence, the account.
+//! One client request over its attempts: the shell around `fleet::Journey`, and the account at the end.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use fleet::{Fence, Route, RouteQuery, Slot, Target, route};
+use fleet::{
+    Ending, Journey, Origin, Patience, PatienceFacts, PatienceLimits, Route, RouteQuery, Slot, Step, Target, Verdict,
+    route,
+};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use wire::private::{Line, Meta};
-use words::{Code, Error, Moment, Retry};
+use tokio::sync::OwnedSemaphorePermit;
+use wire::private::{Line, Meta, Resume, ResumeChoice};
+use words::{Code, Error, Moment};
 
-use super::attempt::{Attempt, Next};
+use super::attempt::{Attempt, Next, silent};
 use super::{Order, SharedProxy};
 
-/// Most times a draining worker may hand one request back, so that no loop is endless.
-const HAND_BACKS_MAX: u32 = 64;
+/// How often an offer that found no successor is looked at again.
+const OFFER_AGAIN: Duration = Duration::from_millis(250);
 
 /// The state of one request; dropping it ends its attempt and its account.
 pub(crate) struct Relay {
     proxy: SharedProxy,
     order: Order,
-    fence: Fence,
+    journey: Journey,
     attempt: Option<Attempt>,
     /// What the first attempt made of the request; a later one has to agree.
     meta: Option<Box<Meta>>,
-    tried: Vec<Slot>,
-    retries: u32,
-    hand_backs: u32,
-    wait_until: Moment,
+    patience: Patience,
+    look_at: Moment,
+    /// The worker is leaving and the stream may be taken elsewhere; looked at from then on.
+    offered: Option<Moment>,
+    /// Held while a worker computes anew what another one had.
+    prefill: Option<OwnedSemaphorePermit>,
     arrived: Moment,
     first_token: Option<Moment>,
+    last_token: Moment,
+    /// Attempts after the first token.
+    continuations: u32,
     /// The worker said that everything was said.
     complete: bool,
     over: bool,
@@ -44,16 +53,18 @@ impl Relay {
         let arrived = proxy.clock.now();
         proxy.deposit();
         Relay {
-            wait_until: arrived + Duration::from_millis(proxy.options.proxy.route_wait_ms),
+            journey: Journey::new(order.choices as usize, order.stream, proxy.options.proxy.journey(), arrived),
             rng: SmallRng::seed_from_u64(order.seed ^ order.created),
-            fence: Fence::new(1),
             attempt: None,
             meta: None,
-            tried: Vec::new(),
-            retries: 0,
-            hand_backs: 0,
+            patience: Patience::new(arrived),
+            look_at: arrived,
+            offered: None,
+            prefill: None,
             arrived,
             first_token: None,
+            last_token: arrived,
+            continuations: 0,
             complete: false,
             over: false,
             outcome: None,
@@ -73,82 +84,122 @@ impl Relay {
             return None;
         }
         loop {
-            let step = match &mut self.attempt {
+            let step = match &self.attempt {
                 None => self.open().await.map(|()| None),
                 Some(_) => self.step().await,
+            };
+            let step = match step {
+                Ok(bytes) => Ok(bytes),
+                Err(ending) => self.after(ending),
             };
             match step {
                 Ok(Some(bytes)) if !bytes.is_empty() => return Some(Ok(bytes)),
                 Ok(_) if self.over => return None,
                 Ok(_) => {}
                 Err(error) => {
-                    if let Err(error) = self.after(error) {
-                        self.over = true;
-                        self.outcome = Some(error.code().row().code);
-                        return Some(Err(error));
-                    }
+                    self.over = true;
+                    self.outcome = Some(error.code().row().code);
+                    return Some(Err(error));
                 }
             }
         }
     }
 
     /// Finds a worker and opens an attempt on it.
-    async fn open(&mut self) -> Result<(), Error> {
-        let target = self.find().await?;
+    async fn open(&mut self) -> Result<(), Ending> {
+        let target = self.find().await.map_err(Ending::NobodyFound)?;
         self.proxy.fleet.sent(target.slot);
-        self.tried.push(target.slot);
-        let number = self.fence.open();
+        let number = self.journey.open(target.slot);
+        let body = self.body().map_err(Ending::Failed)?;
         let node = target.node.clone();
-        tracing::debug!(request_id = self.order.request_id, node = %node, attempt = number, "attempt");
-        match Attempt::open(&self.proxy, &self.order, target, number).await {
+        let accepted = self.journey.accepted();
+        tracing::debug!(request_id = self.order.request_id, node = %node, attempt = number, accepted, "attempt");
+        match Attempt::open(&self.proxy, &self.order, body, target, number).await {
             Ok(attempt) => {
                 self.attempt = Some(attempt);
+                self.patience = Patience::new(self.proxy.clock.now());
+                self.look_at = self.proxy.clock.now();
                 Ok(())
             }
             Err(error) => {
                 self.count_attempt(node.as_str(), error.code().row().code);
-                Err(error)
+                Err(Ending::Failed(error))
             }
         }
     }
 
+    /// Returns the body of the next attempt: the client's own, or with what it already has.
+    fn body(&self) -> Result<Bytes, Error> {
+        let Some(meta) = self.meta.as_ref().filter(|_| self.journey.begun()) else {
+            return Ok(self.order.body.clone());
+        };
+        let choices = self.journey.choices().iter().map(|choice| ResumeChoice { ids: choice.ids.clone() });
+        Resume { choices: choices.collect(), meta: (**meta).clone() }.splice(&self.order.body)
+    }
+
     async fn find(&mut self) -> Result<Target, Error> {
         let mut changes = self.proxy.fleet.watch();
+        let successor = self.journey.successor();
         loop {
             let view = changes.borrow_and_update().clone();
-            let query = RouteQuery { model: &self.order.model, tried: &self.tried, wait_until: self.wait_until };
+            let wait_until = self.journey.wait_until();
+            let (model, tried) = (&self.order.model, self.journey.tried());
+            let query = RouteQuery { model, tried, wait_until, successor: successor.as_ref() };
             let sent = |slot| self.proxy.fleet.sent_since(slot);
-            match route(&view, &query, sent, self.proxy.clock.now(), &mut self.rng) {
-                Route::Forward(target) => return Ok(target),
+            let until = match route(&view, &query, sent, self.proxy.clock.now(), &mut self.rng) {
+                Route::Forward(target) if successor.is_none() => return Ok(target),
+                Route::Forward(target) => match self.proxy.fleet.prefill(target.slot) {
+                    Some(permit) => {
+                        self.prefill = Some(permit);
+                        return Ok(target);
+                    }
+                    // Others compute their answers' past there just now; it takes a prefill's time.
+                    None => self.proxy.clock.now() + PREFILL_AGAIN,
+                },
                 Route::Reject(error) => return Err(self.last_error.take().unwrap_or(error)),
                 Route::Wait(until) => {
-                    // Only a worker that handed the request back is worth waiting for again.
-                    let handed_back = |error: &mut Error| error.code() != Code::Draining;
-                    if let Some(error) = self.last_error.take_if(handed_back) {
+                    // Only a worker that handed the request back is worth waiting for again, as long as the client
+                    // has nothing to lose.
+                    let hopeless = |error: &mut Error| error.code() != Code::Draining && successor.is_none();
+                    if let Some(error) = self.last_error.take_if(hopeless) {
                         return Err(error);
                     }
-                    let deadline = self.proxy.clock.instant(until);
-                    if let Ok(Ok(())) = tokio::time::timeout_at(deadline, changes.changed()).await {
-                        // The view is newer than the refusals, so they no longer bind.
-                        self.tried.clear();
-                    }
+                    until
                 }
+            };
+            let deadline = self.proxy.clock.instant(until);
+            if let Ok(Ok(())) = tokio::time::timeout_at(deadline, changes.changed()).await {
+                // The view is newer than the refusals, so they no longer bind.
+                self.journey.forget_tried();
             }
         }
     }
 
     /// Takes one event of the open attempt.
-    async fn step(&mut self) -> Result<Option<Bytes>, Error> {
+    async fn step(&mut self) -> Result<Option<Bytes>, Ending> {
+        self.take_offer()?;
         let Some(attempt) = &mut self.attempt else { return Ok(None) };
-        let options = &self.proxy.options.proxy;
-        let begun = self.first_token.is_some();
-        let patience =
-            Duration::from_millis(if begun { options.idle_timeout_ms } else { options.first_event_timeout_ms });
         self.lines.clear();
-        match attempt.next(patience, &mut self.lines).await? {
+        let until = self.offered.map_or(self.look_at, |again| self.look_at.min(again));
+        let next = match attempt.next(self.proxy.clock.instant(until), &mut self.lines).await {
+            // The answer is whole; how its connection ends is nobody's concern.
+            Err(_) if self.complete => Next::End,
+            next => next.map_err(Ending::Failed)?,
+        };
+        match next {
             Next::Event(bytes) => {
-                self.read_lines()?;
+                self.patience.heard(self.proxy.clock.now());
+                self.read_lines().map_err(Ending::Failed)?;
                 Ok(Some(bytes))
+            }
+            Next::Quiet if self.complete => {
+                // The end of the body does not come; without it the connection is of no more use.
+                (self.over, self.outcome) = (true, Some("ok"));
+                Ok(None)
+            }
+            Next::Quiet => {
+                self.look().map_err(Ending::Failed)?;
+                Ok(None)
             }
             Next::End if self.complete => {
                 self.over = true;
@@ -157,15 +208,70 @@ impl Relay {
                 self.count_attempt(node.as_str(), "ok");
                 Ok(None)
             }
-            Next::End => Err(Error::new(Code::UpstreamFailed, "the worker ended the answer before it was complete")),
+            Next::End => {
+                let error = Error::new(Code::UpstreamFailed, "the worker ended the answer before it was complete");
+                Err(Ending::Failed(error))
+            }
         }
+    }
+
+    /// Judges the attempt's silence.
+    fn look(&mut self) -> Result<(), Error> {
+        let Some(slot) = self.slot() else { return Ok(()) };
+        let (now, view) = (self.proxy.clock.now(), self.proxy.fleet.view());
+        let node = view.node(slot);
+        let model = node.and_then(|node| node.status.as_ref()?.model(&self.order.model));
+        let facts = PatienceFacts {
+            control_heard: node.map_or(Moment::ZERO, |node| node.heard_at),
+            inter_token_p99: Duration::from_millis(model.map_or(0, |model| u64::from(model.inter_token_p99_ms))),
+            begun: self.journey.begun(),
+        };
+        let options = &self.proxy.options.proxy;
+        let limits = PatienceLimits {
+            first_event: Duration::from_millis(options.first_event_timeout_ms),
+            stall: Duration::from_millis(options.stall_min_ms),
+        };
+        match self.patience.look(now, &limits, &facts) {
+            Verdict::WaitUntil(at) => {
+                self.look_at = at;
+                Ok(())
+            }
+            Verdict::Stalled => Err(silent()),
+            Verdict::Unreachable => Err(Error::new(Code::UpstreamTimeout, "the worker is out of reach")),
+        }
+    }
+
+    /// Takes a leaving worker's offer as soon as another worker could go on.
+    fn take_offer(&mut self) -> Result<(), Ending> {
+        let now = self.proxy.clock.now();
+        let (Some(slot), Some(_)) = (self.slot(), self.offered.filter(|again| now >= *again)) else { return Ok(()) };
+        self.offered = Some(now + OFFER_AGAIN);
+        let view = self.proxy.fleet.view();
+        let rollout = view.node(slot).and_then(|node| node.status.as_ref()?.rollout.clone());
+        self.journey.driven_by(rollout);
+        let successor = self.journey.successor();
+        let query = RouteQuery {
+            model: &self.order.model,
+            tried: &[slot],
+            wait_until: Moment::ZERO,
+            successor: successor.as_ref(),
+        };
+        match route(&view, &query, |slot| self.proxy.fleet.sent_since(slot), now, &mut self.rng) {
+            Route::Forward(target) if self.proxy.fleet.may_prefill(target.slot) => Err(Ending::HandedOver),
+            // It runs on where it is; the worker knows that some offers are not taken.
+            _ => Ok(()),
+        }
+    }
+
+    fn slot(&self) -> Option<Slot> {
+        self.attempt.as_ref().map(|attempt| attempt.target.slot)
     }
 
     fn read_lines(&mut self) -> Result<(), Error> {
         for line in std::mem::take(&mut self.lines) {
             match line {
                 Line::Tokens { attempt, choice, index, ids, finish } => {
-                    let accepted = self.fence.accept(attempt, choice, index, &ids, finish.is_some());
+                    let accepted = self.journey.accept(attempt, choice, index, &ids, finish.is_some());
                     accepted.map_err(|error| {
                         Error::new(Code::UpstreamFailed, "the worker's tokens are out of turn").because(error)
                     })?;
@@ -174,7 +280,8 @@ impl Relay {
                 Line::Usage(_) => self.complete = true,
                 Line::Refusal(refusal) => return Err(refusal.into()),
                 Line::Meta(meta) => self.note_meta(meta)?,
-                Line::Progress(_) => {}
+                Line::Offer => self.offered = Some(self.proxy.clock.now()),
+                Line::Progress(_) | Line::More => {}
             }
         }
         Ok(())
@@ -182,76 +289,89 @@ impl Relay {
 
     /// The first attempt's word on the request binds all later ones that go on from its tokens.
     fn note_meta(&mut self, meta: Box<Meta>) -> Result<(), Error> {
-        match &self.meta {
-            Some(known) if self.fence.begun() && known.prompt_hash != meta.prompt_hash => {
-                Err(Error::new(Code::ResumeMismatch, "the worker read another prompt than the one before it"))
-            }
-            _ => {
-                self.meta = Some(meta);
-                Ok(())
-            }
+        self.journey.began(Origin {
+            prompt_hash: meta.prompt_hash,
+            continue_fingerprint: meta.continue_fingerprint,
+            exact_fingerprint: meta.exact_fingerprint,
+        })?;
+        if !self.journey.begun() {
+            self.meta = Some(meta);
         }
+        Ok(())
     }
 
     fn note_tokens(&mut self, count: u64) {
-        let model = self.order.model.as_str();
-        self.proxy.metrics.tokens.with_label_values(&[model]).inc_by(count);
+        let (model, now) = (self.order.model.as_str(), self.proxy.clock.now());
+        let metrics = &self.proxy.metrics;
+        metrics.tokens.with_label_values(&[model]).inc_by(count);
         if self.first_token.is_none() {
-            let now = self.proxy.clock.now();
             self.first_token = Some(now);
-            let waited = now.since(self.arrived).as_secs_f64();
-            self.proxy.metrics.first_token.with_label_values(&[model]).observe(waited);
+            metrics.first_token.with_label_values(&[model]).observe(now.since(self.arrived).as_secs_f64());
+        } else if self.prefill.take().is_some() {
+            let gap = now.since(self.last_token).as_secs_f64();
+            metrics.gap.with_label_values(&[model]).observe(gap);
         }
+        self.last_token = now;
     }
 
     fn count_attempt(&self, node: &str, outcome: &str) {
         self.proxy.metrics.attempts.with_label_values(&[node, outcome]).inc();
     }
 
-    /// Decides what follows a failed attempt: another one, or the end of the request with this error.
-    fn after(&mut self, error: Error) -> Result<(), Error> {
-        let code = error.code();
+    /// Does what the journey decides after an attempt that did not complete the answer; returns the bytes that
+    /// complete it where no worker is needed for that.
+    fn after(&mut self, ending: Ending) -> Result<Option<Bytes>, Error> {
+        let reason = match &ending {
+            Ending::Failed(error) | Ending::NobodyFound(error) => error.code().row().code,
+            Ending::HandedOver => "handed_over",
+        };
         if let Some(attempt) = self.attempt.take() {
-            self.count_attempt(attempt.target.node.as_str(), code.row().code);
+            self.count_attempt(attempt.target.node.as_str(), reason);
         }
-        if let Some(source) = std::error::Error::source(&error) {
-            tracing::warn!(request_id = self.order.request_id, code = code.row().code, %source, "attempt failed");
+        (self.prefill, self.offered) = (None, None);
+        if let Ending::Failed(error) | Ending::NobodyFound(error) = &ending {
+            let source = std::error::Error::source(error);
+            tracing::warn!(request_id = self.order.request_id, %error, source, "attempt failed");
         }
-        if self.fence.begun() {
-            // The client has tokens: without a continuation the stream can only end with words.
-            return Err(error);
-        }
-        // A worker that no longer has the model knows better than the view.
-        let elsewhere = matches!(error.retry(), Retry::Elsewhere) || code == Code::ModelLoading;
-        if !elsewhere || self.fence.attempt() == 0 {
-            return Err(error);
-        }
-        if code == Code::Draining {
-            self.hand_backs += 1;
-            // The time it spent in that worker's queue must not count against the search for another one.
-            let wait = Duration::from_millis(self.proxy.options.proxy.route_wait_ms);
-            self.wait_until = self.proxy.clock.now() + wait;
-            if self.hand_backs > HAND_BACKS_MAX {
-                return Err(error);
+        let last_error = match &ending {
+            Ending::Failed(error) => Some(public(Error::new(error.code(), error.message()))),
+            Ending::HandedOver | Ending::NobodyFound(_) => None,
+        };
+        match self.proxy.decide(&mut self.journey, ending) {
+            Step::Again => {
+                self.last_error = last_error;
+                let metrics = &self.proxy.metrics;
+                if self.journey.begun() {
+                    self.continuations += 1;
+                    metrics.continuations.with_label_values(&[reason]).inc();
+                } else {
+                    metrics.retries.with_label_values(&[reason]).inc();
+                }
+                Ok(None)
             }
-        } else {
-            let options = &self.proxy.options.proxy;
-            let kept = self.order.body.len() <= options.retry_body_bytes;
-            if !kept || self.retries >= options.retries_max || !self.proxy.withdraw() {
-                return Err(public(error));
+            Step::Complete => {
+                (self.over, self.outcome) = (true, Some("ok"));
+                self.proxy.metrics.completed.inc();
+                Ok(Some(self.order.completion(self.meta.as_deref(), self.journey.accepted())))
             }
-            self.retries += 1;
+            Step::Fail(error) => {
+                if let Some(prompt) = self.journey.poison() {
+                    self.proxy.suspect(&self.order.body, prompt);
+                }
+                Err(public(error))
+            }
         }
-        self.proxy.metrics.retries.with_label_values(&[code.row().code]).inc();
-        self.last_error = Some(public(error));
-        Ok(())
     }
 }
+
+/// How soon a worker that computes others' past is asked again.
+const PREFILL_AGAIN: Duration = Duration::from_millis(20);
 
 /// Clients can't go elsewhere: what is worker's talk becomes a gateway's word.
 fn public(error: Error) -> Error {
     match error.code() {
         Code::ModelNotHere => Error::new(Code::NoReplica, "no worker that has the model can take the request now"),
+        Code::ResumeMismatch => Error::new(Code::NoReplica, "the worker was lost, and no other one can go on"),
         _ => error,
     }
 }
@@ -266,14 +386,14 @@ impl Drop for Relay {
         let seconds = self.proxy.clock.now().since(self.arrived).as_secs_f64();
         self.proxy.metrics.requests.with_label_values(&[model, outcome]).inc();
         self.proxy.metrics.request_seconds.with_label_values(&[model]).observe(seconds);
-        let tokens: usize = self.fence.choices().iter().map(|choice| choice.ids.len()).sum();
         let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
         tracing::info!(
             request_id = self.order.request_id,
             model,
             stream = self.order.stream,
-            attempts = self.fence.attempt(),
-            tokens,
+            attempts = self.journey.attempt(),
+            continuations = self.continuations,
+            tokens = self.journey.accepted(),
             first_token_s,
             seconds,
             outcome,

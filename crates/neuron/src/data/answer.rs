@@ -14,6 +14,7 @@ use words::{Code, Error, Moment};
 use super::DataPlane;
 use crate::engine_thread::{CancelGuard, Message};
 use crate::models::ReadyModel;
+use crate::streams::{Ticket, Word};
 use service::gate::Admission;
 
 /// How often a silent answer shows a sign of life.
@@ -55,7 +56,7 @@ impl Account {
     fn token(&mut self) {
         let now = self.plane.clock.now();
         match self.last_token {
-            Some(last) => self.model.metrics.inter_token.observe(now.since(last).as_secs_f64()),
+            Some(last) => self.model.inter_token(now.since(last)),
             None => {
                 self.first_token = Some(now);
                 self.model.metrics.first_token.observe(now.since(self.arrived).as_secs_f64());
@@ -102,20 +103,40 @@ enum State {
     Over,
 }
 
+/// What an answer to a gateway has besides: clients never see private lines.
+pub(super) struct Inside {
+    /// The attempt's number.
+    pub(super) number: u32,
+    /// What the worker made of the request; out once it runs.
+    pub(super) meta: Option<Meta>,
+    /// Its place among the running requests; holds what cancels it.
+    pub(super) ticket: Ticket,
+}
+
+/// Where an answer begins.
+pub(super) struct Start {
+    /// For each choice whether its client has tokens of it, and with them its role event.
+    pub(super) begun: Vec<bool>,
+    /// What an earlier attempt said of its cache: the usage repeats it.
+    pub(super) cached: Option<u32>,
+}
+
 /// The answer. Dropping it cancels the request, gives its admission back and ends its account, in this order.
 pub(super) struct Answer {
     events: mpsc::Receiver<Message>,
     form: Form,
-    /// The attempt's number when a gateway reads; clients never see private lines.
-    attempt: Option<u32>,
-    meta: Option<Meta>,
-    resumed: bool,
+    inside: Option<Inside>,
+    start: Start,
     /// Status 200 is out, so failures become events.
     committed: bool,
     state: State,
     ticker: Interval,
+    /// Something was said since the ticker's last turn.
+    spoke: bool,
+    /// The engine's turns at the ticker's last turn.
+    turns: u64,
     account: Account,
-    _cancel: CancelGuard,
+    _cancel: Option<CancelGuard>,
     _admission: Admission,
 }
 
@@ -127,29 +148,37 @@ fn reason(finish: FinishReason) -> &'static str {
     }
 }
 
+/// Waits for a word to a gateway's request; other requests get none.
+async fn told(inside: &mut Option<Inside>) -> Word {
+    match inside {
+        Some(inside) => inside.ticket.told().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Answer {
-    #[allow(clippy::too_many_arguments)]
+    /// Begins. `cancel` is for requests whose ticket does not hold it.
     pub(super) fn new(
         events: mpsc::Receiver<Message>,
-        cancel: CancelGuard,
+        cancel: Option<CancelGuard>,
         admission: Admission,
         account: Account,
         form: Form,
-        attempt: Option<u32>,
-        meta: Meta,
-        resumed: bool,
+        inside: Option<Inside>,
+        start: Start,
     ) -> Self {
         let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Answer {
             events,
             form,
-            attempt,
-            meta: Some(meta),
-            resumed,
-            committed: attempt.is_some(),
+            committed: inside.is_some(),
+            inside,
+            start,
             state: State::Waiting,
             ticker,
+            spoke: false,
+            turns: account.model.engine.turns(),
             account,
             _cancel: cancel,
             _admission: admission,
@@ -184,15 +213,20 @@ impl Answer {
             if let State::Over = self.state {
                 return None;
             }
-            if let Some(meta) = self.meta.take_if(|_| self.attempt.is_some()) {
-                return Some(Line::Meta(Box::new(meta)).event());
-            }
             tokio::select! {
                 biased;
                 message = self.events.recv() => match self.take(message) {
                     Ok(Some(bytes)) => return Some(bytes),
                     Ok(None) => {}
                     Err(error) => return Some(self.fail(&error)),
+                },
+                word = told(&mut self.inside) => match word {
+                    Word::Offered => return Some(Line::Offer.event()),
+                    Word::Orphaned => {
+                        self.ended(Error::new(Code::ClientClosed, "the gateway's session is lost"));
+                        return None;
+                    }
+                    Word::GoOn => {}
                 },
                 _ = self.ticker.tick() => {
                     if let Some(sign) = self.sign_of_life() {
@@ -216,9 +250,16 @@ impl Answer {
         }
     }
 
+    /// Shows life while nothing else does. To a gateway only as long as the engine makes its turns: it judges this
+    /// worker by them.
     fn sign_of_life(&mut self) -> Option<Bytes> {
-        match (&self.state, self.attempt) {
-            (State::Waiting, Some(_)) => {
+        let turns = self.account.model.engine.turns();
+        let alive = std::mem::replace(&mut self.turns, turns) != turns;
+        if std::mem::take(&mut self.spoke) {
+            return None;
+        }
+        match (&self.state, &self.inside) {
+            (State::Waiting | State::Flowing, Some(_)) if alive => {
                 let load = self.account.model.engine.load();
                 let text = format!("waiting running={} queued={}", load.running, load.waiting);
                 Some(Line::Progress(text).event())
@@ -240,7 +281,11 @@ impl Answer {
             }
         };
         match event {
-            EventKind::Started => Ok(None),
+            EventKind::Started { cached } => {
+                let meta = self.inside.as_mut().and_then(|inside| inside.meta.take());
+                let cached = self.start.cached.unwrap_or(cached as u32);
+                Ok(meta.map(|meta| Line::Meta(Box::new(Meta { cached, ..meta })).event()))
+            }
             EventKind::Resumed { choice, text, finish } => {
                 self.fold(choice, &text, finish);
                 Ok(None)
@@ -278,13 +323,15 @@ impl Answer {
     }
 
     fn token(&mut self, choice: u32, index: u32, id: u32, text: &str, finish: Option<FinishReason>) -> Option<Bytes> {
-        let first = matches!(self.state, State::Waiting);
         self.state = State::Flowing;
+        self.spoke = true;
         self.fold(choice, text, finish);
         let mut public = Vec::with_capacity(3);
         if let Form::Stream(encoder) = &self.form {
-            // A resume's client has its role event already.
-            if first && !self.resumed {
+            // The client of a resume may have the role event already.
+            if let Some(begun) = self.start.begun.get_mut(choice as usize)
+                && !std::mem::replace(begun, true)
+            {
                 public.push(encoder.role(choice));
             }
             if !text.is_empty() {
@@ -294,8 +341,8 @@ impl Answer {
                 public.push(encoder.finish(choice, reason(finish)));
             }
         }
-        let private = self.attempt.map(|attempt| Line::Tokens {
-            attempt,
+        let private = self.inside.as_ref().map(|inside| Line::Tokens {
+            attempt: inside.number,
             choice,
             index,
             ids: vec![id],
@@ -308,9 +355,9 @@ impl Answer {
         let usage = wire::Usage {
             prompt: usage.prompt_tokens as u32,
             completion: usage.completion_tokens as u32,
-            cached: usage.cached_tokens as u32,
+            cached: self.start.cached.unwrap_or(usage.cached_tokens as u32),
         };
-        let private = self.attempt.map(|_| Line::Usage(usage));
+        let private = self.inside.as_ref().map(|_| Line::Usage(usage));
         let public = match &self.form {
             Form::Stream(encoder) => {
                 let done = Bytes::from_static(DONE_EVENT);
@@ -318,7 +365,7 @@ impl Answer {
             }
             Form::Whole(folder) => {
                 let json = folder.done(usage);
-                vec![if self.attempt.is_some() { data_event(&json) } else { json.into() }]
+                vec![if self.inside.is_some() { data_event(&json) } else { json.into() }]
             }
         };
         with_private(private.as_slice(), &public)
@@ -327,7 +374,7 @@ impl Answer {
     /// Turns a failure into the last bytes: a private refusal for a gateway, an error event for a client.
     fn fail(&mut self, error: &Error) -> Bytes {
         super::errors::log(error);
-        match self.attempt {
+        match self.inside {
             Some(_) => Line::Refusal(error.into()).event(),
             None => error_event(error),
         }

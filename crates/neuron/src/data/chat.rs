@@ -13,9 +13,9 @@ use rand::Rng;
 use wire::chat::{ChatRequest, Tier};
 use wire::private::{self, Meta};
 use wire::{ChatEncoder, Folder, HTTP_SSE_CONTENT_TYPE, Identity};
-use words::{Code, Error, Fingerprint};
+use words::{Code, Error, Fingerprint, GatewayId, RolloutId};
 
-use super::answer::{Account, Answer, Form};
+use super::answer::{Account, Answer, Form, Inside, Start};
 use super::{DataPlane, HttpError};
 use crate::models::ReadyModel;
 use crate::sampling;
@@ -28,6 +28,10 @@ struct Private {
     id: String,
     created: u64,
     request_id: String,
+    /// Which gateway asks.
+    gateway: Option<GatewayId>,
+    /// The rollout whose canary it is.
+    canary: Option<RolloutId>,
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -46,6 +50,8 @@ impl Private {
             id: named(private::COMPLETION_ID_HEADER).unwrap_or_else(|| format!("chatcmpl-{random:032x}")),
             created: number(private::CREATED_HEADER).unwrap_or_else(|| plane.clock.unix_seconds()),
             request_id: named(private::REQUEST_ID_HEADER).unwrap_or_else(|| format!("req-{random:032x}")),
+            gateway: named(private::GATEWAY_HEADER).and_then(|name| GatewayId::new(name).ok()),
+            canary: named(private::CANARY_HEADER).and_then(|name| RolloutId::new(name).ok()),
         }
     }
 }
@@ -86,7 +92,11 @@ pub(super) async fn complete(
 async fn admit(plane: &Arc<DataPlane>, headers: &HeaderMap, private: Private, body: Body) -> Result<Response, Error> {
     let arrived = plane.clock.now();
     let draining = || Error::new(Code::Draining, "this worker is draining and takes no new requests");
-    let admission = plane.gate.enter().ok_or_else(draining)?;
+    let admission = match &private.canary {
+        Some(rollout) => plane.gate.enter_canary(rollout),
+        None => plane.gate.enter(),
+    };
+    let admission = admission.ok_or_else(draining)?;
     check_media_type(headers)?;
     let bytes = read_body(plane, body).await?;
     let request = ChatRequest::parse(&bytes)?;
@@ -111,9 +121,18 @@ async fn admit(plane: &Arc<DataPlane>, headers: &HeaderMap, private: Private, bo
         sampling: resolved,
         continue_fingerprint: model.continue_fingerprint,
         exact_fingerprint: model.exact_fingerprint,
+        cached: 0,
     };
-    let choices = starts(&request, &meta)?;
-    let resumed = request.resume.is_some();
+    let choices = starts(&request, &meta, plane.options.scheduler.max_choices)?;
+    let start = Start {
+        begun: choices.iter().map(|choice| !choice.accepted.is_empty()).collect(),
+        cached: request.resume.as_ref().map(|resume| resume.meta.cached),
+    };
+    let class = match request.tier {
+        Tier::Priority => Priority::High,
+        Tier::Default => Priority::Normal,
+        Tier::Flex => Priority::Low,
+    };
     let submission = Submission {
         request: model.request_key(),
         prompt: prompt.into(),
@@ -121,25 +140,31 @@ async fn admit(plane: &Arc<DataPlane>, headers: &HeaderMap, private: Private, bo
         sampling: sampling::scheduled(&resolved),
         max_tokens: resolved.max_tokens as usize,
         stop: Arc::new(StopRules { strings: request.stop.clone(), tokens: model.end_tokens.clone() }),
-        priority: match request.tier {
-            Tier::Priority => Priority::High,
-            Tier::Default => Priority::Normal,
-            Tier::Flex => Priority::Low,
-        },
+        // A client in the middle of its answer comes before one that has none.
+        priority: class.raised(usize::from(request.resume.is_some())),
         deadline: Some(arrived + Duration::from_secs(plane.options.scheduler.max_request_s)),
         salt: request.cache_salt.as_ref().map_or([0; 32], |salt| *blake3::hash(salt.as_bytes()).as_bytes()),
     };
     model.metrics.prompt_tokens.inc_by(u64::from(meta.prompt_tokens));
-    let (events, guard) = model.engine.submit(submission, plane.options.data.event_queue);
+    let wanted = submission.choices.len();
+    let (events, guard) = model.engine.submit(submission, meta.prompt_hash, plane.options.data.event_queue);
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
     let form = if request.stream {
         Form::Stream(ChatEncoder::new(identity, request.include_usage))
     } else {
-        Form::Whole(Folder::new(identity, 1))
+        Form::Whole(Folder::new(identity, wanted))
     };
     let account = Account::new(plane.clone(), model, private.request_id, arrived, request.stream);
-    let answer = Answer::new(events, guard, admission, account, form, private.attempt, meta, resumed);
-    respond(plane, answer, request.stream, private.attempt.is_some()).await
+    let (guard, inside) = match (private.attempt, private.gateway) {
+        (Some(number), Some(gateway)) => {
+            let ticket = plane.streams.enter(gateway, Some(guard));
+            (None, Some(Inside { number, meta: Some(meta), ticket }))
+        }
+        _ => (Some(guard), None),
+    };
+    let private = inside.is_some();
+    let answer = Answer::new(events, guard, admission, account, form, inside, start);
+    respond(plane, answer, request.stream, private).await
 }
 
 /// Renders and tokenises off the runtime: a long prompt takes milliseconds of pure computing.
@@ -156,14 +181,18 @@ fn hash_of(prompt: &[u32]) -> Fingerprint {
 }
 
 /// Returns where each choice begins; a resume must agree with what this worker makes of the request.
-fn starts(request: &ChatRequest, meta: &Meta) -> Result<Vec<ChoiceStart>, Error> {
-    let Some(resume) = &request.resume else { return Ok(vec![ChoiceStart::default()]) };
+fn starts(request: &ChatRequest, meta: &Meta, most: usize) -> Result<Vec<ChoiceStart>, Error> {
+    let wanted = request.choices as usize;
+    if wanted > most {
+        return Err(Error::invalid("n", format!("'n' may be {most} at most on this worker, it is {wanted}")));
+    }
+    let Some(resume) = &request.resume else { return Ok(vec![ChoiceStart::default(); wanted]) };
     let theirs = &resume.meta;
     let same = theirs.prompt_hash == meta.prompt_hash
         && theirs.prompt_tokens == meta.prompt_tokens
         && theirs.sampling == meta.sampling
         && theirs.continue_fingerprint == meta.continue_fingerprint;
-    if !same || resume.choices.len() != 1 {
+    if !same || resume.choices.len() != wanted {
         let message = "this worker would not generate what the earlier attempt did";
         return Err(Error::new(Code::ResumeMismatch, message));
     }

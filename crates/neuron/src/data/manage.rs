@@ -42,8 +42,8 @@ pub(super) async fn list(State(plane): Plane) -> Json<Vec<ModelStatus>> {
     let loads = plane.models.loads();
     let mut statuses = plane.models.statuses();
     for status in &mut statuses {
-        if let Some((_, load)) = loads.iter().find(|(id, _)| *id == status.id) {
-            status.load = *load;
+        if let Some((_, load, p99)) = loads.iter().find(|(id, ..)| *id == status.id) {
+            (status.load, status.inter_token_p99_ms) = (*load, *p99);
         }
     }
     Json(statuses)

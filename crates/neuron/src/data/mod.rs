@@ -27,8 +27,8 @@ use service::gate::Gate;
 pub(crate) struct DataPlane {
     pub(crate) models: Models,
     pub(crate) gate: Gate,
-    pub(crate) publisher: Publisher,
     pub(crate) streams: Streams,
+    pub(crate) publisher: Publisher,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
     pub(crate) options: Options,

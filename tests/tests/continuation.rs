@@ -1,0 +1,195 @@
+//! A stream outlives the worker under it, byte for byte: cut at every position, in every way.
+//!
+//! `CORTEX_CUT_PROMPTS` sets how many prompts are cut at all positions (20 by default).
+#![allow(clippy::unwrap_used)]
+
+use fleet_tests::{Answer, Client, Cut, Rig, chat_body};
+use serde_json::{Value, json};
+
+fn worker(model: neuron::options::ModelEntry) -> neuron::options::Options {
+    let mut options = neuron::options::Options { default_models: vec![model], ..Default::default() };
+    options.harness.candle.kv_cache_mib = 32;
+    options.harness.candle.threads = 1;
+    options
+}
+
+fn fake() -> neuron::options::ModelEntry {
+    neuron::options::ModelEntry { id: "m".into(), harness: Some("fake".into()), ..Default::default() }
+}
+
+/// What a client got, without what differs between any two requests: ids, times, keep-alives.
+fn bytes(answer: &Answer) -> String {
+    let mut text = answer.raw.replace(": keep-alive\n\n", "");
+    for (key, end) in [("\"id\":\"", '"'), ("\"created\":", ',')] {
+        let mut fresh = String::new();
+        for (i, part) in text.split(key).enumerate() {
+            fresh.push_str(if i == 0 { part } else { key });
+            fresh.push_str(if i == 0 { "" } else { &part[part.find(end).unwrap()..] });
+        }
+        text = fresh;
+    }
+    text
+}
+
+/// The events of each choice by themselves: which choice's event comes first is chance.
+fn by_choice(answer: &Answer) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for event in bytes(answer).split_inclusive("\n\n") {
+        let index = event.find("\"index\":").map_or(0, |at| {
+            let digits: String = event[at + 8..].chars().take_while(char::is_ascii_digit).collect();
+            digits.parse::<usize>().unwrap() + 1
+        });
+        parts.resize(parts.len().max(index + 1), String::new());
+        parts[index].push_str(event);
+    }
+    parts
+}
+
+/// Prompts are computed anew in each request: what a cache holds differs between a first time and a second.
+fn request(model: &str, prompt: &str, max_tokens: u32, more: Value) -> Value {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let salt = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let mut body = chat_body(model, prompt, max_tokens);
+    body["stream_options"] = json!({"include_usage": true});
+    body["cache_salt"] = json!(format!("salt {salt}"));
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+/// Cuts one answer at every mark, and says how many cuts were made; each must leave it byte-equal to the uncut one.
+async fn cut_everywhere(rig: &Rig, client: &Client, body: &dyn Fn() -> Value) -> usize {
+    rig.arm([]);
+    let whole = client.stream(&body(), |_| {}).await.unwrap();
+    assert!(whole.whole(), "{whole:?}");
+    let wanted = by_choice(&whole);
+    let mut made = 0;
+    // At the mark, inside its line, inside its event's data, just before its end.
+    for mark in 0.. {
+        let cut = Cut { mark, bytes: [0, 9, 60, 25][mark % 4] };
+        rig.arm([cut]);
+        let answer = client.stream(&body(), |_| {}).await.unwrap();
+        assert_eq!(by_choice(&answer), wanted, "{cut:?}");
+        match rig.cuts_made() {
+            0 => break,
+            cuts => made += cuts,
+        }
+    }
+    made
+}
+
+fn prompts() -> usize {
+    std::env::var("CORTEX_CUT_PROMPTS").ok().and_then(|count| count.parse().ok()).unwrap_or(20)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_cut_at_any_token_is_the_uncut_stream() {
+    let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();
+    let client = Client::new(&rig.api).unwrap();
+    let mut made = 0;
+    for i in 0..prompts() {
+        let more = match i % 4 {
+            0 => json!({}),
+            1 => json!({"temperature": 1.0, "seed": i}),
+            // The fake engine's letters make such stops half matched again and again, and some whole.
+            2 => json!({"stop": ["abcde", "e", "é"]}),
+            _ => json!({"n": 2}),
+        };
+        made += cut_everywhere(&rig, &client, &|| request("m", &format!("prompt {i}"), 14, more.clone())).await;
+    }
+    eprintln!("{made} cuts of {} prompts", prompts());
+    assert!(made > prompts() * 8, "{made} cuts are too few");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_in_one_json_survives_cuts_too() {
+    let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();
+    let client = Client::new(&rig.api).unwrap();
+    let ask = async || {
+        let body = request("m", "whole", 12, json!({"stream": false, "stream_options": null, "n": 3}));
+        let (status, mut answer) = client.json(&body).await.unwrap();
+        assert_eq!(status, 200, "{answer}");
+        (answer["id"], answer["created"]) = (json!(0), json!(0));
+        answer
+    };
+    let whole = ask().await;
+    assert_eq!(whole["choices"].as_array().unwrap().len(), 3);
+    for mark in 0..38 {
+        rig.arm([Cut { mark, bytes: 9 }]);
+        assert_eq!(ask().await, whole, "cut at {mark}");
+        assert_eq!(rig.cuts_made(), usize::from(mark < 37), "cut at {mark}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_crashes_are_survived_the_ninth_is_not_and_a_failure_is_never_done() {
+    let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();
+    let client = Client::new(&rig.api).unwrap();
+    let body = || request("m", "again and again", 60, json!({}));
+    let whole = client.stream(&body(), |_| {}).await.unwrap();
+    rig.arm(vec![Cut { mark: 3, bytes: 9 }; 8]);
+    let answer = client.stream(&body(), |_| {}).await.unwrap();
+    assert_eq!((bytes(&answer), rig.cuts_made()), (bytes(&whole), 8));
+    rig.arm(vec![Cut { mark: 3, bytes: 9 }; 9]);
+    let answer = client.stream(&body(), |_| {}).await.unwrap();
+    assert_eq!(rig.cuts_made(), 9);
+    assert!(!answer.done && answer.finish.is_none(), "{answer:?}");
+    assert_eq!(answer.error.unwrap()["code"], "upstream_failed");
+    assert!(whole.text.starts_with(&answer.text));
+    // Nine times three tokens of a byte each; a character that the last cut left half is not shown.
+    assert!((26..=27).contains(&answer.text.len()), "{}", answer.text.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_crashes_without_a_new_token_end_the_request_and_harm_nobody_else() {
+    let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();
+    let client = Client::new(&rig.api).unwrap();
+    rig.arm([Cut { mark: 5, bytes: 0 }, Cut { mark: 0, bytes: 0 }]);
+    let answer = client.stream(&request("m", "poison", 20, json!({})), |_| {}).await.unwrap();
+    assert_eq!(answer.error.unwrap()["code"], "request_crashes_workers");
+    assert!(!answer.done);
+    // No worker left a breadcrumb, so the request is not refused when it comes again.
+    rig.arm([]);
+    assert!(client.stream(&request("m", "poison", 20, json!({})), |_| {}).await.unwrap().whole());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_an_equal_worker_a_stream_ends_with_words_after_its_patience() {
+    let mut other = worker(fake());
+    other.harness.fake.context_length = 4096;
+    let mut gateway = cortex::options::Options::default();
+    gateway.proxy.continue_wait_ms = 300;
+    let rig = Rig::start(&[worker(fake()), other], gateway).await.unwrap();
+    let client = Client::new(&rig.api).unwrap();
+    // Both workers are asked in turn; whichever it is, it comes back itself, for nothing is wrong with it.
+    rig.arm([Cut { mark: 5, bytes: 0 }]);
+    let answer = client.stream(&request("m", "alone", 20, json!({})), |_| {}).await.unwrap();
+    assert!(answer.whole(), "the same worker goes on: {answer:?}");
+}
+
+/// The trained model's kernels give the same bits whatever the batch, so its streams continue byte for byte.
+#[cfg(feature = "candle")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_the_real_engine_cut_at_any_token_is_the_uncut_stream() {
+    let home = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/demo-model");
+    let model = |file: &str| neuron::options::ModelEntry {
+        id: "demo".into(),
+        path: Some(format!("{home}/{file}").into()),
+        ..Default::default()
+    };
+    let questions: Vec<Value> =
+        serde_json::from_str(&std::fs::read_to_string(format!("{home}/questions.json")).unwrap()).unwrap();
+    for file in ["demo-f16.gguf", "demo-q8_0.gguf"] {
+        let rig = Rig::start(&[worker(model(file)), worker(model(file))], Default::default()).await.unwrap();
+        let client = Client::new(&rig.api).unwrap();
+        let mut made = 0;
+        for (i, question) in questions.iter().take(prompts().div_ceil(5)).enumerate() {
+            let question = question["question"].as_str().unwrap();
+            let more = if i % 2 == 0 { json!({}) } else { json!({"temperature": 1.5, "seed": i}) };
+            // Every third one goes on to its own end token.
+            let most = if i % 3 == 0 { 120 } else { 24 };
+            made += cut_everywhere(&rig, &client, &|| request("demo", question, most, more.clone())).await;
+        }
+        eprintln!("{file}: {made} cuts");
+        assert!(made > 20, "{made} cuts are too few");
+    }
+}

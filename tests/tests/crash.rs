@@ -1,0 +1,116 @@
+//! Workers that are killed or frozen under running streams, as real processes: clients see nothing of it.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use fleet_tests::{Answer, Client, Fleet, Gateway, Neuron, chat_body, fake_answer, programs};
+use rustix::process::Signal;
+
+fn fleet() -> Fleet {
+    Fleet::new(programs(env!("CARGO_BIN_EXE_test-cortex"), env!("CARGO_BIN_EXE_test-neuron"))).unwrap()
+}
+
+fn fake(step_ms: u32) -> String {
+    format!("[[default_models]]\nid = \"m\"\nharness = \"fake\"\n[harness.fake]\nstep_ms = {step_ms}\n")
+}
+
+async fn three(fleet: &Fleet, step_ms: u32) -> (Vec<Neuron>, Gateway) {
+    let mut neurons = Vec::new();
+    for name in ["a", "b", "c"] {
+        neurons.push(fleet.neuron(name, &fake(step_ms)).await.unwrap());
+    }
+    let controls: Vec<&str> = neurons.iter().map(|neuron| neuron.control.as_str()).collect();
+    let gateway = fleet.gateway(&controls, "").await.unwrap();
+    (neurons, gateway)
+}
+
+/// Returns the worker that runs the most requests.
+async fn busiest(fleet: &Fleet, neurons: &[Neuron]) -> usize {
+    let mut most = (0.0, 0);
+    for (i, neuron) in neurons.iter().enumerate() {
+        let base = format!("http://{}", neuron.control);
+        // A worker that was killed has no metrics any more.
+        let running = fleet.metric(&base, "neuron_num_requests_running", &[]).await.unwrap_or(0.0);
+        if running > most.0 {
+            most = (running, i);
+        }
+    }
+    assert!(most.0 > 0.0, "nobody runs anything");
+    most.1
+}
+
+fn check(prompt: &str, tokens: u32, answer: &Answer) {
+    assert!(answer.whole(), "{answer:?}");
+    assert_eq!(answer.text, fake_answer(prompt, tokens), "{prompt}");
+    assert_eq!(answer.raw.matches("\"role\":\"assistant\"").count(), 1);
+    assert_eq!(answer.raw.matches("[DONE]").count(), 1);
+    assert!(!answer.raw.contains(":cx"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_in_the_middle_of_streams_is_not_seen_by_their_clients() {
+    let fleet = fleet();
+    let (mut neurons, gateway) = three(&fleet, 10).await;
+    let client = Client::new(&gateway.api).unwrap();
+    let asked: Vec<_> =
+        (0..9).map(|i| tokio::spawn(client.stream_owned(chat_body("m", &format!("kill {i}"), 200)))).collect();
+    let begun = Instant::now();
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let victim = busiest(&fleet, &neurons).await;
+        neurons[victim].process.kill().unwrap();
+    }
+    for (i, answer) in futures_util::future::join_all(asked).await.into_iter().enumerate() {
+        check(&format!("kill {i}"), 200, &answer.unwrap().unwrap());
+    }
+    let continued = fleet.metric(&gateway.admin, "cortex_continuations_total", &[]).await.unwrap();
+    let gap = fleet.metric(&gateway.admin, "cortex_continuation_gap_seconds_sum", &[]).await.unwrap();
+    eprintln!("{continued} continuations in {:?}; mean gap {:.1} ms", begun.elapsed(), gap / continued * 1000.0);
+    assert!(continued >= 3.0, "{continued} streams went on elsewhere");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_worker_is_left_after_three_seconds_and_its_streams_go_on() {
+    let fleet = fleet();
+    let (neurons, gateway) = three(&fleet, 10).await;
+    let client = Client::new(&gateway.api).unwrap();
+    let asked: Vec<_> =
+        (0..6).map(|i| tokio::spawn(client.stream_owned(chat_body("m", &format!("freeze {i}"), 150)))).collect();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let frozen = busiest(&fleet, &neurons).await;
+    neurons[frozen].process.signal(Signal::STOP).unwrap();
+    let begun = Instant::now();
+    for (i, answer) in futures_util::future::join_all(asked).await.into_iter().enumerate() {
+        check(&format!("freeze {i}"), 150, &answer.unwrap().unwrap());
+    }
+    eprintln!("all streams whole {:?} after the freeze", begun.elapsed());
+    let continued = fleet.metric(&gateway.admin, "cortex_continuations_total", &["upstream_timeout"]).await.unwrap();
+    assert!(continued >= 1.0, "nothing ran on the frozen worker");
+    neurons[frozen].process.signal(Signal::CONT).unwrap();
+    // Thawed, it serves again, and what it still had of the old streams reaches nobody.
+    let body = chat_body("m", "after the thaw", 20);
+    check("after the thaw", 20, &client.stream(&body, |_| {}).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_names_what_it_ran_and_the_next_life_says_so() {
+    let fleet = fleet();
+    let state = fleet.folder().join("state");
+    let config = format!("{}\n[node]\nid = \"a\"\nstate_dir = {state:?}\n", fake(20));
+    let port = fleet_tests::free_port().unwrap();
+    let mut first = fleet.neuron_with_node(port, &config).unwrap();
+    fleet.until_ok(&format!("http://{}/readyz", first.control), &first.process).await.unwrap();
+    let gateway = fleet.gateway(&[&first.control], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let asked = tokio::spawn(client.stream_owned(chat_body("m", "crumbs", 60)));
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    first.process.kill().unwrap();
+    let second = fleet.neuron_with_node(port, &config).unwrap();
+    check("crumbs", 60, &asked.await.unwrap().unwrap());
+    let status: serde_json::Value =
+        reqwest::get(format!("{}/api/status", gateway.admin)).await.unwrap().json().await.unwrap();
+    let status = &status["nodes"][0]["status"];
+    assert_eq!(status["crumbs"].as_array().unwrap().len(), 1, "{status}");
+    assert_eq!(status["incarnation"]["counter"], 2);
+    assert!(second.process.log().contains("the life before this one crashed"));
+}
