@@ -336,7 +336,7 @@ impl Life {
         Ok(())
     }
 
-    async fn persist(&self, record: &Record) -> Result<(), Error> {
+    async fn persist(&mut self, record: &Record) -> Result<(), Error> {
         let Some(dir) = &self.parts.state_dir else { return Ok(()) };
         dir.write_record(record).await.map_err(|error| {
             let path = dir.path().display();
