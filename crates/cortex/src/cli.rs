@@ -32,6 +32,8 @@ enum Command {
     Serve(ConfigArgs),
     /// Show the fleet as a running gateway sees it.
     Status(StatusArgs),
+    /// Restart the fleet node by node, without taking a model away.
+    Rollout(crate::rollout::RolloutArgs),
     /// Ask a model a question and print the answer as it comes.
     Chat(ChatArgs),
     /// Print what there is to know about the configuration.
@@ -75,6 +77,7 @@ pub fn main() -> ExitCode {
             run("cortex", &log, serve(options), code_of)
         }),
         Command::Status(args) => Ok(run("cortex", &quiet(), status(args), |_| exit::FAILURE)),
+        Command::Rollout(args) => Ok(run("cortex", &quiet(), crate::rollout::run(args), |_| exit::FAILURE)),
         Command::Chat(args) => Ok(run("cortex", &quiet(), chat(args), |_| exit::FAILURE)),
         Command::Config { what } => {
             print!("{}", document::<Options>("cortex", what));

@@ -28,6 +28,7 @@ use crate::front::Front;
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::proxy::{BoxBody, Proxy, full, upstream};
+use crate::rollout;
 
 /// What a gateway takes from its surroundings.
 pub struct Surroundings {
@@ -60,6 +61,9 @@ pub enum GatewayError {
     /// The gateway's name is none.
     #[error("fleet.gateway_id: {0}")]
     Name(#[from] words::IdError),
+    /// The client for canaries can't be made.
+    #[error("rollouts: {0}")]
+    Rollouts(#[from] reqwest::Error),
     /// A metric could not be registered: a fault of ours.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricsError),
@@ -125,7 +129,10 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         clock,
         gateway: gateway.clone(),
     };
-    let service = TowerToHyperService::new(router(Arc::new(admin)));
+    let rollouts =
+        rollout::Surroundings { fleet: &fleet, clock, gateway: &gateway, token: &token, registry: &registry };
+    let (rollout_routes, rollouts) = rollout::start(options.rollout.store.as_deref(), rollouts)?;
+    let service = TowerToHyperService::new(router(Arc::new(admin)).merge(rollout_routes));
     let admin_metrics = ServerMetrics::register(&registry, "cortex_admin")?;
     let admin = Server::start(around.admin, &options.admin.server, service, admin_metrics).map_err(|source| {
         GatewayError::Bind { what: "the admin port", address: options.admin.bind.to_string(), source }
@@ -182,6 +189,9 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     let _deadman = deadman::arm(total + SHUTDOWN_MAX * 2, exit::WEDGED).ok();
     around.notifier.stopping();
     readiness.set("draining");
+    if let Some(rollouts) = rollouts {
+        rollouts.stop().await;
+    }
     let cut = drain(&options, clock, &gate, &api, &mut around.signals, &around.notifier, &cut).await;
     let report = api.stop(tokio::time::Instant::now() + SHUTDOWN_MAX).await;
     attached.shutdown().await;

@@ -17,5 +17,6 @@ pub mod gateway;
 mod metrics;
 pub mod options;
 mod proxy;
+mod rollout;
 
 pub use cli::main;

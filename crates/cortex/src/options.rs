@@ -26,6 +26,8 @@ pub struct Options {
     pub fleet: FleetOptions,
     /// How the gateway leaves.
     pub drain: DrainOptions,
+    /// How the fleet is restarted, node by node.
+    pub rollout: RolloutOptions,
     /// The workers.
     pub neurons: Vec<NeuronEntry>,
     /// What is logged.
@@ -157,6 +159,15 @@ impl Default for FleetOptions {
     fn default() -> Self {
         FleetOptions { gateway_id: None, token_file: None, poll_ms: 10_000, ready_after_ms: 3_000 }
     }
+}
+
+/// How the fleet is restarted, node by node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RolloutOptions {
+    /// A file for the progress of rollouts, made when it is not there; the gateways of one host share it, so that one
+    /// goes on where another ended. It must not lie on a network file system. Without it there are no rollouts.
+    pub store: Option<PathBuf>,
 }
 
 /// How the gateway leaves. The whole exit takes at most `settle_ms` or `deadline_s`, whichever is longer, plus

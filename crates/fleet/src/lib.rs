@@ -5,6 +5,7 @@ mod budget;
 mod journey;
 mod patience;
 mod quarantine;
+pub mod rollout;
 mod route;
 mod view;
 

@@ -1,0 +1,86 @@
+//! A rollout on paper: in which waves it would go, and what stands in its way.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use words::{Code, Error, ModelId, NodeId};
+
+use super::capacity::{Blocker, Capacity, ready_models};
+use super::plan::World;
+use super::policy::{MaxUnavailable, Policy};
+
+/// Nodes that would be away together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Wave {
+    /// Which.
+    pub nodes: Vec<NodeId>,
+    /// Each of their models, with the fewest replicas that any live gateway would keep.
+    pub left: Vec<(ModelId, u32)>,
+}
+
+/// Plays the whole rollout on the view as it is, as if every node came back as it was.
+///
+/// # Errors
+/// `InvalidRequest` for a policy that makes no sense; `Conflict` when the rollout would not end, with each node that
+/// can't go and why.
+pub fn rehearse(policy: &Policy, world: &World<'_>) -> Result<Vec<Wave>, Error> {
+    check(policy)?;
+    let mut pending: Vec<&NodeId> = policy.targets.iter().collect();
+    let mut waves = Vec::new();
+    while !pending.is_empty() {
+        let mut capacity = Capacity { policy, world, away: BTreeSet::new() };
+        let mut blocked = Vec::new();
+        for id in &pending {
+            let blockers = capacity.blockers(id);
+            if blockers.is_empty() {
+                capacity.away.insert((*id).clone());
+            } else {
+                blocked.push((*id, blockers));
+            }
+        }
+        if capacity.away.is_empty() {
+            return Err(refusal(&blocked));
+        }
+        let nodes: Vec<NodeId> = pending.iter().filter(|id| capacity.away.contains(**id)).copied().cloned().collect();
+        pending.retain(|id| !capacity.away.contains(*id));
+        waves.push(Wave { left: left(&capacity, &nodes), nodes });
+    }
+    Ok(waves)
+}
+
+fn check(policy: &Policy) -> Result<(), Error> {
+    let mut seen = BTreeSet::new();
+    if policy.targets.is_empty() {
+        return Err(Error::invalid("order", "there is no node to restart"));
+    }
+    if let Some(twice) = policy.targets.iter().find(|id| !seen.insert(*id)) {
+        return Err(Error::invalid("order", format!("the node {twice} is there twice")));
+    }
+    match policy.max_unavailable {
+        MaxUnavailable::Count(0) | MaxUnavailable::Percent(0) => {
+            Err(Error::invalid("max_unavailable", "with no node allowed to be away nothing can be restarted"))
+        }
+        MaxUnavailable::Percent(101..) => Err(Error::invalid("max_unavailable", "a share is at most 100%")),
+        _ => Ok(()),
+    }
+}
+
+fn refusal(blocked: &[(&NodeId, Vec<Blocker>)]) -> Error {
+    let each = |(id, blockers): &(&NodeId, Vec<Blocker>)| {
+        let why: Vec<_> = blockers.iter().map(Blocker::to_string).collect();
+        format!("{id}: {}", why.join(", "))
+    };
+    let each: Vec<_> = blocked.iter().map(each).collect();
+    let dark = blocked.iter().flat_map(|(_, blockers)| blockers).any(|blocker| matches!(blocker, Blocker::Dark { .. }));
+    let hint = if dark { " (allow_dark permits a model to go dark)" } else { "" };
+    Error::new(Code::Conflict, format!("the rollout could not end; {}{hint}", each.join("; ")))
+}
+
+fn left(capacity: &Capacity<'_>, nodes: &[NodeId]) -> Vec<(ModelId, u32)> {
+    let statuses = capacity.world.view.nodes().filter_map(|(_, node)| node.status.as_ref());
+    let models: BTreeSet<&ModelId> =
+        statuses.filter(|status| nodes.contains(&status.node)).flat_map(ready_models).collect();
+    let gateways = capacity.live_gateways();
+    let fewest = |model: &ModelId| gateways.iter().map(|gateway| capacity.replicas(model, gateway, None)).min();
+    models.into_iter().map(|model| (model.clone(), fewest(model).unwrap_or(0))).collect()
+}

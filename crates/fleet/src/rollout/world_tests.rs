@@ -1,0 +1,157 @@
+//! RO1 and RO2 over random fleets, crashes, cordons, lost outcomes, stale views, late orders and new coordinators.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use words::{Intent, ModelId};
+
+use super::kit::{Kit, model_id};
+use super::{MaxUnavailable, Phase, rehearse};
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+const MODELS: [&str; 3] = ["m", "n", "o"];
+
+fn fleet(rng: &mut SmallRng) -> Kit {
+    let nodes = rng.random_range(2..=NAMES.len());
+    let models: Vec<Vec<&str>> =
+        (0..nodes).map(|_| MODELS.into_iter().filter(|_| rng.random_bool(0.7)).collect::<Vec<_>>()).collect();
+    let workers: Vec<(&str, &[&str])> = (0..nodes).map(|i| (NAMES[i], models[i].as_slice())).collect();
+    let max = rng.random_range(1..=2);
+    let floor = if rng.random_bool(0.2) { 2 } else { 1 };
+    Kit::new(&workers).policy(|policy| {
+        policy.max_unavailable = MaxUnavailable::Count(max);
+        policy.min_available.default = floor;
+        policy.health_for = Duration::from_secs(3);
+        policy.back_within = Duration::from_secs(40);
+        policy.blocked_max = Duration::from_secs(30);
+        policy.deadline_ms = Some(10_000);
+    })
+}
+
+/// RO1: what is missing below the floor is missing by faults, never by the rollout.
+fn check_floor(kit: &Kit, cordoned: &[bool], seed: u64) {
+    for model in MODELS.map(model_id) {
+        for gateway in &kit.gateways {
+            let has = |model: &ModelId| kit.workers.iter().filter(|worker| worker.has(model)).count();
+            let serving = kit.workers.iter().filter(|worker| worker.serves(&model, gateway)).count();
+            // By fault: crashed, or cordoned by an operator, or not seen by this gateway.
+            let faulty = |(i, worker): &(usize, &super::kit::Worker)| {
+                let detached = worker.back_at.is_none() && !worker.status.gateways.contains(gateway);
+                worker.has(&model) && (worker.crashed || cordoned[*i] || detached)
+            };
+            let faults = kit.workers.iter().enumerate().filter(faulty).count();
+            let floor = kit.rollout.policy.min_available.of(&model) as usize;
+            let wanted = floor.min(has(&model));
+            assert!(serving + faults >= wanted, "seed {seed}: {model} has {serving}, {faults} by fault: {kit:#?}");
+        }
+    }
+}
+
+fn run(seed: u64) -> &'static str {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let rng = &mut rng;
+    let mut kit = fleet(rng);
+    if rehearse(&kit.rollout.policy, &kit.world()).is_err() {
+        return "refused";
+    }
+    let mut cordoned = vec![false; kit.workers.len()];
+    for _ in 0..rng.random_range(0..800) {
+        let i = rng.random_range(0..kit.workers.len());
+        let now = kit.now;
+        match rng.random_range(0..400) {
+            0 | 1 => kit.workers[i].crash(now, Duration::from_secs(rng.random_range(1..60)), true),
+            2 => {
+                cordoned[i] = rng.random();
+                kit.cordon(i, if cordoned[i] { Intent::Cordon } else { Intent::None });
+                cordoned[i] = kit.workers[i].sticky == Intent::Cordon;
+            }
+            3 | 4 => drop(kit.unseen.insert(i)),
+            5..=12 => kit.unseen.clear(),
+            13 => kit.successor(),
+            14 | 15 => kit.lose_next = true,
+            16 => drop(kit.workers[i].status.gateways.pop_last()),
+            17..=20 => kit.workers[i].status.gateways = kit.gateways.clone(),
+            21 => {
+                // A coordinator stores its plan and stops before its step, which goes out later.
+                let plan = kit.plan();
+                kit.rollout = plan.rollout;
+                kit.late.extend(plan.steps.into_iter().next());
+                kit.successor();
+            }
+            22..=30 => {
+                if let Some(step) = kit.late.pop() {
+                    kit.perform(&step);
+                }
+            }
+            31 if matches!(kit.rollout.phase, Phase::Paused { .. }) => resume(&mut kit),
+            32 if rng.random_bool(0.2) => drop(kit.rollout.abort()),
+            33 => kit.workers[i].answer = "green".into(),
+            _ => {}
+        }
+        kit.tick();
+        check_floor(&kit, &cordoned, seed);
+    }
+    // The faults stop.
+    kit.unseen.clear();
+    kit.late.clear();
+    for i in 0..kit.workers.len() {
+        kit.cordon(i, Intent::None);
+        kit.workers[i].sticky = Intent::None;
+        if kit.workers[i].back_at.is_none() {
+            kit.workers[i].status.gateways = kit.gateways.clone();
+        }
+    }
+    let mut ended = "by itself";
+    for attempt in 0..6 {
+        kit.until(1000, |kit| kit.rollout.phase.over() || matches!(kit.rollout.phase, Phase::Paused { .. }));
+        if kit.rollout.phase.over() {
+            break;
+        }
+        assert!(attempt < 5, "seed {seed}: neither ends: {:#?}", kit.rollout);
+        if rng.random_bool(0.3) {
+            ended = "by abort";
+            kit.rollout.abort().unwrap();
+        } else {
+            ended = "by resume";
+            resume(&mut kit);
+        }
+    }
+    if kit.rollout.phase == Phase::Done {
+        let restarted = kit.workers.iter().all(|worker| worker.status.incarnation.counter >= 2);
+        assert!(restarted, "seed {seed}: a node was left out: {:#?}", kit.rollout);
+    }
+    if kit.rollout.phase == Phase::Aborted {
+        // What came back in time is open.
+        let held = kit.workers.iter().filter(|worker| worker.back_at.is_none() && worker.status.hold.is_some());
+        assert_eq!(held.count(), 0, "seed {seed}: {kit:#?}");
+    }
+    ended
+}
+
+fn resume(kit: &mut Kit) {
+    let mut rollout = kit.rollout.clone();
+    rollout.resume(&kit.world()).unwrap();
+    kit.rollout = rollout;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+    #[test]
+    fn the_floor_holds_and_every_rollout_ends(seed: u64) {
+        run(seed);
+    }
+}
+
+#[test]
+fn random_rollouts_end_in_every_way() {
+    let mut ways = std::collections::BTreeMap::new();
+    for seed in 0..150 {
+        *ways.entry(run(seed)).or_insert(0) += 1;
+    }
+    for way in ["refused", "by itself", "by resume", "by abort"] {
+        assert!(ways.contains_key(way), "{ways:?}");
+    }
+}
