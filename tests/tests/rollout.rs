@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use fleet_tests::supervisor::{RestartRules, Supervised};
 use fleet_tests::{Answer, Client, Fleet, Gateway, chat_body, fake_answer, free_port, programs};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -419,4 +420,26 @@ async fn a_store_that_is_damaged_midway_stops_the_rollout_and_not_the_gateway() 
     assert_eq!(workers.starts()[1..], [1, 1], "nothing more is ordered");
     let ask = json!({ "model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4 });
     assert_eq!(Client::new(&gateway.api).unwrap().json(&ask).await.unwrap().0, 200);
+}
+
+#[tokio::test]
+async fn a_coordinator_that_was_stopped_for_long_wakes_up_without_a_say() {
+    let workers = Workers::three().await;
+    let mut gateways = vec![workers.gateway().await, workers.gateway().await];
+    workers.until_attached(&gateways[0], 2).await;
+    // Its permit for b would come just when it is stopped, at the latest.
+    begin(&gateways[0], json!({ "health_s": 2.0 })).await;
+    let shown = until(&gateways[0], "under way", |shown| states(shown)[0].1 == "opened").await;
+    let first = get(&format!("{}/api/status", gateways[0].admin)).await["gateway"] == shown["coordinator"];
+    let stopped = gateways.remove(usize::from(!first));
+    let other = gateways.remove(0);
+    stopped.process.signal(Signal::STOP).unwrap();
+    let taken_over = until(&other, "taken over", |now| now["rollout"]["lease_revision"] == 2).await;
+    assert_ne!(taken_over["coordinator"], shown["coordinator"]);
+    // It wakes up in the middle of the other's work.
+    until(&other, "at c", |shown| states(shown)[2].1 != "pending" || shown["rollout"]["phase"] != "running").await;
+    stopped.process.signal(Signal::CONT).unwrap();
+    let done = until_phase(&other, "done").await;
+    assert_eq!(done["rollout"]["lease_revision"], 2, "it did not take the lease back");
+    assert_eq!(workers.starts(), [2, 2, 2]);
 }

@@ -162,7 +162,7 @@ fn start(name: &str, nodes: &Arc<Nodes>, store: &Arc<Fragile>) -> Running {
     let registry = Registry::new();
     let clock = Clock::start();
     let addresses: Vec<String> = nodes.statuses.lock().unwrap().iter().map(|status| status.node.to_string()).collect();
-    let (fleet, reports) = fleet_task::spawn(&addresses, clock, Metrics::new(&registry).unwrap());
+    let (fleet, reports) = fleet_task::spawn(&addresses, clock, Metrics::new(&registry).unwrap(), Arc::default());
     let told = nodes.clone();
     tokio::spawn(async move {
         loop {

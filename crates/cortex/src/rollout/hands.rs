@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use fleet::rollout::{Outcome, Step};
 use service::token::Token;
-use wire::private::{CANARY_HEADER, ERROR_HEADER};
+use wire::EventSplitter;
+use wire::private::CANARY_HEADER;
 use words::{Canary, Code, Error, Retry, RolloutId};
 
 use crate::command::{release_hold, set_intent};
@@ -13,10 +14,10 @@ use crate::command::{release_hold, set_intent};
 /// Longest time to connect to a data plane.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// Longest time for a canary's answer.
-const CANARY_MAX: Duration = Duration::from_secs(30);
+const CANARY_MAX: Duration = Duration::from_secs(60);
 /// Most tokens of a canary's answer.
 const CANARY_TOKENS_MAX: u32 = 256;
-/// Most bytes of a canary's answer.
+/// Most bytes of one event of a canary's answer.
 const CANARY_BYTES_MAX: usize = 256 << 10;
 
 /// A step on its way.
@@ -85,10 +86,11 @@ impl Orders {
         taken.map_or_else(failed, |status| Outcome::Taken(Box::new(status)))
     }
 
+    /// Returns what the model says, up to the right answer where it comes.
     async fn ask(&self, data_address: &str, canary: &Canary, rollout: &RolloutId) -> Result<String, Error> {
         let body = serde_json::json!({
             "model": canary.model,
-            "stream": false,
+            "stream": true,
             "temperature": 0,
             "max_tokens": CANARY_TOKENS_MAX,
             "messages": [{ "role": "user", "content": canary.prompt }],
@@ -99,23 +101,43 @@ impl Orders {
         let url = format!("http://{data_address}/v1/chat/completions");
         let request = self.http.post(url).header(CANARY_HEADER, rollout.as_str()).json(&body);
         let mut response = request.send().await.map_err(lost)?;
-        let status = response.status();
-        let code = response.headers().get(ERROR_HEADER).and_then(|code| code.to_str().ok()).map(Code::from_text);
-        let mut answer = Vec::new();
+        if !response.status().is_success() {
+            let text = response.text().await.unwrap_or_default();
+            return Err(refusal(&serde_json::from_str(&text).unwrap_or_default()));
+        }
+        let (mut splitter, mut said) = (EventSplitter::new(CANARY_BYTES_MAX), String::new());
+        let long = |_| Error::new(Code::InvalidRequest, "the canary's answer is over the limit");
         while let Some(chunk) = response.chunk().await.map_err(lost)? {
-            if answer.len() + chunk.len() > CANARY_BYTES_MAX {
-                return Err(Error::new(Code::InvalidRequest, "the canary's answer is over the limit"));
+            let mut event = splitter.push(chunk);
+            loop {
+                let next = match event.take() {
+                    Some(event) => Some(event),
+                    None => splitter.next_event().map_err(long)?,
+                };
+                let Some(data) = next.as_ref().map(|event| event.strip_prefix(b"data: ").unwrap_or_default()) else {
+                    break;
+                };
+                if data.starts_with(b"[DONE]") {
+                    return Ok(said);
+                }
+                let chunk: serde_json::Value = serde_json::from_slice(data).unwrap_or_default();
+                if !chunk["error"].is_null() {
+                    return Err(refusal(&chunk));
+                }
+                said.push_str(chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
+                if said.contains(&canary.answer) {
+                    return Ok(said);
+                }
             }
-            answer.extend_from_slice(&chunk);
         }
-        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap_or_default();
-        if !status.is_success() {
-            // A code of a newer version is never retried.
-            let code = code.flatten().unwrap_or(Code::Internal);
-            return Err(Error::new(code, answer["error"]["message"].as_str().unwrap_or(status.as_str())));
-        }
-        Ok(answer["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_string())
+        Err(Error::new(Code::UpstreamFailed, "the worker broke off before the canary's answer was whole"))
     }
+}
+
+/// Reads an error's envelope; a code of a newer version is never retried.
+fn refusal(body: &serde_json::Value) -> Error {
+    let code = body["error"]["code"].as_str().and_then(Code::from_text).unwrap_or(Code::Internal);
+    Error::new(code, body["error"]["message"].as_str().unwrap_or("the worker refused without a word"))
 }
 
 /// What may pass is asked again; what nobody answers for may have been taken.

@@ -43,7 +43,7 @@ impl fmt::Display for Blocker {
         match self {
             Blocker::Unheard => f.write_str("it is not heard from"),
             Blocker::Conflicted => f.write_str("two live processes use its name"),
-            Blocker::Busy(state) => write!(f, "it is busy ({state:?})"),
+            Blocker::Busy(state) => write!(f, "it is busy ({})", in_words(*state)),
             Blocker::Dark { model, gateway, left: 0, .. } => {
                 write!(f, "the model '{model}' would go dark for gateway {gateway}")
             }
@@ -55,6 +55,20 @@ impl fmt::Display for Blocker {
                 write!(f, "at most {max} nodes may be out of service, and these are: {}", out.join(", "))
             }
         }
+    }
+}
+
+/// Returns a node's state as operators read it.
+pub(super) fn in_words(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Activating => "loading its models",
+        NodeState::Ready => "ready",
+        NodeState::Held => "held",
+        NodeState::Draining(_) => "draining",
+        NodeState::Drained => "drained",
+        NodeState::Unloading => "unloading",
+        NodeState::Stopped => "stopped",
+        NodeState::Unknown => "in a state of a newer version",
     }
 }
 

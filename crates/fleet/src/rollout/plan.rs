@@ -8,7 +8,7 @@ use words::{
     RolloutClaim,
 };
 
-use super::capacity::{Blocker, Capacity, find, fresh, ready_models, serving};
+use super::capacity::{Blocker, Capacity, find, fresh, in_words, ready_models, serving};
 use super::policy::{Before, NodeProgress, Phase, Policy, Progress, Reason, Rollout};
 use super::timers::{Timer, Timers};
 use crate::view::{FleetView, NodeView, Slot};
@@ -378,7 +378,7 @@ impl<'a> Look<'a> {
     fn not_back(&self) -> Seen {
         let detail = match self.status {
             None => "it is not heard from".to_string(),
-            Some(status) => format!("it is {:?}", status.state),
+            Some(status) => format!("it is {}", in_words(status.state)),
         };
         Seen::Failed(Reason::NotBack { detail })
     }
@@ -460,9 +460,9 @@ pub fn notes(rollout: &Rollout, world: &World<'_>) -> Vec<(NodeId, String)> {
             (Progress::Ordered { .. }, None) => "it is away".into(),
             (Progress::Ordered { .. }, Some(status)) => match &status.drain {
                 Some(drain) => format!("{} left; {}", status.in_flight, drain.waiting_for),
-                None => format!("it is {:?}", status.state),
+                None => format!("it is {}", in_words(status.state)),
             },
-            (Progress::Back | Progress::Answered | Progress::Opened, Some(status)) => format!("{:?}", status.state),
+            (Progress::Back | Progress::Answered | Progress::Opened, Some(status)) => in_words(status.state).into(),
             _ => String::new(),
         }
     };
