@@ -3,8 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use fleet_tests::supervisor::{RestartRules, Supervised};
 use fleet_tests::{Answer, Client, Fleet, Gateway, Neuron, chat_body, fake_answer, programs};
 use rustix::process::Signal;
+
+const SOON: Duration = Duration::from_secs(20);
 
 fn fleet() -> Fleet {
     Fleet::new(programs(env!("CARGO_BIN_EXE_test-cortex"), env!("CARGO_BIN_EXE_test-neuron"))).unwrap()
@@ -113,4 +116,60 @@ async fn a_crash_names_what_it_ran_and_the_next_life_says_so() {
     assert_eq!(status["crumbs"].as_array().unwrap().len(), 1, "{status}");
     assert_eq!(status["incarnation"]["counter"], 2);
     assert!(second.process.log().contains("the life before this one crashed"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_slept_blames_nobody() {
+    let fleet = fleet();
+    let (_neurons, gateway) = three(&fleet, 10).await;
+    let client = Client::new(&gateway.api).unwrap();
+    let asked: Vec<_> =
+        (0..6).map(|i| tokio::spawn(client.stream_owned(chat_body("m", &format!("sleep {i}"), 600)))).collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    gateway.process.signal(Signal::STOP).unwrap();
+    tokio::time::sleep(Duration::from_millis(4_000)).await;
+    gateway.process.signal(Signal::CONT).unwrap();
+    for (i, answer) in futures_util::future::join_all(asked).await.into_iter().enumerate() {
+        check(&format!("sleep {i}"), 600, &answer.unwrap().unwrap());
+    }
+    let continued = fleet.metric(&gateway.admin, "cortex_continuations_total", &[]).await.unwrap();
+    assert_eq!(continued, 0.0, "the workers were there all the time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_crashes_workers_ends_with_words_is_refused_and_harms_no_other() {
+    let fleet = fleet();
+    let lives = |name: &'static str| {
+        let state = fleet.folder().join(format!("state-{name}"));
+        let crash = format!("{}crash_byte = 7\n[node]\nid = \"{name}\"\nstate_dir = {state:?}\n", fake(10));
+        let (starter, port) = (fleet.starter(), fleet_tests::free_port().unwrap());
+        let rules = RestartRules { pause: Duration::from_millis(50), prevent: vec![78], burst: 9, interval: SOON };
+        Supervised::start(name, rules, move || starter.neuron(name, port, &crash)).unwrap()
+    };
+    let supervised = ["a", "b", "c"].map(lives);
+    let controls: Vec<&str> = supervised.iter().map(|one| one.control.as_str()).collect();
+    let gateway = fleet.gateway(&controls, "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    fleet.until_metric(&gateway.admin, "cortex_node_routable", &[], 3.0).await.unwrap();
+    let others: Vec<_> =
+        (0..6).map(|i| tokio::spawn(client.stream_owned(chat_body("m", &format!("other {i}"), 200)))).collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let poison = chat_body("m", "ring the \u{7} bell", 20);
+    let answer = client.stream(&poison, |_| {}).await.unwrap();
+    assert_eq!(answer.error.as_ref().unwrap()["code"], "request_crashes_workers", "{answer:?}");
+    let lives: usize = supervised.iter().map(Supervised::starts).sum();
+    assert!(lives <= 5, "two workers died of it, no more");
+    let begun = Instant::now();
+    while begun.elapsed() < SOON {
+        let again = client.stream(&poison, |_| {}).await.unwrap();
+        let message = again.error.as_ref().unwrap()["message"].as_str().unwrap().to_string();
+        if message.contains("refused for") {
+            for (i, answer) in futures_util::future::join_all(others).await.into_iter().enumerate() {
+                check(&format!("other {i}"), 200, &answer.unwrap().unwrap());
+            }
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    panic!("the next lives named the request, and it was not refused");
 }

@@ -14,7 +14,7 @@ const ENTRIES_MAX: usize = 1024;
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     body: Fingerprint,
-    prompt: Fingerprint,
+    name: Fingerprint,
     since: Moment,
     proven: bool,
 }
@@ -26,21 +26,21 @@ pub struct Quarantine {
 }
 
 impl Quarantine {
-    /// Takes a request that ended as poison: the hash of its body, and of its prompt as the workers read it.
-    pub fn suspect(&mut self, now: Moment, body: Fingerprint, prompt: Fingerprint) {
+    /// Takes a request that ended as poison: the hash of its body, and the name by which workers knew it.
+    pub fn suspect(&mut self, now: Moment, body: Fingerprint, name: Fingerprint) {
         self.expire(now);
         self.entries.retain(|entry| entry.body != body);
         if self.entries.len() == ENTRIES_MAX {
             self.entries.pop_front();
         }
-        self.entries.push_back(Entry { body, prompt, since: now, proven: false });
+        self.entries.push_back(Entry { body, name, since: now, proven: false });
     }
 
     /// Takes the breadcrumbs of a crash; returns how many requests they prove guilty.
     pub fn crumbs(&mut self, now: Moment, crumbs: &[Fingerprint]) -> usize {
         self.expire(now);
         let mut proven = 0;
-        for entry in self.entries.iter_mut().filter(|entry| !entry.proven && crumbs.contains(&entry.prompt)) {
+        for entry in self.entries.iter_mut().filter(|entry| !entry.proven && crumbs.contains(&entry.name)) {
             (entry.proven, entry.since) = (true, now);
             proven += 1;
         }
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_crumb_that_names_the_prompt_refuses_a_request_and_only_for_ten_minutes() {
+    fn only_a_crumb_that_names_a_request_refuses_it_and_only_for_ten_minutes() {
         let at = |seconds| Moment::after_start(Duration::from_secs(seconds));
         let mut table = Quarantine::default();
         table.suspect(at(0), print(1), print(11));
