@@ -143,7 +143,8 @@ async fn eight_crashes_are_survived_the_ninth_is_not_and_a_failure_is_never_done
 async fn two_crashes_without_a_new_token_end_the_request_and_harm_nobody_else() {
     let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();
     let client = Client::new(&rig.api).unwrap();
-    rig.arm([Cut { mark: 5, bytes: 0, hangs: false }, Cut { mark: 0, bytes: 0, hangs: false }]);
+    let at = |mark| Cut { mark, bytes: 0, hangs: false };
+    rig.arm([at(5), at(0), at(0)]);
     let answer = client.stream(&request("m", "poison", 20, json!({})), |_| {}).await.unwrap();
     assert_eq!(answer.error.unwrap()["code"], "request_crashes_workers");
     assert!(!answer.done);

@@ -27,7 +27,7 @@ pub struct JourneyLimits {
 pub const HAND_BACKS_MAX: u32 = 64;
 /// Most continuations after crashes.
 pub const CONTINUATIONS_MAX: u32 = 8;
-/// Crashes in a row, without a newly accepted token, that end a request.
+/// Crashes in a row, each of an attempt without a newly accepted token, that end a request.
 pub const POISON_CRASHES: u32 = 2;
 
 /// What the first attempt made of the request; every later one has to agree.
@@ -194,7 +194,8 @@ impl Journey {
             return Step::Fail(error);
         }
         if self.at_work && crashed(error.code()) {
-            self.barren += 1;
+            // An attempt that got on is no sign of poison, but of a neighbour's.
+            self.barren = if self.accepted() > self.held { 0 } else { self.barren + 1 };
             if self.barren >= POISON_CRASHES {
                 self.poisoned = true;
                 let message = "the request was given up: workers failed on it again and again without a new token";
