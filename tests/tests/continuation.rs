@@ -148,7 +148,7 @@ async fn two_crashes_without_a_new_token_end_the_request_and_harm_nobody_else() 
     let answer = client.stream(&request("m", "poison", 20, json!({})), |_| {}).await.unwrap();
     assert_eq!(answer.error.unwrap()["code"], "request_crashes_workers");
     assert!(!answer.done);
-    // No worker left a breadcrumb, so the request is not refused when it comes again.
+    // No worker left a breadcrumb, so another try, which its salt makes another request, is not refused.
     rig.arm([]);
     assert!(client.stream(&request("m", "poison", 20, json!({})), |_| {}).await.unwrap().whole());
 }

@@ -1,5 +1,5 @@
-//! Requests that crash workers: a request that two workers in a row died of is refused for a while, but only if the
-//! dead left a breadcrumb that names it.
+//! Requests that crash workers: a request that two workers in a row died of is refused for long if the dead left a
+//! breadcrumb that names it, and until they could have said so.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,6 +8,8 @@ use words::{Fingerprint, Moment};
 
 /// How long a request is refused.
 pub const QUARANTINE: Duration = Duration::from_secs(600);
+/// How long a suspect is refused, while the dead come back and say what they died of.
+pub const SUSPICION: Duration = Duration::from_secs(10);
 /// Most requests that are suspected or refused at once; the oldest are forgotten first.
 const ENTRIES_MAX: usize = 1024;
 
@@ -54,8 +56,9 @@ impl Quarantine {
 
     /// Returns how much longer a request is refused, if it is.
     pub fn refuses(&self, now: Moment, body: &Fingerprint) -> Option<Duration> {
-        let entry = self.entries.iter().find(|entry| entry.proven && entry.body == *body)?;
-        QUARANTINE.checked_sub(now.since(entry.since)).filter(|left| !left.is_zero())
+        let entry = self.entries.iter().find(|entry| entry.body == *body)?;
+        let span = if entry.proven { QUARANTINE } else { SUSPICION };
+        span.checked_sub(now.since(entry.since)).filter(|left| !left.is_zero())
     }
 
     fn expire(&mut self, now: Moment) {
@@ -72,15 +75,15 @@ mod tests {
     }
 
     #[test]
-    fn only_a_crumb_that_names_a_request_refuses_it_and_only_for_ten_minutes() {
+    fn only_a_crumb_that_names_a_request_refuses_it_for_long_and_only_for_ten_minutes() {
         let at = |seconds| Moment::after_start(Duration::from_secs(seconds));
         let mut table = Quarantine::default();
         table.suspect(at(0), print(1), print(11));
         table.suspect(at(0), print(2), print(12));
-        assert_eq!(table.refuses(at(1), &print(1)), None);
+        assert_eq!(table.refuses(at(4), &print(1)), Some(Duration::from_secs(6)), "the dead have not spoken");
         assert_eq!(table.crumbs(at(5), &[print(12), print(13)]), 1);
         assert_eq!(table.crumbs(at(6), &[print(12)]), 0, "known already");
-        assert_eq!(table.refuses(at(5), &print(1)), None);
+        assert_eq!(table.refuses(at(10), &print(1)), None);
         assert_eq!(table.refuses(at(65), &print(2)), Some(Duration::from_secs(540)));
         assert_eq!(table.refuses(at(605), &print(2)), None);
         table.crumbs(at(700), &[]);

@@ -107,7 +107,8 @@ impl Proxy {
         match table.refuses(self.clock.now(), &hash(body)) {
             None => Ok(()),
             Some(left) => {
-                let message = format!("workers crashed on this very request; it is refused for {} s", left.as_secs());
+                let message =
+                    format!("workers failed on this very request; it is refused for {} s", left.as_secs() + 1);
                 Err(Error::new(Code::PoisonRequest, message))
             }
         }
