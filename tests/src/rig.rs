@@ -96,12 +96,39 @@ pub struct Rig {
     /// What lies in every wire from a worker.
     pub knife: Arc<Mutex<Knife>>,
     tasks: Vec<JoinHandle<()>>,
+    _wires: Vec<Wire>,
     _signals: Vec<mpsc::Sender<Signal>>,
 }
 
 impl Drop for Rig {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// A place in which connections to a worker can be cut.
+#[derive(Debug)]
+pub struct Wire {
+    /// Where the gateway connects to.
+    pub address: String,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Wire {
+    /// Opens a wire to a worker's data address, with a knife in it.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub async fn to(worker: String, knife: Arc<Mutex<Knife>>) -> Result<Wire> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?.to_string();
+        Ok(Wire { address, task: tokio::spawn(cut_wire(listener, worker, knife)) })
     }
 }
 
@@ -117,16 +144,17 @@ impl Rig {
     /// # Errors
     /// When no port is free, or nothing serves in time.
     pub async fn start(workers: &[neuron::options::Options], mut gateway: cortex::options::Options) -> Result<Self> {
-        let (mut tasks, mut signals) = (Vec::new(), Vec::new());
+        let (mut tasks, mut wires, mut signals) = (Vec::new(), Vec::new(), Vec::new());
         let knife = Arc::new(Mutex::new(Knife::default()));
         gateway.neurons.clear();
         for (i, options) in workers.iter().enumerate() {
             let mut options = options.clone();
             let data = format!("127.0.0.1:{}", free_port()?);
-            let wire = TcpListener::bind("127.0.0.1:0").await?;
+            let wire = Wire::to(data.clone(), knife.clone()).await?;
             options.node.id = Some(format!("worker-{i}"));
             options.data.bind = data.parse()?;
-            options.data.advertise = Some(wire.local_addr()?.to_string());
+            options.data.advertise = Some(wire.address.clone());
+            wires.push(wire);
             let control = TcpListener::bind("127.0.0.1:0").await?;
             gateway.neurons.push(cortex::options::NeuronEntry { control: control.local_addr()?.to_string() });
             let around = surrounded(&mut signals, |signals| neuron::node::Surroundings {
@@ -136,7 +164,6 @@ impl Rig {
                 host_name: "rig".into(),
                 on_data_address: None,
             });
-            tasks.push(tokio::spawn(cut_wire(wire, data, knife.clone())));
             tasks.push(tokio::spawn(async move {
                 if let Err(error) = neuron::node::run(options, around).await {
                     eprintln!("the worker ended: {error}");
@@ -156,7 +183,7 @@ impl Rig {
                 eprintln!("the gateway ended: {error}");
             }
         }));
-        let rig = Rig { api: urls.0, admin: urls.1, knife, tasks, _signals: signals };
+        let rig = Rig { api: urls.0, admin: urls.1, knife, tasks, _wires: wires, _signals: signals };
         rig.until_routable(workers.len()).await?;
         Ok(rig)
     }

@@ -17,24 +17,10 @@ fn fake() -> neuron::options::ModelEntry {
     neuron::options::ModelEntry { id: "m".into(), harness: Some("fake".into()), ..Default::default() }
 }
 
-/// What a client got, without what differs between any two requests: ids, times, keep-alives.
-fn bytes(answer: &Answer) -> String {
-    let mut text = answer.raw.replace(": keep-alive\n\n", "");
-    for (key, end) in [("\"id\":\"", '"'), ("\"created\":", ',')] {
-        let mut fresh = String::new();
-        for (i, part) in text.split(key).enumerate() {
-            fresh.push_str(if i == 0 { part } else { key });
-            fresh.push_str(if i == 0 { "" } else { &part[part.find(end).unwrap()..] });
-        }
-        text = fresh;
-    }
-    text
-}
-
 /// The events of each choice by themselves: which choice's event comes first is chance.
 fn by_choice(answer: &Answer) -> Vec<String> {
     let mut parts: Vec<String> = Vec::new();
-    for event in bytes(answer).split_inclusive("\n\n") {
+    for event in answer.bytes().split_inclusive("\n\n") {
         let index = event.find("\"index\":").map_or(0, |at| {
             let digits: String = event[at + 8..].chars().take_while(char::is_ascii_digit).collect();
             digits.parse::<usize>().unwrap() + 1
@@ -128,7 +114,7 @@ async fn eight_crashes_are_survived_the_ninth_is_not_and_a_failure_is_never_done
     let whole = client.stream(&body(), |_| {}).await.unwrap();
     rig.arm(vec![Cut { mark: 3, bytes: 9, hangs: false }; 8]);
     let answer = client.stream(&body(), |_| {}).await.unwrap();
-    assert_eq!((bytes(&answer), rig.cuts_made()), (bytes(&whole), 8));
+    assert_eq!((answer.bytes(), rig.cuts_made()), (whole.bytes(), 8));
     rig.arm(vec![Cut { mark: 3, bytes: 9, hangs: false }; 9]);
     let answer = client.stream(&body(), |_| {}).await.unwrap();
     assert_eq!(rig.cuts_made(), 9);
@@ -177,7 +163,7 @@ async fn a_wire_that_hangs_after_the_first_token_is_left_after_five_seconds_and_
     let begun = std::time::Instant::now();
     let answer = client.stream(&body(), |_| {}).await.unwrap();
     let took = begun.elapsed().as_secs_f64();
-    assert_eq!((bytes(&answer), rig.cuts_made()), (bytes(&whole), 1));
+    assert_eq!((answer.bytes(), rig.cuts_made()), (whole.bytes(), 1));
     assert!(answer.raw.matches(": keep-alive").count() >= 3, "the client is kept alive meanwhile");
     assert!((4.9..8.0).contains(&took), "{took} s");
 }

@@ -1,10 +1,11 @@
 //! Workers that are killed or frozen under running streams, as real processes: clients see nothing of it.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fleet_tests::supervisor::{RestartRules, Supervised};
-use fleet_tests::{Answer, Client, Fleet, Gateway, Neuron, chat_body, fake_answer, programs};
+use fleet_tests::{Answer, Client, Cut, Fleet, Gateway, Knife, Neuron, Wire, chat_body, fake_answer, programs};
 use rustix::process::Signal;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -116,6 +117,51 @@ async fn a_crash_names_what_it_ran_and_the_next_life_says_so() {
     assert_eq!(status["crumbs"].as_array().unwrap().len(), 1, "{status}");
     assert_eq!(status["incarnation"]["counter"], 2);
     assert!(second.process.log().contains("the life before this one crashed"));
+}
+
+/// `CORTEX_CUT_PROMPTS_REAL` sets how many prompts are cut at all positions (3 by default).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_between_real_processes_cut_at_any_token_is_the_uncut_stream() {
+    let fleet = fleet();
+    let knife = Arc::new(Mutex::new(Knife::default()));
+    let (mut neurons, mut wires) = (Vec::new(), Vec::new());
+    for name in ["a", "b"] {
+        let (port, data) =
+            (fleet_tests::free_port().unwrap(), format!("127.0.0.1:{}", fleet_tests::free_port().unwrap()));
+        let wire = Wire::to(data.clone(), knife.clone()).await.unwrap();
+        let table = format!("bind = \"{data}\"\nadvertise = \"{}\"", wire.address);
+        let config = format!("{}[node]\nid = \"{name}\"\n", fake(0));
+        let neuron = fleet.starter().neuron_with_data(name, port, &table, &config).unwrap();
+        fleet.until_ok(&format!("http://{}/readyz", neuron.control), &neuron.process).await.unwrap();
+        neurons.push(neuron);
+        wires.push(wire);
+    }
+    let gateway = fleet.gateway(&[&neurons[0].control, &neurons[1].control], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let prompts = std::env::var("CORTEX_CUT_PROMPTS_REAL").ok().and_then(|count| count.parse().ok()).unwrap_or(3);
+    let mut made = 0;
+    for i in 0..prompts {
+        let mut salt = 0;
+        let mut body = || {
+            salt += 1;
+            let mut body = chat_body("m", &format!("real {i}"), 20);
+            body["stream_options"] = serde_json::json!({"include_usage": true});
+            body["cache_salt"] = serde_json::json!(format!("{i} {salt}"));
+            body
+        };
+        let arm = |cut: Option<Cut>| knife.lock().unwrap().arm(cut);
+        arm(None);
+        let whole = client.stream(&body(), |_| {}).await.unwrap();
+        check(&format!("real {i}"), 20, &whole);
+        for mark in 0..22 {
+            arm(Some(Cut { mark, bytes: [0, 9, 60, 25][mark % 4], hangs: false }));
+            let answer = client.stream(&body(), |_| {}).await.unwrap();
+            assert_eq!(answer.bytes(), whole.bytes(), "cut at {mark}");
+            made += knife.lock().unwrap().made();
+        }
+    }
+    eprintln!("{made} cuts of {prompts} prompts");
+    assert_eq!(made, prompts * 22);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
