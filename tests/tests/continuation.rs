@@ -186,7 +186,14 @@ async fn a_stream_of_the_real_engine_cut_at_any_token_is_the_uncut_stream() {
         let mut made = 0;
         for (i, question) in questions.iter().take(prompts().div_ceil(5)).enumerate() {
             let question = question["question"].as_str().unwrap();
-            let more = if i % 2 == 0 { json!({}) } else { json!({"temperature": 1.5, "seed": i}) };
+            let more = match i % 4 {
+                0 => json!({}),
+                1 => json!({"temperature": 1.5, "seed": i}),
+                2 => json!({"presence_penalty": 1.0, "frequency_penalty": 0.7, "repetition_penalty": 1.2}),
+                _ => {
+                    json!({"temperature": 1.0, "seed": i, "logit_bias": {"5": 3}, "min_tokens": 20, "frequency_penalty": 1})
+                }
+            };
             // Every third one goes on to its own end token.
             let most = if i % 3 == 0 { 120 } else { 24 };
             made += cut_everywhere(&rig, &client, &|| request("demo", question, most, more.clone())).await;

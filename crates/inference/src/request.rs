@@ -60,6 +60,8 @@ pub struct Submission {
     pub choices: Vec<ChoiceStart>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Added to the logits of these tokens; engines that choose tokens by themselves know nothing of it.
+    pub bias: Arc<[(u32, f32)]>,
     /// Most tokens a choice may have, accepted ones included; at least one.
     pub max_tokens: usize,
     /// When a choice ends by what it says.

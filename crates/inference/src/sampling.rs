@@ -1,7 +1,10 @@
 //! The definition of sampling: `sample(logits, state, seed, choice, index)`.
 //!
 //! Random numbers are counter-based: the draw for a token depends on (seed, choice, index) and on nothing that
-//! happened before, so a stream resumed on another worker draws the same numbers.
+//! happened before, so a stream resumed on another worker draws the same numbers. Penalties are a function of the tokens
+//! so far, which a resume has too.
+
+use std::collections::BTreeMap;
 
 /// How the next token is chosen. Filters apply in this order: temperature, top-k, top-p, min-p.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,11 +19,83 @@ pub struct Sampling {
     pub min_p: f32,
     /// Seeds the counter-based draws.
     pub seed: u64,
+    /// Taken off the logit of each token that was generated, -2 to 2.
+    pub presence: f32,
+    /// Taken off it once for each time that it was, -2 to 2.
+    pub frequency: f32,
+    /// Divides positive logits of tokens of prompt and answer, and multiplies negative ones; 1 changes nothing.
+    pub repetition: f32,
+    /// Tokens before which no token may end the answer.
+    pub min_tokens: u32,
 }
 
 impl Sampling {
     /// Greedy decoding: the likeliest token, the lowest id on a tie.
-    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 0 };
+    pub const GREEDY: Sampling = Sampling {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        seed: 0,
+        presence: 0.0,
+        frequency: 0.0,
+        repetition: 1.0,
+        min_tokens: 0,
+    };
+}
+
+/// What a token's logits depend on beside the model.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The prompt.
+    pub prompt: &'a [u32],
+    /// The answer so far.
+    pub said: &'a [u32],
+    /// Added to the logits of these tokens.
+    pub bias: &'a [(u32, f32)],
+    /// Tokens that end an answer.
+    pub ends: &'a [u32],
+}
+
+/// Changes logits as `sampling` and `context` say, with vLLM's meanings and in its order: bias, tokens that may not come
+/// yet, repetition over prompt and answer, then frequency and presence over the answer. Ids outside `logits` are skipped.
+pub fn shape(logits: &mut [f32], sampling: &Sampling, context: &Context<'_>) {
+    for (id, bias) in context.bias {
+        if let Some(logit) = logits.get_mut(*id as usize) {
+            *logit += bias;
+        }
+    }
+    if context.said.len() < sampling.min_tokens as usize {
+        for id in context.ends {
+            if let Some(logit) = logits.get_mut(*id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+    let repeats = sampling.repetition != 1.0;
+    if !repeats && sampling.presence == 0.0 && sampling.frequency == 0.0 {
+        return;
+    }
+    let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+    for id in context.prompt.iter().filter(|_| repeats) {
+        counts.entry(*id).or_default();
+    }
+    for id in context.said {
+        *counts.entry(*id).or_default() += 1;
+    }
+    for (id, count) in counts {
+        let Some(logit) = logits.get_mut(id as usize) else { continue };
+        *logit = if *logit > 0.0 { *logit / sampling.repetition } else { *logit * sampling.repetition };
+        if count > 0 {
+            *logit -= sampling.frequency * count as f32 + sampling.presence;
+        }
+    }
+}
+
+/// Whether [`shape`] may change anything.
+pub fn shapes(sampling: &Sampling, context: &Context<'_>) -> bool {
+    let penalties = sampling.repetition != 1.0 || sampling.presence != 0.0 || sampling.frequency != 0.0;
+    penalties || !context.bias.is_empty() || context.said.len() < sampling.min_tokens as usize
 }
 
 /// Draws a number in `[0, 1)` from (seed, choice, index).
@@ -135,6 +210,25 @@ mod tests {
         let flat = [0.0f32, (3.0f32).ln()];
         let ones = (0..20_000).filter(|i| sample(&flat, &warm, 0, *i) == 1).count();
         assert!((14_700..15_300).contains(&ones), "3:1 odds gave {ones} of 20000");
+    }
+
+    #[test]
+    fn penalties_bias_and_least_lengths_are_what_vllm_says_they_are() {
+        let context = Context { prompt: &[2, 9], said: &[1, 1, 5], bias: &[(0, 4.5), (77, 1.0)], ends: &[3] };
+        let shaped = |sampling: Sampling| {
+            let mut logits = vec![1.0, 3.0, 2.0, 3.0, f32::NEG_INFINITY, -1.0];
+            shape(&mut logits, &sampling, &context);
+            logits
+        };
+        let none = f32::NEG_INFINITY;
+        assert_eq!(shaped(Sampling::GREEDY), [5.5, 3.0, 2.0, 3.0, none, -1.0]);
+        let counted = Sampling { presence: 0.5, frequency: 0.25, ..Sampling::GREEDY };
+        assert_eq!(shaped(counted), [5.5, 2.0, 2.0, 3.0, none, -1.75]);
+        let repeated = Sampling { repetition: 2.0, min_tokens: 4, ..Sampling::GREEDY };
+        assert_eq!(shaped(repeated), [5.5, 1.5, 1.0, none, none, -2.0]);
+        assert_eq!(shaped(Sampling { min_tokens: 3, ..Sampling::GREEDY })[3], 3.0);
+        let plain = Context { bias: &[], ..context };
+        assert!(!shapes(&Sampling::GREEDY, &plain) && shapes(&Sampling::GREEDY, &context));
     }
 
     #[test]

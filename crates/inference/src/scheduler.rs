@@ -141,6 +141,7 @@ impl Scheduler {
                     positions: submission.prompt.len() + limit,
                     assembler,
                     sampling: submission.sampling,
+                    bias: submission.bias.clone(),
                     salt: submission.salt,
                     hashes: Vec::new(),
                 });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::engine::{BlockId, SequenceId};
 use crate::prefix::{PrefixHash, prefix_hash};
 use crate::request::RequestKey;
-use crate::sampling::Sampling;
+use crate::sampling::{Context, Sampling, sample, shape, shapes};
 use crate::text::Assembler;
 
 /// A choice without blocks: all that a preemption keeps.
@@ -20,12 +20,23 @@ pub(crate) struct Choice {
     pub(crate) positions: usize,
     pub(crate) assembler: Assembler,
     pub(crate) sampling: Sampling,
+    pub(crate) bias: Arc<[(u32, f32)]>,
     pub(crate) salt: [u8; 32],
     /// Addresses of its full blocks, as far as anybody asked; each is computed once.
     pub(crate) hashes: Vec<PrefixHash>,
 }
 
 impl Choice {
+    /// Chooses its next token from what the engine computed.
+    pub(crate) fn choose(&self, mut logits: Vec<f32>) -> u32 {
+        let (prompt, said, ends) = (&*self.prompt, self.said.as_slice(), self.assembler.ends());
+        let context = Context { prompt, said, bias: &self.bias, ends };
+        if shapes(&self.sampling, &context) {
+            shape(&mut logits, &self.sampling, &context);
+        }
+        sample(&logits, &self.sampling, self.index, self.said.len() as u32)
+    }
+
     /// Returns its tokens so far, prompt included.
     pub(crate) fn len(&self) -> usize {
         self.prompt.len() + self.said.len()

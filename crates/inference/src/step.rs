@@ -6,7 +6,6 @@ use crate::engine::{Batch, BlockCopy, Outputs, Row, RowOutput, SequenceId};
 use crate::ledger::Ledger;
 use crate::prefix::{PrefixBlock, Publication};
 use crate::request::{Event, EventKind};
-use crate::sampling::sample;
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
 use crate::text::Piece;
@@ -73,7 +72,7 @@ impl Scheduler {
                     continue;
                 }
                 RowOutput::Token(id) => id,
-                RowOutput::Logits(logits) => sample(&logits, &seq.choice.sampling, choice, index),
+                RowOutput::Logits(logits) => seq.choice.choose(logits),
             };
             let Piece { text, finish } = seq.choice.assembler.push(id);
             seq.choice.said.push(id);

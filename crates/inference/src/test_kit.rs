@@ -46,6 +46,7 @@ pub(crate) fn submission(key: u64, prompt: &str, max_tokens: usize) -> Submissio
         prompt: prompt.bytes().map(u32::from).collect(),
         choices: vec![ChoiceStart::default()],
         sampling: Sampling::GREEDY,
+        bias: Arc::new([]),
         max_tokens,
         stop: Arc::default(),
         priority: Priority::Normal,

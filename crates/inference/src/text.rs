@@ -80,6 +80,11 @@ impl Assembler {
         Assembler { table, rules, partial: Vec::new(), held: String::new(), ids: 0, max_tokens }
     }
 
+    /// Returns the tokens that end the choice.
+    pub(crate) fn ends(&self) -> &[u32] {
+        &self.rules.tokens
+    }
+
     /// Takes the next id and releases what is certain.
     pub fn push(&mut self, id: u32) -> Piece {
         self.ids += 1;

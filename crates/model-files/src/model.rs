@@ -53,6 +53,7 @@ pub struct GenerationDefaults {
     pub top_p: Option<f32>,
     pub top_k: Option<u32>,
     pub min_p: Option<f32>,
+    pub repetition: Option<f32>,
 }
 
 /// A model's files, read and checked.
@@ -146,6 +147,7 @@ fn defaults(folder: &Path, header: &Header) -> GenerationDefaults {
         top_p: number("top_p", "top_p"),
         top_k: number("top_k", "top_k").map(|k| k as u32),
         min_p: number("min_p", "min_p"),
+        repetition: number("repetition_penalty", "penalty_repeat").filter(|penalty| *penalty > 0.0),
     }
 }
 

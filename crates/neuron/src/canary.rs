@@ -35,6 +35,7 @@ async fn answer(models: &Models, clock: Clock, canary: &Canary) -> Result<(), St
         prompt: prompt.into(),
         choices: vec![ChoiceStart::default()],
         sampling: Sampling::GREEDY,
+        bias: Arc::new([]),
         max_tokens: TOKENS_MAX,
         stop: Arc::new(StopRules { strings: Vec::new(), tokens: ready.end_tokens.clone() }),
         priority: Priority::High,

@@ -322,6 +322,7 @@ impl Models {
             prompt: prompt.into(),
             choices: vec![inference::ChoiceStart::default()],
             sampling: inference::sampling::Sampling::GREEDY,
+            bias: Arc::new([]),
             max_tokens: 2,
             stop: Arc::new(StopRules { strings: Vec::new(), tokens: ready.end_tokens.clone() }),
             priority: inference::Priority::High,

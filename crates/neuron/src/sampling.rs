@@ -11,6 +11,7 @@ pub(crate) struct Defaults {
     pub(crate) top_p: Option<f32>,
     pub(crate) top_k: Option<u32>,
     pub(crate) min_p: Option<f32>,
+    pub(crate) repetition: Option<f32>,
 }
 
 /// Folds the three layers. `room` is what the context leaves for the answer; `fallback_max` of 0 means all of it.
@@ -29,6 +30,10 @@ pub(crate) fn resolve(
         min_p: request.min_p.or(defaults.min_p).unwrap_or(0.0).clamp(0.0, 1.0),
         seed: request.seed.unwrap_or(seed),
         max_tokens: request.max_tokens.unwrap_or(fallback_max).min(room).max(1),
+        presence: request.shaping.presence.unwrap_or(0.0),
+        frequency: request.shaping.frequency.unwrap_or(0.0),
+        repetition: request.shaping.repetition.or(defaults.repetition).unwrap_or(1.0),
+        min_tokens: request.shaping.min_tokens,
     }
 }
 
@@ -40,6 +45,10 @@ pub(crate) fn scheduled(resolved: &ResolvedSampling) -> Sampling {
         top_k: resolved.top_k,
         min_p: resolved.min_p,
         seed: resolved.seed,
+        presence: resolved.presence,
+        frequency: resolved.frequency,
+        repetition: resolved.repetition,
+        min_tokens: resolved.min_tokens,
     }
 }
 

@@ -6,6 +6,7 @@ use words::{Code, Error, ModelId};
 
 use crate::fields;
 use crate::private::{RESUME_FIELD, Resume};
+use crate::shaping::Shaping;
 
 /// Most stop strings.
 pub const STOP_STRINGS_MAX: usize = 16;
@@ -43,6 +44,8 @@ pub struct ChatRequest {
     pub max_tokens: Option<u32>,
     /// Answers to give, at least 1.
     pub choices: u32,
+    /// Penalties, added logits, and when an answer may end.
+    pub shaping: Shaping,
     /// Who comes first when there is too little room.
     pub tier: Tier,
     /// Only requests of an equal salt share computed prompts.
@@ -94,6 +97,7 @@ impl ChatRequest {
             stop: stop(map.get("stop"))?,
             max_tokens: max_tokens(&map)?,
             choices: choices(map.get("n"))?,
+            shaping: Shaping::read(&map)?,
             tier: tier(&map)?,
             cache_salt: cache_salt(&map)?,
             resume,
@@ -187,11 +191,11 @@ fn model(value: Option<&Value>) -> Result<ModelId, Error> {
     ModelId::new(text).map_err(|error| Error::invalid("model", error.to_string()))
 }
 
-fn flag(map: &Map<String, Value>, name: &str) -> bool {
+pub(crate) fn flag(map: &Map<String, Value>, name: &str) -> bool {
     map.get(name).and_then(Value::as_bool).unwrap_or(false)
 }
 
-fn number(map: &Map<String, Value>, name: &str, low: f64, high: f64) -> Result<Option<f32>, Error> {
+pub(crate) fn number(map: &Map<String, Value>, name: &str, low: f64, high: f64) -> Result<Option<f32>, Error> {
     match map.get(name).and_then(Value::as_f64) {
         Some(number) if !(low..=high).contains(&number) => {
             Err(Error::invalid(name, format!("'{name}' must be between {low} and {high}, it is {number}")))

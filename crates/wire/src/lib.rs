@@ -6,6 +6,7 @@ mod envelope;
 pub mod fields;
 pub mod models;
 pub mod private;
+pub mod shaping;
 mod sse;
 
 pub use completion::{ChatEncoder, Folder, Identity, Usage, with_private};

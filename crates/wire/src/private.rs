@@ -74,6 +74,18 @@ pub struct ResolvedSampling {
     pub min_p: f32,
     pub seed: u64,
     pub max_tokens: u32,
+    #[serde(default)]
+    pub presence: f32,
+    #[serde(default)]
+    pub frequency: f32,
+    #[serde(default = "one")]
+    pub repetition: f32,
+    #[serde(default)]
+    pub min_tokens: u32,
+}
+
+fn one() -> f32 {
+    1.0
 }
 
 /// The resume: what earlier attempts had, per choice, and what the first one said of itself.
@@ -284,7 +296,18 @@ mod tests {
         Meta {
             prompt_hash: Fingerprint([1; 32]),
             prompt_tokens: 3,
-            sampling: ResolvedSampling { temperature: 0.7, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 9, max_tokens: 5 },
+            sampling: ResolvedSampling {
+                temperature: 0.7,
+                top_p: 1.0,
+                top_k: 0,
+                min_p: 0.0,
+                seed: 9,
+                max_tokens: 5,
+                presence: 0.5,
+                frequency: -1.0,
+                repetition: 1.1,
+                min_tokens: 2,
+            },
             continue_fingerprint: Fingerprint([2; 32]),
             exact_fingerprint: Fingerprint([3; 32]),
             cached: 2,

@@ -59,6 +59,7 @@ impl Rig {
             prompt: prompt.into(),
             choices: vec![ChoiceStart::default()],
             sampling: Sampling::GREEDY,
+            bias: Arc::new([]),
             max_tokens,
             stop: Arc::new(StopRules::default()),
             priority: Priority::Normal,

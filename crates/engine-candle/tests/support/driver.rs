@@ -55,6 +55,7 @@ pub fn submission(key: u64, request: &Request) -> Submission {
         prompt: request.prompt.clone().into(),
         choices: request.choices.iter().map(|accepted| ChoiceStart { accepted: accepted.clone() }).collect(),
         sampling: request.sampling,
+        bias: Arc::new([]),
         max_tokens: request.max_tokens,
         stop: Arc::new(StopRules::default()),
         priority: request.priority,

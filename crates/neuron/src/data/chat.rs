@@ -138,8 +138,9 @@ async fn admit(plane: &Arc<DataPlane>, headers: &HeaderMap, private: Private, bo
         prompt: prompt.into(),
         choices,
         sampling: sampling::scheduled(&resolved),
+        bias: request.shaping.bias.as_slice().into(),
         max_tokens: resolved.max_tokens as usize,
-        stop: Arc::new(StopRules { strings: request.stop.clone(), tokens: model.end_tokens.clone() }),
+        stop: Arc::new(StopRules { strings: request.stop.clone(), tokens: ends(&request, &model) }),
         // A client in the middle of its answer comes before one that has none.
         priority: class.raised(usize::from(request.resume.is_some())),
         deadline: Some(arrived + Duration::from_secs(plane.options.scheduler.max_request_s)),
@@ -173,6 +174,12 @@ async fn tokenize(model: &Arc<ReadyModel>, request: ChatRequest, now: u64) -> Re
     let text = model.text.clone();
     let work = tokio::task::spawn_blocking(move || text.prompt(&request.messages, now).map(|prompt| (prompt, request)));
     work.await.map_err(Error::internal)?
+}
+
+/// Returns the tokens that end an answer.
+fn ends(request: &ChatRequest, model: &ReadyModel) -> Vec<u32> {
+    let own = model.end_tokens.iter().filter(|_| !request.shaping.ignore_eos);
+    own.chain(&request.shaping.stop_tokens).copied().collect()
 }
 
 fn hash_of(prompt: &[u32]) -> Fingerprint {

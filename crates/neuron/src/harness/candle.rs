@@ -114,6 +114,7 @@ impl Harness for CandleHarness {
             top_p: files.defaults.top_p,
             top_k: files.defaults.top_k,
             min_p: files.defaults.min_p,
+            repetition: files.defaults.repetition,
         };
         for level in engine.refused_levels() {
             tracing::error!(%level, "this machine's instructions give other bits than the portable code; they are not used");
