@@ -121,8 +121,7 @@ impl Control for ControlPlane {
         self.authorise(&request)?;
         let id = ModelId::new(request.into_inner().model_id)
             .map_err(|error| status_from_error(&Error::invalid("model_id", error.to_string())))?;
-        let grace = Duration::try_from_secs_f64(self.options.drain.deadline_s).unwrap_or_default();
-        self.models.unload(&id, grace).await.map_err(|error| status_from_error(&error))?;
+        self.models.unload(&id, Some(self.options.drain.budget())).await.map_err(|error| status_from_error(&error))?;
         Ok(Response::new(proto::UnloadModelResponse {}))
     }
 

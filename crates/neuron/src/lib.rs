@@ -13,6 +13,7 @@ mod cli;
 mod control;
 mod crumbs;
 mod data;
+mod emptying;
 mod engine_thread;
 mod harness;
 mod life;

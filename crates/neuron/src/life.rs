@@ -29,8 +29,6 @@ use crate::streams::Streams;
 const INBOX: usize = 16;
 /// How often leases are looked at and progress is shown.
 const TICK: Duration = Duration::from_millis(500);
-/// An offer that nobody took for this long leaves room for the next.
-const OFFER_STALE: Duration = Duration::from_secs(5);
 
 type Reply = oneshot::Sender<Result<NodeStatus, Error>>;
 
@@ -128,15 +126,13 @@ pub(crate) struct Life {
     work: Option<Work>,
     /// The generation of the last publication, which gateways acknowledge.
     announced: Generation,
-    offers: Vec<(Moment, usize)>,
     exit: Option<ExitKind>,
 }
 
 impl Life {
     pub(crate) fn new(machine: NodeLife, parts: Parts) -> Self {
         parts.gate.close();
-        let mut life =
-            Life { machine, parts, data: None, work: None, announced: Generation(0), offers: Vec::new(), exit: None };
+        let mut life = Life { machine, parts, data: None, work: None, announced: Generation(0), exit: None };
         life.publish();
         life
     }
@@ -356,13 +352,9 @@ impl Life {
 
     fn offer(&mut self, most: usize) {
         let now = self.now();
-        self.offers.retain(|(at, _)| now.since(*at) < OFFER_STALE);
-        let fresh: usize = self.offers.iter().map(|(_, count)| count).sum();
-        let stale = self.parts.streams.offered().saturating_sub(fresh);
-        let made = self.parts.streams.offer(most, stale);
+        let made = self.parts.streams.offer(now, most, None);
         if made > 0 {
-            tracing::info!(made, stale, "running requests offered to other workers");
-            self.offers.push((now, made));
+            tracing::info!(made, "running requests offered to other workers");
             self.parts.metrics.handoffs_offered.inc_by(made as u64);
         }
     }
@@ -388,7 +380,7 @@ impl Life {
             let unload = |id: words::ModelId| {
                 let models = &models;
                 async move {
-                    match tokio::time::timeout(bound, models.unload(&id, Duration::ZERO)).await {
+                    match tokio::time::timeout(bound, models.unload(&id, None)).await {
                         Ok(Ok(_)) => tracing::info!(model = %id, "unloaded"),
                         Ok(Err(error)) => tracing::warn!(model = %id, %error, "unload failed; going on"),
                         Err(_) => tracing::warn!(model = %id, ?bound, "unload took too long; going on"),

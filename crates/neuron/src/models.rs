@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use inference::{Limits, RequestKey, Scheduler, StopRules};
-use lifecycle::{ModelInput, next_model_state};
+use lifecycle::{DrainBudget, ModelInput, next_model_state};
 use tokio::sync::watch;
 use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelState, ModelStatus};
 
 use crate::crumbs::Crumbs;
+use crate::emptying;
 use crate::engine_thread::{self, EngineHandle, Message};
 use crate::harness::{ChatText, Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
 use crate::metrics::{Metrics, ModelMetrics};
@@ -19,6 +20,7 @@ use crate::options::SchedulerOptions;
 use crate::pace::Pace;
 use crate::publisher::Publisher;
 use crate::sampling::Defaults;
+use crate::streams::Streams;
 use service::clock::Clock;
 
 /// A model that serves.
@@ -67,6 +69,7 @@ struct Inner {
     clock: Clock,
     metrics: Metrics,
     publisher: Publisher,
+    streams: Streams,
     /// Where engines leave breadcrumbs.
     state_dir: Option<PathBuf>,
     /// Held only for table look-ups and transitions, never over a wait.
@@ -103,10 +106,11 @@ impl Models {
         clock: Clock,
         metrics: Metrics,
         publisher: Publisher,
+        streams: Streams,
         state_dir: Option<PathBuf>,
     ) -> Self {
         let (entries, closed) = (Mutex::default(), AtomicBool::new(false));
-        let inner = Inner { harnesses, scheduler, clock, metrics, publisher, state_dir, entries, closed };
+        let inner = Inner { harnesses, scheduler, clock, metrics, publisher, streams, state_dir, entries, closed };
         Models { inner: Arc::new(inner) }
     }
 
@@ -359,24 +363,17 @@ impl Models {
         }
     }
 
-    /// Unloads a model: refuses new requests, hands queued ones back, waits for running ones up to `grace`, cuts
-    /// the rest, frees its memory. Returns how many were cut.
+    /// Unloads a model: refuses new requests, hands queued ones back, and drains running ones within `budget` by the
+    /// same machine as a node, hand-over included; without a budget they are cut at once. Frees its memory, and returns
+    /// how many were cut.
     ///
     /// # Errors
     /// `ModelNotHere` when there is nothing to unload, `Conflict` when an unload already runs.
-    pub(crate) async fn unload(&self, id: &ModelId, grace: Duration) -> Result<usize, Error> {
+    pub(crate) async fn unload(&self, id: &ModelId, budget: Option<DrainBudget>) -> Result<usize, Error> {
         let (ready, thread) = self.begin_unload(id)?;
         let Some(ready) = ready else { return Ok(0) };
-        ready.engine.hand_back();
-        let mut load = ready.engine.watch();
-        let empty = async {
-            let _ = load.wait_for(|load| load.running + load.waiting == 0).await;
-        };
-        let mut cut = 0;
-        if tokio::time::timeout(grace, empty).await.is_err() {
-            cut = ready.engine.load().running;
-            ready.engine.fail_all(Code::StreamCut, "the model was unloaded before the answer was complete");
-        }
+        let Inner { clock, streams, metrics, .. } = &*self.inner;
+        let cut = emptying::empty(&ready, budget, *clock, streams, metrics).await;
         self.transition(id, ModelInput::Emptied);
         ready.engine.stop();
         drop(ready);

@@ -176,6 +176,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         clock,
         metrics.clone(),
         publisher.clone(),
+        streams.clone(),
         options.node.state_dir.clone(),
     );
     let first = publisher.snapshot();

@@ -3,11 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
-use words::GatewayId;
+use words::{GatewayId, ModelId, Moment};
 
 use crate::engine_thread::CancelGuard;
+
+/// An offer that nobody took for this long leaves room for the next.
+pub(crate) const OFFER_STALE: Duration = Duration::from_secs(5);
 
 /// What a running request is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +28,8 @@ pub(crate) enum Word {
 #[derive(Debug)]
 struct Stream {
     gateway: GatewayId,
+    model: ModelId,
+    offered_at: Moment,
     word: watch::Sender<Word>,
     /// Here and not with the answer: a connection that takes no more bytes never polls its answer again.
     cancel: Option<CancelGuard>,
@@ -74,25 +80,33 @@ impl Streams {
     }
 
     /// Enters a request of a gateway, with what cancels it.
-    pub(crate) fn enter(&self, gateway: GatewayId, cancel: Option<CancelGuard>) -> Ticket {
+    pub(crate) fn enter(&self, gateway: GatewayId, model: ModelId, cancel: Option<CancelGuard>) -> Ticket {
         let (sender, word) = watch::channel(Word::GoOn);
         let mut table = self.table();
         table.next += 1;
         let number = table.next;
-        table.streams.insert(number, Stream { gateway, word: sender, cancel });
+        table.streams.insert(number, Stream { gateway, model, offered_at: Moment::ZERO, word: sender, cancel });
         Ticket { number, streams: self.clone(), word }
     }
 
-    /// Offers further requests to other workers, oldest first, until `most` offers are open or all are offered. An
-    /// offer that nobody takes stays open: its request runs on.
-    ///
-    /// `stale` offers, which nobody took in time, don't count as open. Returns how many were newly offered.
-    pub(crate) fn offer(&self, most: usize, stale: usize) -> usize {
-        let table = self.table();
-        let open = table.streams.values().filter(|stream| *stream.word.borrow() == Word::Offered).count();
-        let room = most.saturating_sub(open.saturating_sub(stale));
-        let fresh = table.streams.values().filter(|stream| *stream.word.borrow() == Word::GoOn).take(room);
-        fresh.map(|stream| stream.word.send_replace(Word::Offered)).count()
+    /// Offers further requests to other workers, oldest first, those of one model or of all, until `most` offers are
+    /// open or all are offered. An offer that nobody took for [`OFFER_STALE`] does not count as open any more, but it
+    /// stays: its request runs on. Returns how many were newly offered.
+    pub(crate) fn offer(&self, now: Moment, most: usize, of: Option<&ModelId>) -> usize {
+        let mut table = self.table();
+        let meant = |stream: &&mut Stream| of.is_none_or(|model| stream.model == *model);
+        let fresh = |stream: &Stream| now.since(stream.offered_at) < OFFER_STALE;
+        let said = |stream: &Stream| *stream.word.borrow();
+        let open = table.streams.values_mut().filter(meant);
+        let open = open.filter(|stream| said(stream) == Word::Offered && fresh(stream)).count();
+        let others = table.streams.values_mut().filter(meant).filter(|stream| said(stream) == Word::GoOn);
+        let mut made = 0;
+        for stream in others.take(most.saturating_sub(open)) {
+            stream.offered_at = now;
+            stream.word.send_replace(Word::Offered);
+            made += 1;
+        }
+        made
     }
 
     /// Returns how many offers are open: made, and their requests still here.
@@ -127,15 +141,22 @@ mod tests {
     #[test]
     fn offers_are_made_oldest_first_within_their_number_and_orphans_are_their_gateways_alone() {
         let (streams, [a, b]) = (Streams::default(), ["a", "b"].map(|name| GatewayId::new(name).unwrap()));
-        let mut tickets: Vec<Ticket> =
-            (0..6).map(|i| streams.enter(if i < 3 { a.clone() } else { b.clone() }, None)).collect();
-        assert_eq!((streams.offer(4, 0), streams.offer(4, 0), streams.offered()), (4, 0, 4));
+        let model = |name: &str| ModelId::new(name).unwrap();
+        let enter = |i: usize| {
+            let (gateway, name) = if i < 3 { (a.clone(), "m") } else { (b.clone(), "other") };
+            streams.enter(gateway, model(name), None)
+        };
+        let at = |seconds| Moment::after_start(Duration::from_secs(seconds));
+        let mut tickets: Vec<Ticket> = (0..7).map(enter).collect();
+        assert_eq!((streams.offer(at(9), 4, None), streams.offer(at(9), 4, None), streams.offered()), (4, 0, 4));
         assert_eq!(*tickets[0].word.borrow(), Word::Offered);
         tickets.remove(0);
-        assert_eq!(streams.offer(4, 0), 1, "a taken offer makes room");
-        assert_eq!(streams.offer(4, 4), 1, "so do offers that nobody takes");
+        assert_eq!(streams.offer(at(9), 4, None), 1, "a taken offer makes room");
+        assert_eq!(streams.offer(at(14), 1, Some(&model("m"))), 0, "of this model all are offered");
+        assert_eq!(streams.offer(at(14), 4, None), 2, "offers that nobody takes make room too");
         streams.withdraw();
         assert_eq!(streams.offered(), 0);
+        assert_eq!(streams.offer(at(15), 4, Some(&model("m"))), 2);
         assert_eq!(streams.orphan(&a), 2);
         let orphans = tickets.iter().filter(|ticket| *ticket.word.borrow() == Word::Orphaned).count();
         assert_eq!(orphans, 2);

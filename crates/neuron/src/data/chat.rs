@@ -157,7 +157,7 @@ async fn admit(plane: &Arc<DataPlane>, headers: &HeaderMap, private: Private, bo
     let account = Account::new(plane.clone(), model, private.request_id, arrived, request.stream);
     let (guard, inside) = match (private.attempt, private.gateway) {
         (Some(number), Some(gateway)) => {
-            let ticket = plane.streams.enter(gateway, Some(guard));
+            let ticket = plane.streams.enter(gateway, request.model.clone(), Some(guard));
             (None, Some(Inside { number, meta: Some(meta), ticket }))
         }
         _ => (Some(guard), None),

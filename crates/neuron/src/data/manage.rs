@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -119,7 +118,6 @@ pub(super) async fn unload(
     authorise(&plane, &headers)?;
     let request: UnloadRequest = read_json(&plane, body).await?;
     let id = ModelId::new(request.model_id).map_err(|error| Error::invalid("model_id", error.to_string()))?;
-    let grace = Duration::try_from_secs_f64(plane.options.drain.deadline_s).unwrap_or_default();
-    let cut = plane.models.unload(&id, grace).await?;
+    let cut = plane.models.unload(&id, Some(plane.options.drain.budget())).await?;
     Ok(Json(serde_json::json!({ "model_id": id, "state": ModelState::Absent, "streams_cut": cut })))
 }
