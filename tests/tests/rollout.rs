@@ -1,5 +1,5 @@
 //! Rolling restarts of real processes: workers under their unit's rules, gateways that share a store.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::Path;
 use std::process::Output;

@@ -146,6 +146,12 @@ proptest! {
 }
 
 #[test]
+fn a_rollout_that_is_resumed_at_once_waits_its_whole_time_again() {
+    // Found by chance: a node that was down for longer than one wait, and an operator who was faster than the plan.
+    run(493800640180523192);
+}
+
+#[test]
 fn random_rollouts_end_in_every_way() {
     let mut ways = std::collections::BTreeMap::new();
     for seed in 0..150 {
