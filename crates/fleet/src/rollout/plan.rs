@@ -89,7 +89,7 @@ pub struct Plan {
 
 /// Plans. To be called each second or more often; a longer pause restarts all waits ([`super::ASLEEP`]).
 pub fn plan(rollout: &Rollout, timers: &mut Timers, world: &World<'_>) -> Plan {
-    timers.tick(world.now);
+    timers.tick(world.now, rollout.turns);
     let mut rollout = rollout.clone();
     if rollout.phase.over() {
         return Plan { rollout, steps: Vec::new() };
@@ -173,7 +173,6 @@ fn run(rollout: &mut Rollout, timers: &mut Timers, world: &World<'_>, steps: &mu
         let pending = rollout.nodes.iter().filter(|node| node.progress == Progress::Pending);
         let nodes = pending.map(|node| named(&node.node, &capacity.blockers(&node.node))).collect();
         rollout.phase = Phase::Paused { node: None, why: Reason::Blocked { nodes } };
-        timers.blocked_since = None;
     }
 }
 
@@ -193,7 +192,8 @@ fn abort(rollout: &mut Rollout, timers: &mut Timers, world: &World<'_>, steps: &
             Progress::Back if held => Progress::Answered,
             Progress::Back if open => Progress::Done,
             Progress::Opened => Progress::Done,
-            Progress::Failed { .. } if held && waited <= OPEN_WITHIN => {
+            // Also one that was given up: a late order, or a late return, may have left it held.
+            Progress::Failed { .. } | Progress::Skipped | Progress::Done if held && waited <= OPEN_WITHIN => {
                 steps.extend(look.release());
                 under_way = true;
                 continue;
