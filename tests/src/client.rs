@@ -30,6 +30,17 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// What came, without what differs between any two requests: ids, times, keep-alives.
+    pub fn bytes(&self) -> String {
+        let mut text = self.raw.replace(": keep-alive\n\n", "");
+        for (key, end) in [("\"id\":\"", '"'), ("\"created\":", ',')] {
+            let mut parts = text.split(key);
+            let first = parts.next().unwrap_or_default().to_string();
+            text = parts.fold(first, |fresh, part| fresh + key + part.find(end).map_or(part, |at| &part[at..]));
+        }
+        text
+    }
+
     /// Whether it is a whole answer: finished, `[DONE]`, no error.
     pub fn whole(&self) -> bool {
         self.status == 200 && self.done && self.finish.is_some() && self.error.is_none()

@@ -8,4 +8,4 @@ pub mod supervisor;
 
 pub use client::{Answer, Client, chat_body, fake_answer};
 pub use process::{Fleet, Gateway, Neuron, Running, Starter, free_port, programs};
-pub use rig::{Cut, Knife, Rig};
+pub use rig::{Cut, Knife, Rig, Wire};

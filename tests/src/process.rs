@@ -160,8 +160,13 @@ pub struct Starter {
 impl Starter {
     /// Starts a worker without waiting; its log goes on where the life before it ended.
     pub fn neuron(&self, name: &str, port: u16, config: &str) -> Result<Neuron> {
+        self.neuron_with_data(name, port, "bind = \"127.0.0.1:0\"", config)
+    }
+
+    /// As `neuron`, with its own lines for the data table.
+    pub fn neuron_with_data(&self, name: &str, port: u16, data: &str, config: &str) -> Result<Neuron> {
         let control = format!("127.0.0.1:{port}");
-        let config = format!("{config}[data]\nbind = \"127.0.0.1:0\"\n[control]\nbind = \"{control}\"\n");
+        let config = format!("{config}[data]\n{data}\n[control]\nbind = \"{control}\"\n");
         let process = Running::start(&self.program, name, &self.folder, &config)?;
         Ok(Neuron { process, control })
     }

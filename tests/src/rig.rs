@@ -22,6 +22,8 @@ pub struct Cut {
     pub mark: usize,
     /// Bytes of it and after it that still come through.
     pub bytes: usize,
+    /// Whether the wire then hangs, and nothing tells so, or breaks.
+    pub hangs: bool,
 }
 
 const MARKS: [&[u8]; 3] = [b":cx t ", b":cx u ", b"[DONE]"];
@@ -49,9 +51,9 @@ impl Knife {
         self.made
     }
 
-    /// Returns how many bytes of the chunk come through, and whether the connection is cut then.
-    fn pass(&mut self, chunk: &[u8]) -> (usize, bool) {
-        let Some(cut) = self.cuts.front().copied() else { return (chunk.len(), false) };
+    /// Returns how many bytes of the chunk come through, and the cut that is made then.
+    fn pass(&mut self, chunk: &[u8]) -> (usize, Option<Cut>) {
+        let Some(cut) = self.cuts.front().copied() else { return (chunk.len(), None) };
         let old = self.tail.len();
         let bytes = [std::mem::take(&mut self.tail).as_slice(), chunk].concat();
         if self.left.is_none() {
@@ -71,15 +73,15 @@ impl Knife {
             Some(left) if left <= chunk.len() => {
                 self.cuts.pop_front();
                 (self.seen, self.left, self.made) = (0, None, self.made + 1);
-                (left, true)
+                (left, Some(cut))
             }
             Some(left) => {
                 self.left = Some(left - chunk.len());
-                (chunk.len(), false)
+                (chunk.len(), None)
             }
             None => {
                 self.tail = bytes[bytes.len().saturating_sub(MARK_BYTES - 1)..].to_vec();
-                (chunk.len(), false)
+                (chunk.len(), None)
             }
         }
     }
@@ -94,12 +96,39 @@ pub struct Rig {
     /// What lies in every wire from a worker.
     pub knife: Arc<Mutex<Knife>>,
     tasks: Vec<JoinHandle<()>>,
+    _wires: Vec<Wire>,
     _signals: Vec<mpsc::Sender<Signal>>,
 }
 
 impl Drop for Rig {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// A place in which connections to a worker can be cut.
+#[derive(Debug)]
+pub struct Wire {
+    /// Where the gateway connects to.
+    pub address: String,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Wire {
+    /// Opens a wire to a worker's data address, with a knife in it.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub async fn to(worker: String, knife: Arc<Mutex<Knife>>) -> Result<Wire> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?.to_string();
+        Ok(Wire { address, task: tokio::spawn(cut_wire(listener, worker, knife)) })
     }
 }
 
@@ -115,16 +144,17 @@ impl Rig {
     /// # Errors
     /// When no port is free, or nothing serves in time.
     pub async fn start(workers: &[neuron::options::Options], mut gateway: cortex::options::Options) -> Result<Self> {
-        let (mut tasks, mut signals) = (Vec::new(), Vec::new());
+        let (mut tasks, mut wires, mut signals) = (Vec::new(), Vec::new(), Vec::new());
         let knife = Arc::new(Mutex::new(Knife::default()));
         gateway.neurons.clear();
         for (i, options) in workers.iter().enumerate() {
             let mut options = options.clone();
             let data = format!("127.0.0.1:{}", free_port()?);
-            let wire = TcpListener::bind("127.0.0.1:0").await?;
+            let wire = Wire::to(data.clone(), knife.clone()).await?;
             options.node.id = Some(format!("worker-{i}"));
             options.data.bind = data.parse()?;
-            options.data.advertise = Some(wire.local_addr()?.to_string());
+            options.data.advertise = Some(wire.address.clone());
+            wires.push(wire);
             let control = TcpListener::bind("127.0.0.1:0").await?;
             gateway.neurons.push(cortex::options::NeuronEntry { control: control.local_addr()?.to_string() });
             let around = surrounded(&mut signals, |signals| neuron::node::Surroundings {
@@ -134,7 +164,6 @@ impl Rig {
                 host_name: "rig".into(),
                 on_data_address: None,
             });
-            tasks.push(tokio::spawn(cut_wire(wire, data, knife.clone())));
             tasks.push(tokio::spawn(async move {
                 if let Err(error) = neuron::node::run(options, around).await {
                     eprintln!("the worker ended: {error}");
@@ -154,7 +183,7 @@ impl Rig {
                 eprintln!("the gateway ended: {error}");
             }
         }));
-        let rig = Rig { api: urls.0, admin: urls.1, knife, tasks, _signals: signals };
+        let rig = Rig { api: urls.0, admin: urls.1, knife, tasks, _wires: wires, _signals: signals };
         rig.until_routable(workers.len()).await?;
         Ok(rig)
     }
@@ -195,8 +224,17 @@ async fn cut_wire(listener: TcpListener, worker: String, knife: Arc<Mutex<Knife>
             let mut buffer = vec![0; 16 << 10];
             while let Ok(length @ 1..) = from_far.read(&mut buffer).await {
                 let (pass, cut) = knife.lock().unwrap_or_else(PoisonError::into_inner).pass(&buffer[..length]);
-                if to_near.write_all(&buffer[..pass]).await.is_err() || cut {
+                if to_near.write_all(&buffer[..pass]).await.is_err() {
                     break;
+                }
+                match cut {
+                    // Until the gateway gives the connection up.
+                    Some(cut) if cut.hangs => {
+                        let _ = up.await;
+                        return;
+                    }
+                    Some(_) => break,
+                    None => {}
                 }
             }
             up.abort();
@@ -212,10 +250,10 @@ mod tests {
     fn the_knife_cuts_at_its_mark_in_any_chunking() {
         let stream = b"x\n\n:cx t 1 0 0 5 -\ndata: a\n\n:cx t 1 0 1 6 -\ndata: b\n\n:cx u 1 2 0\ndata: [DONE]\n\n";
         for (cut, wanted) in [
-            (Cut { mark: 0, bytes: 0 }, 3),
-            (Cut { mark: 1, bytes: 0 }, 28),
-            (Cut { mark: 1, bytes: 19 }, 47),
-            (Cut { mark: 3, bytes: 2 }, stream.len() - 6),
+            (Cut { mark: 0, bytes: 0, hangs: false }, 3),
+            (Cut { mark: 1, bytes: 0, hangs: false }, 28),
+            (Cut { mark: 1, bytes: 19, hangs: false }, 47),
+            (Cut { mark: 3, bytes: 2, hangs: false }, stream.len() - 6),
         ] {
             for size in 1..stream.len() {
                 let mut knife = Knife::default();
@@ -224,7 +262,7 @@ mod tests {
                 for chunk in stream.chunks(size) {
                     let (pass, cut) = knife.pass(chunk);
                     passed += pass;
-                    if cut {
+                    if cut.is_some() {
                         break;
                     }
                 }

@@ -17,24 +17,10 @@ fn fake() -> neuron::options::ModelEntry {
     neuron::options::ModelEntry { id: "m".into(), harness: Some("fake".into()), ..Default::default() }
 }
 
-/// What a client got, without what differs between any two requests: ids, times, keep-alives.
-fn bytes(answer: &Answer) -> String {
-    let mut text = answer.raw.replace(": keep-alive\n\n", "");
-    for (key, end) in [("\"id\":\"", '"'), ("\"created\":", ',')] {
-        let mut fresh = String::new();
-        for (i, part) in text.split(key).enumerate() {
-            fresh.push_str(if i == 0 { part } else { key });
-            fresh.push_str(if i == 0 { "" } else { &part[part.find(end).unwrap()..] });
-        }
-        text = fresh;
-    }
-    text
-}
-
 /// The events of each choice by themselves: which choice's event comes first is chance.
 fn by_choice(answer: &Answer) -> Vec<String> {
     let mut parts: Vec<String> = Vec::new();
-    for event in bytes(answer).split_inclusive("\n\n") {
+    for event in answer.bytes().split_inclusive("\n\n") {
         let index = event.find("\"index\":").map_or(0, |at| {
             let digits: String = event[at + 8..].chars().take_while(char::is_ascii_digit).collect();
             digits.parse::<usize>().unwrap() + 1
@@ -65,7 +51,7 @@ async fn cut_everywhere(rig: &Rig, client: &Client, body: &dyn Fn() -> Value) ->
     let mut made = 0;
     // At the mark, inside its line, inside its event's data, just before its end.
     for mark in 0.. {
-        let cut = Cut { mark, bytes: [0, 9, 60, 25][mark % 4] };
+        let cut = Cut { mark, bytes: [0, 9, 60, 25][mark % 4], hangs: false };
         rig.arm([cut]);
         let answer = client.stream(&body(), |_| {}).await.unwrap();
         assert_eq!(by_choice(&answer), wanted, "{cut:?}");
@@ -114,7 +100,7 @@ async fn an_answer_in_one_json_survives_cuts_too() {
     let whole = ask().await;
     assert_eq!(whole["choices"].as_array().unwrap().len(), 3);
     for mark in 0..38 {
-        rig.arm([Cut { mark, bytes: 9 }]);
+        rig.arm([Cut { mark, bytes: 9, hangs: false }]);
         assert_eq!(ask().await, whole, "cut at {mark}");
         assert_eq!(rig.cuts_made(), usize::from(mark < 37), "cut at {mark}");
     }
@@ -126,10 +112,10 @@ async fn eight_crashes_are_survived_the_ninth_is_not_and_a_failure_is_never_done
     let client = Client::new(&rig.api).unwrap();
     let body = || request("m", "again and again", 60, json!({}));
     let whole = client.stream(&body(), |_| {}).await.unwrap();
-    rig.arm(vec![Cut { mark: 3, bytes: 9 }; 8]);
+    rig.arm(vec![Cut { mark: 3, bytes: 9, hangs: false }; 8]);
     let answer = client.stream(&body(), |_| {}).await.unwrap();
-    assert_eq!((bytes(&answer), rig.cuts_made()), (bytes(&whole), 8));
-    rig.arm(vec![Cut { mark: 3, bytes: 9 }; 9]);
+    assert_eq!((answer.bytes(), rig.cuts_made()), (whole.bytes(), 8));
+    rig.arm(vec![Cut { mark: 3, bytes: 9, hangs: false }; 9]);
     let answer = client.stream(&body(), |_| {}).await.unwrap();
     assert_eq!(rig.cuts_made(), 9);
     assert!(!answer.done && answer.finish.is_none(), "{answer:?}");
@@ -143,11 +129,12 @@ async fn eight_crashes_are_survived_the_ninth_is_not_and_a_failure_is_never_done
 async fn two_crashes_without_a_new_token_end_the_request_and_harm_nobody_else() {
     let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();
     let client = Client::new(&rig.api).unwrap();
-    rig.arm([Cut { mark: 5, bytes: 0 }, Cut { mark: 0, bytes: 0 }]);
+    let at = |mark| Cut { mark, bytes: 0, hangs: false };
+    rig.arm([at(5), at(0), at(0)]);
     let answer = client.stream(&request("m", "poison", 20, json!({})), |_| {}).await.unwrap();
     assert_eq!(answer.error.unwrap()["code"], "request_crashes_workers");
     assert!(!answer.done);
-    // No worker left a breadcrumb, so the request is not refused when it comes again.
+    // No worker left a breadcrumb, so another try, which its salt makes another request, is not refused.
     rig.arm([]);
     assert!(client.stream(&request("m", "poison", 20, json!({})), |_| {}).await.unwrap().whole());
 }
@@ -161,9 +148,24 @@ async fn without_an_equal_worker_a_stream_ends_with_words_after_its_patience() {
     let rig = Rig::start(&[worker(fake()), other], gateway).await.unwrap();
     let client = Client::new(&rig.api).unwrap();
     // Both workers are asked in turn; whichever it is, it comes back itself, for nothing is wrong with it.
-    rig.arm([Cut { mark: 5, bytes: 0 }]);
+    rig.arm([Cut { mark: 5, bytes: 0, hangs: false }]);
     let answer = client.stream(&request("m", "alone", 20, json!({})), |_| {}).await.unwrap();
     assert!(answer.whole(), "the same worker goes on: {answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wire_that_hangs_after_the_first_token_is_left_after_five_seconds_and_the_stream_goes_on() {
+    let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();
+    let client = Client::new(&rig.api).unwrap();
+    let body = || request("m", "hang", 30, json!({}));
+    let whole = client.stream(&body(), |_| {}).await.unwrap();
+    rig.arm([Cut { mark: 7, bytes: 9, hangs: true }]);
+    let begun = std::time::Instant::now();
+    let answer = client.stream(&body(), |_| {}).await.unwrap();
+    let took = begun.elapsed().as_secs_f64();
+    assert_eq!((answer.bytes(), rig.cuts_made()), (whole.bytes(), 1));
+    assert!(answer.raw.matches(": keep-alive").count() >= 3, "the client is kept alive meanwhile");
+    assert!((4.9..8.0).contains(&took), "{took} s");
 }
 
 /// The trained model's kernels give the same bits whatever the batch, so its streams continue byte for byte.

@@ -1,10 +1,14 @@
 //! Workers that are killed or frozen under running streams, as real processes: clients see nothing of it.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fleet_tests::{Answer, Client, Fleet, Gateway, Neuron, chat_body, fake_answer, programs};
+use fleet_tests::supervisor::{RestartRules, Supervised};
+use fleet_tests::{Answer, Client, Cut, Fleet, Gateway, Knife, Neuron, Wire, chat_body, fake_answer, programs};
 use rustix::process::Signal;
+
+const SOON: Duration = Duration::from_secs(20);
 
 fn fleet() -> Fleet {
     Fleet::new(programs(env!("CARGO_BIN_EXE_test-cortex"), env!("CARGO_BIN_EXE_test-neuron"))).unwrap()
@@ -113,4 +117,107 @@ async fn a_crash_names_what_it_ran_and_the_next_life_says_so() {
     assert_eq!(status["crumbs"].as_array().unwrap().len(), 1, "{status}");
     assert_eq!(status["incarnation"]["counter"], 2);
     assert!(second.process.log().contains("the life before this one crashed"));
+}
+
+/// `CORTEX_CUT_PROMPTS_REAL` sets how many prompts are cut at all positions (3 by default).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_between_real_processes_cut_at_any_token_is_the_uncut_stream() {
+    let fleet = fleet();
+    let knife = Arc::new(Mutex::new(Knife::default()));
+    let (mut neurons, mut wires) = (Vec::new(), Vec::new());
+    for name in ["a", "b"] {
+        let (port, data) =
+            (fleet_tests::free_port().unwrap(), format!("127.0.0.1:{}", fleet_tests::free_port().unwrap()));
+        let wire = Wire::to(data.clone(), knife.clone()).await.unwrap();
+        let table = format!("bind = \"{data}\"\nadvertise = \"{}\"", wire.address);
+        let config = format!("{}[node]\nid = \"{name}\"\n", fake(0));
+        let neuron = fleet.starter().neuron_with_data(name, port, &table, &config).unwrap();
+        fleet.until_ok(&format!("http://{}/readyz", neuron.control), &neuron.process).await.unwrap();
+        neurons.push(neuron);
+        wires.push(wire);
+    }
+    let gateway = fleet.gateway(&[&neurons[0].control, &neurons[1].control], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let prompts = std::env::var("CORTEX_CUT_PROMPTS_REAL").ok().and_then(|count| count.parse().ok()).unwrap_or(3);
+    let mut made = 0;
+    for i in 0..prompts {
+        let mut salt = 0;
+        let mut body = || {
+            salt += 1;
+            let mut body = chat_body("m", &format!("real {i}"), 20);
+            body["stream_options"] = serde_json::json!({"include_usage": true});
+            body["cache_salt"] = serde_json::json!(format!("{i} {salt}"));
+            body
+        };
+        let arm = |cut: Option<Cut>| knife.lock().unwrap().arm(cut);
+        arm(None);
+        let whole = client.stream(&body(), |_| {}).await.unwrap();
+        check(&format!("real {i}"), 20, &whole);
+        for mark in 0..22 {
+            arm(Some(Cut { mark, bytes: [0, 9, 60, 25][mark % 4], hangs: false }));
+            let answer = client.stream(&body(), |_| {}).await.unwrap();
+            assert_eq!(answer.bytes(), whole.bytes(), "cut at {mark}");
+            made += knife.lock().unwrap().made();
+        }
+    }
+    eprintln!("{made} cuts of {prompts} prompts");
+    assert_eq!(made, prompts * 22);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_slept_blames_nobody() {
+    let fleet = fleet();
+    let (_neurons, gateway) = three(&fleet, 10).await;
+    let client = Client::new(&gateway.api).unwrap();
+    let asked: Vec<_> =
+        (0..6).map(|i| tokio::spawn(client.stream_owned(chat_body("m", &format!("sleep {i}"), 600)))).collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    gateway.process.signal(Signal::STOP).unwrap();
+    tokio::time::sleep(Duration::from_millis(4_000)).await;
+    gateway.process.signal(Signal::CONT).unwrap();
+    for (i, answer) in futures_util::future::join_all(asked).await.into_iter().enumerate() {
+        check(&format!("sleep {i}"), 600, &answer.unwrap().unwrap());
+    }
+    let continued = fleet.metric(&gateway.admin, "cortex_continuations_total", &[]).await.unwrap();
+    assert_eq!(continued, 0.0, "the workers were there all the time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_crashes_workers_ends_with_words_is_refused_and_harms_no_other() {
+    let fleet = fleet();
+    let lives = |name: &'static str| {
+        let state = fleet.folder().join(format!("state-{name}"));
+        let crash = format!("{}crash_byte = 7\n[node]\nid = \"{name}\"\nstate_dir = {state:?}\n", fake(10));
+        let (starter, port) = (fleet.starter(), fleet_tests::free_port().unwrap());
+        let rules = RestartRules { pause: Duration::from_millis(50), prevent: vec![78], burst: 9, interval: SOON };
+        Supervised::start(name, rules, move || starter.neuron(name, port, &crash)).unwrap()
+    };
+    let supervised = ["a", "b", "c"].map(lives);
+    let controls: Vec<&str> = supervised.iter().map(|one| one.control.as_str()).collect();
+    let gateway = fleet.gateway(&controls, "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    fleet.until_metric(&gateway.admin, "cortex_node_routable", &[], 3.0).await.unwrap();
+    let others: Vec<_> =
+        (0..6).map(|i| tokio::spawn(client.stream_owned(chat_body("m", &format!("other {i}"), 200)))).collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let poison = chat_body("m", "ring the \u{7} bell", 20);
+    let answer = client.stream(&poison, |_| {}).await.unwrap();
+    assert_eq!(answer.error.as_ref().unwrap()["code"], "request_crashes_workers", "{answer:?}");
+    let lives: usize = supervised.iter().map(Supervised::starts).sum();
+    assert!(lives <= 5, "two workers died of it, no more");
+    for (i, answer) in futures_util::future::join_all(others).await.into_iter().enumerate() {
+        check(&format!("other {i}"), 200, &answer.unwrap().unwrap());
+    }
+    // At once while it is suspected, and for long once the next lives have named it.
+    let begun = Instant::now();
+    while begun.elapsed() < SOON {
+        let again = client.stream(&poison, |_| {}).await.unwrap();
+        let message = again.error.as_ref().unwrap()["message"].as_str().unwrap().to_string();
+        let seconds = message.split("refused for ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+        if seconds.expect("it is refused") > 60 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    panic!("the next lives named the request, and it was not refused");
 }

@@ -241,7 +241,7 @@ async fn a_rolling_restart_under_streams_costs_nobody_an_error() {
     assert!(restart.status.success() && text(&restart).contains("1. restart b"), "{}", text(&restart));
     // The other gateway shows the same rollout.
     let watch = cortex(&two, &["watch"]).await;
-    println!("{}\nthe rollout took {:?}", text(&watch), begun.elapsed());
+    eprintln!("{}\nthe rollout took {:?}", text(&watch), begun.elapsed());
     assert!(watch.status.success(), "{}", text(&watch));
     for load in loads {
         assert_eq!(load.failures().await, Vec::<String>::new());
@@ -274,7 +274,7 @@ async fn a_rollout_whose_coordinator_is_killed_is_finished_by_another_gateway() 
     killed.process.kill().unwrap();
     let begun = Instant::now();
     let shown = until_phase(&other, "done").await;
-    println!("done {:?} after the kill", begun.elapsed());
+    eprintln!("done {:?} after the kill", begun.elapsed());
     assert_ne!(shown["coordinator"], coordinator);
     assert_eq!(shown["rollout"]["lease_revision"], 2);
     assert_eq!(load.failures().await, Vec::<String>::new());

@@ -27,7 +27,7 @@ pub struct JourneyLimits {
 pub const HAND_BACKS_MAX: u32 = 64;
 /// Most continuations after crashes.
 pub const CONTINUATIONS_MAX: u32 = 8;
-/// Crashes in a row, without a newly accepted token, that end a request.
+/// Crashes in a row, each of an attempt without a newly accepted token, that end a request.
 pub const POISON_CRASHES: u32 = 2;
 
 /// What the first attempt made of the request; every later one has to agree.
@@ -81,8 +81,10 @@ pub struct Journey {
     limits: JourneyLimits,
     streamed: bool,
     origin: Option<Origin>,
-    /// The present attempt left its worker's queue.
-    started: bool,
+    /// The present attempt's request is with its worker, and not known to wait in its queue: a crash may be its doing.
+    at_work: bool,
+    /// The present attempt left the queue.
+    ran: bool,
     /// Tokens accepted when the present attempt was opened.
     held: usize,
     tried: Vec<Slot>,
@@ -103,7 +105,8 @@ impl Journey {
             limits,
             streamed,
             origin: None,
-            started: false,
+            at_work: false,
+            ran: false,
             held: 0,
             tried: Vec::new(),
             retries: 0,
@@ -119,9 +122,19 @@ impl Journey {
     /// Opens the next attempt, on `slot`; whatever an earlier one still says is refused from now on.
     pub fn open(&mut self, slot: Slot) -> u32 {
         self.tried.push(slot);
-        self.started = false;
+        (self.at_work, self.ran) = (false, false);
         self.held = self.accepted();
         self.fence.open()
+    }
+
+    /// The request has reached the worker.
+    pub fn reached(&mut self) {
+        self.at_work = true;
+    }
+
+    /// The worker shows life without having begun: the request waits in its queue.
+    pub fn queued(&mut self) {
+        self.at_work = self.ran;
     }
 
     /// Takes what the present attempt made of the request, which it says as it begins to run it.
@@ -129,7 +142,7 @@ impl Journey {
     /// # Errors
     /// `ResumeMismatch` when an attempt that continues read something else than the one before.
     pub fn began(&mut self, origin: Origin) -> Result<(), Error> {
-        self.started = true;
+        (self.at_work, self.ran) = (true, true);
         match self.origin {
             Some(known) if self.fence.begun() => {
                 let same = known.prompt_hash == origin.prompt_hash
@@ -180,8 +193,9 @@ impl Journey {
         if self.fence.attempt() == 0 {
             return Step::Fail(error);
         }
-        if self.started && crashed(error.code()) {
-            self.barren += 1;
+        if self.at_work && crashed(error.code()) {
+            // An attempt that got on is no sign of poison, but of a neighbour's.
+            self.barren = if self.accepted() > self.held { 0 } else { self.barren + 1 };
             if self.barren >= POISON_CRASHES {
                 self.poisoned = true;
                 let message = "the request was given up: workers failed on it again and again without a new token";
@@ -198,7 +212,7 @@ impl Journey {
         if !movable || self.origin.is_none() {
             return Step::Fail(error);
         }
-        if !(self.started && crashed(code)) {
+        if !(self.at_work && crashed(code)) {
             return self.free(now, error);
         }
         self.continuations += 1;
@@ -271,9 +285,9 @@ impl Journey {
         })
     }
 
-    /// Returns whom this request may have harmed: the prompt that its poison would be known by.
-    pub fn poison(&self) -> Option<Fingerprint> {
-        self.origin.filter(|_| self.poisoned).map(|origin| origin.prompt_hash)
+    /// Returns whether it was given up because workers failed on it.
+    pub fn poisoned(&self) -> bool {
+        self.poisoned
     }
 
     /// Returns the present attempt's number, 0 before the first.

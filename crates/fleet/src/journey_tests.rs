@@ -59,18 +59,21 @@ fn before_the_first_token_nobody_needs_a_successor() {
 #[test]
 fn two_crashes_in_a_row_without_a_new_token_are_poison() {
     let mut journey = running(true, 3);
-    for slot in 1..=6 {
+    for slot in 1..=5 {
         assert!(matches!(journey.ended(at(5), failed(Code::UpstreamFailed), &mut budget()), Step::Again));
         let attempt = journey.open(Slot(slot));
         assert!(journey.began(origin()).is_ok());
         assert_eq!(journey.accept(attempt, 0, 2 + slot as u32, &[9], false), Ok(()));
     }
-    assert!(matches!(journey.ended(at(6), failed(Code::UpstreamTimeout), &mut budget()), Step::Again));
+    assert!(matches!(journey.ended(at(6), failed(Code::UpstreamTimeout), &mut budget()), Step::Again), "it got on");
     journey.open(Slot(8));
+    assert!(journey.began(origin()).is_ok());
+    assert!(matches!(journey.ended(at(6), failed(Code::UpstreamTimeout), &mut budget()), Step::Again));
+    journey.open(Slot(9));
     assert!(journey.began(origin()).is_ok());
     let end = journey.ended(at(7), failed(Code::EngineFailed), &mut budget());
     assert_eq!(code(&end), Some(Code::PoisonRequest));
-    assert_eq!(journey.poison(), Some(Fingerprint([1; 32])));
+    assert!(journey.poisoned());
 }
 
 #[test]
@@ -78,11 +81,24 @@ fn a_worker_that_dies_with_the_request_still_queued_says_nothing_against_it() {
     let mut journey = Journey::new(1, true, LIMITS, at(0));
     for slot in 0..2 {
         journey.open(Slot(slot));
+        journey.reached();
+        journey.queued();
         assert!(matches!(journey.ended(at(5), failed(Code::UpstreamFailed), &mut budget()), Step::Again));
     }
     journey.open(Slot(2));
     let end = journey.ended(at(5), failed(Code::UpstreamFailed), &mut budget());
-    assert_eq!((code(&end), journey.poison()), (Some(Code::UpstreamFailed), None), "its retries are used up");
+    assert_eq!((code(&end), journey.poisoned()), (Some(Code::UpstreamFailed), false), "its retries are used up");
+}
+
+#[test]
+fn a_request_that_workers_die_of_before_they_say_a_word_is_poison_too() {
+    let mut journey = Journey::new(1, true, LIMITS, at(0));
+    journey.open(Slot(0));
+    journey.reached();
+    assert!(matches!(journey.ended(at(5), failed(Code::UpstreamFailed), &mut budget()), Step::Again));
+    journey.open(Slot(1));
+    journey.reached();
+    assert_eq!(code(&journey.ended(at(5), failed(Code::UpstreamFailed), &mut budget())), Some(Code::PoisonRequest));
 }
 
 #[test]
@@ -130,7 +146,7 @@ fn a_search_that_found_nobody_ends_the_request_and_is_no_second_crash() {
         assert!(matches!(journey.ended(at(5), failed(Code::UpstreamFailed), &mut budget()), Step::Again));
         let nobody = Ending::NobodyFound(Error::new(last, "x"));
         assert_eq!(code(&journey.ended(at(65), nobody, &mut budget())), Some(last));
-        assert_eq!(journey.poison(), None);
+        assert!(!journey.poisoned());
     }
 }
 

@@ -15,6 +15,6 @@ pub use journey::{
     CONTINUATIONS_MAX, Ending, HAND_BACKS_MAX, Journey, JourneyLimits, Origin, POISON_CRASHES, Step, Successor,
 };
 pub use patience::{ASLEEP_AFTER, Patience, PatienceFacts, PatienceLimits, UNREACHABLE_AFTER, Verdict};
-pub use quarantine::{QUARANTINE, Quarantine};
+pub use quarantine::{QUARANTINE, Quarantine, SUSPICION};
 pub use route::{Route, RouteQuery, Target, route};
 pub use view::{FleetView, NodeView, Observation, SILENT_AFTER, Slot};

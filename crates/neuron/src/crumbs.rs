@@ -1,6 +1,6 @@
-//! Breadcrumbs: before a step, which prompts it runs, so that the next life can say what this one died of.
+//! Breadcrumbs: before a step, which requests it runs, so that the next life can say what this one died of.
 //!
-//! The file is small, rewritten in place and only when the step's prompts change; it is never synced, for the page
+//! The file is small, rewritten in place and only when the step's requests change; it is never synced, for the page
 //! cache outlives the process. A clean end removes it.
 
 use std::fs::File;
@@ -42,10 +42,10 @@ impl Crumbs {
         self.trail.is_some()
     }
 
-    /// Names the prompts of the step that is about to run.
-    pub(crate) fn lay(&mut self, prompts: impl Iterator<Item = Fingerprint>) {
+    /// Names the requests of the step that is about to run.
+    pub(crate) fn lay(&mut self, names: impl Iterator<Item = Fingerprint>) {
         let Some((_, file)) = &self.trail else { return };
-        let mut fresh: Vec<Fingerprint> = prompts.take(CRUMBS_MAX).collect();
+        let mut fresh: Vec<Fingerprint> = names.take(CRUMBS_MAX).collect();
         fresh.sort_unstable();
         fresh.dedup();
         if fresh == self.laid {
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_crash_leaves_the_prompts_of_its_step_and_a_clean_end_nothing() {
+    fn a_crash_leaves_the_names_of_its_step_and_a_clean_end_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let (a, b) = (Fingerprint([1; 32]), Fingerprint([2; 32]));
         let model = ModelId::new("org/m").unwrap();

@@ -63,17 +63,17 @@ impl Drop for CancelGuard {
 }
 
 impl EngineHandle {
-    /// Submits a request, known by its prompt's hash; its events, or its refusal, come out of the receiver.
+    /// Submits a request, which breadcrumbs know by `name`; its events, or its refusal, come out of the receiver.
     pub(crate) fn submit(
         &self,
         submission: Submission,
-        prompt: Fingerprint,
+        name: Fingerprint,
         queue: usize,
     ) -> (mpsc::Receiver<Message>, CancelGuard) {
         let (events, receiver) = mpsc::channel(queue);
         let guard = CancelGuard { inbox: self.inbox.clone(), request: submission.request };
         // When the thread is gone the sender is dropped with the command, and the receiver ends.
-        let _ = self.inbox.send(Command::Submit(submission, prompt, events));
+        let _ = self.inbox.send(Command::Submit(submission, name, events));
         (receiver, guard)
     }
 
@@ -109,7 +109,7 @@ impl EngineHandle {
 }
 
 struct Outlet {
-    prompt: Fingerprint,
+    name: Fingerprint,
     queue: mpsc::Sender<Message>,
     overflow: VecDeque<Message>,
 }
@@ -168,6 +168,8 @@ impl EngineLoop {
             idle = batch.is_none();
             // Before the step: a long one must not hide what it runs.
             self.publish_load();
+            // So that who left the queue knows it before the step, of which a crash may be its doing.
+            self.deliver(&mut events);
             self.lay_crumbs(batch.as_ref());
             if let Some(batch) = batch {
                 match guarded_step(self.engine.as_mut(), &batch) {
@@ -194,7 +196,7 @@ impl EngineLoop {
         }
         let rows = batch.into_iter().flat_map(|batch| &batch.rows);
         let owners = rows.filter_map(|row| self.scheduler.owner(row.sequence));
-        self.crumbs.lay(owners.filter_map(|owner| self.outlets.get(&owner)).map(|outlet| outlet.prompt));
+        self.crumbs.lay(owners.filter_map(|owner| self.outlets.get(&owner)).map(|outlet| outlet.name));
     }
 
     /// Takes what is in the inbox; waits for a first command when there is nothing to run.
@@ -230,11 +232,11 @@ impl EngineLoop {
 
     fn handle(&mut self, command: Command, events: &mut Vec<Event>) -> Turn {
         match command {
-            Command::Submit(submission, prompt, queue) => {
+            Command::Submit(submission, name, queue) => {
                 let request = submission.request;
                 match self.scheduler.submit(self.clock.now(), submission) {
                     Ok(()) => {
-                        self.outlets.insert(request, Outlet { prompt, queue, overflow: VecDeque::new() });
+                        self.outlets.insert(request, Outlet { name, queue, overflow: VecDeque::new() });
                     }
                     // The queue is new and empty, so there is room for this one message.
                     Err(error) => drop(queue.try_send(Message::Refused(error))),

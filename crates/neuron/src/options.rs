@@ -279,11 +279,13 @@ pub struct FakeOptions {
     pub failing_loads: u32,
     /// Prompt and answer together, in tokens.
     pub context_length: usize,
+    /// The process aborts in a step that begins a prompt with this byte in it; 0: never.
+    pub crash_byte: u8,
 }
 
 impl Default for FakeOptions {
     fn default() -> Self {
-        FakeOptions { step_ms: 0, prefill_ms: 0, load_ms: 0, failing_loads: 0, context_length: 8192 }
+        FakeOptions { step_ms: 0, prefill_ms: 0, load_ms: 0, failing_loads: 0, context_length: 8192, crash_byte: 0 }
     }
 }
 

@@ -169,7 +169,7 @@ pub struct UpgradeOutcome {
     pub at: u64,
 }
 
-/// Most prompts that a crash's breadcrumb names.
+/// Most requests that a crash's breadcrumb names.
 pub const CRUMBS_MAX: usize = 64;
 
 /// What a node says of itself. (incarnation, generation) order the snapshots of one node.
@@ -205,7 +205,8 @@ pub struct NodeStatus {
     pub rollout: Option<RolloutId>,
     /// Set while it drains.
     pub drain: Option<DrainProgress>,
-    /// Prompt hashes of the step in which the life before this one crashed; at most [`CRUMBS_MAX`].
+    /// Names of the requests in the step in which the life before this one crashed; at most [`CRUMBS_MAX`]. A name is
+    /// the BLAKE3 of the completion's id.
     pub crumbs: Vec<Fingerprint>,
     /// How the last upgrade went.
     pub upgrade: Option<UpgradeOutcome>,

@@ -109,7 +109,7 @@ pub struct NodeStatus {
     /// Set while the node drains.
     #[prost(message, optional, tag = "17")]
     pub drain: ::core::option::Option<DrainProgress>,
-    /// 32 bytes each: prompt hashes of the step in which the life before this one crashed.
+    /// 32 bytes each, BLAKE3 of completions' ids: the requests in the step in which the life before this one crashed.
     #[prost(bytes = "vec", repeated, tag = "18")]
     pub crumbs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(message, optional, tag = "19")]

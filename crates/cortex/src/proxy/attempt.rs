@@ -28,6 +28,13 @@ pub(super) struct Attempt {
     held_max: usize,
 }
 
+/// Why there is no attempt.
+pub(super) struct Unopened {
+    pub(super) error: Error,
+    /// The worker has the request, or had it.
+    pub(super) sent: bool,
+}
+
 /// What comes next.
 pub(super) enum Next {
     /// A whole event: its private lines are in the caller's vector, this is the client's part, maybe empty.
@@ -62,7 +69,7 @@ impl Attempt {
         body: Bytes,
         target: Target,
         number: u32,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, Unopened> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(format!("http://{}/v1/chat/completions", target.data_address))
@@ -77,14 +84,17 @@ impl Attempt {
             Some(traceparent) => request.header("traceparent", traceparent),
             None => request,
         };
-        let request = request.body(Full::new(body)).map_err(Error::internal)?;
+        let unsent = |error| Unopened { error, sent: false };
+        let sent = |error| Unopened { error, sent: true };
+        let request = request.body(Full::new(body)).map_err(|error| unsent(Error::internal(error)))?;
         let patience = Duration::from_millis(proxy.options.proxy.first_event_timeout_ms);
         let response = tokio::time::timeout(patience, proxy.upstream.request(request)).await;
-        let response = response
-            .map_err(|_| silent())?
-            .map_err(|error| upstream_error("the worker could not be reached", error))?;
+        let response = response.map_err(|_| sent(silent()))?.map_err(|error| match error.is_connect() {
+            true => unsent(upstream_error("the worker could not be reached", error)),
+            false => sent(upstream_error("the worker broke off before its answer", error)),
+        })?;
         if !response.status().is_success() {
-            return Err(refusal(response).await);
+            return Err(sent(refusal(response).await));
         }
         let held_max = proxy.options.proxy.event_bytes_max;
         let splitter = EventSplitter::new(held_max);

@@ -87,10 +87,12 @@ impl Proxy {
     }
 
     /// Remembers a request that workers died of.
-    fn suspect(&self, body: &Bytes, prompt: Fingerprint) {
-        tracing::error!(%prompt, "two workers in a row failed on one request; it is refused if they named it");
+    fn suspect(&self, order: &Order) {
+        let request_id = &order.request_id;
+        tracing::error!(request_id, "two workers in a row failed on one request; it is refused if they named it");
+        let name = Fingerprint(*blake3::hash(order.completion_id.as_bytes()).as_bytes());
         let mut table = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
-        table.suspect(self.clock.now(), hash(body), prompt);
+        table.suspect(self.clock.now(), hash(&order.body), name);
     }
 
     /// Refuses a request that is known to crash workers.
@@ -105,7 +107,8 @@ impl Proxy {
         match table.refuses(self.clock.now(), &hash(body)) {
             None => Ok(()),
             Some(left) => {
-                let message = format!("workers crashed on this very request; it is refused for {} s", left.as_secs());
+                let message =
+                    format!("workers failed on this very request; it is refused for {} s", left.as_secs() + 1);
                 Err(Error::new(Code::PoisonRequest, message))
             }
         }

@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use wire::private::{Line, Meta, Resume, ResumeChoice};
 use words::{Code, Error, Moment};
 
-use super::attempt::{Attempt, Next, silent};
+use super::attempt::{Attempt, Next, Unopened, silent};
 use super::{Order, SharedProxy};
 
 /// How often an offer that found no successor is looked at again.
@@ -116,12 +116,16 @@ impl Relay {
         tracing::debug!(request_id = self.order.request_id, node = %node, attempt = number, accepted, "attempt");
         match Attempt::open(&self.proxy, &self.order, body, target, number).await {
             Ok(attempt) => {
+                self.journey.reached();
                 self.attempt = Some(attempt);
                 self.patience = Patience::new(self.proxy.clock.now());
                 self.look_at = self.proxy.clock.now();
                 Ok(())
             }
-            Err(error) => {
+            Err(Unopened { error, sent }) => {
+                if sent {
+                    self.journey.reached();
+                }
                 self.count_attempt(node.as_str(), error.code().row().code);
                 Err(Ending::Failed(error))
             }
@@ -281,7 +285,8 @@ impl Relay {
                 Line::Refusal(refusal) => return Err(refusal.into()),
                 Line::Meta(meta) => self.note_meta(meta)?,
                 Line::Offer => self.offered = Some(self.proxy.clock.now()),
-                Line::Progress(_) | Line::More => {}
+                Line::Progress(_) => self.journey.queued(),
+                Line::More => {}
             }
         }
         Ok(())
@@ -355,8 +360,8 @@ impl Relay {
                 Ok(Some(self.order.completion(self.meta.as_deref(), self.journey.accepted())))
             }
             Step::Fail(error) => {
-                if let Some(prompt) = self.journey.poison() {
-                    self.proxy.suspect(&self.order.body, prompt);
+                if self.journey.poisoned() {
+                    self.proxy.suspect(&self.order);
                 }
                 Err(public(error))
             }

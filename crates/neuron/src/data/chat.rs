@@ -147,7 +147,8 @@ async fn admit(plane: &Arc<DataPlane>, headers: &HeaderMap, private: Private, bo
     };
     model.metrics.prompt_tokens.inc_by(u64::from(meta.prompt_tokens));
     let wanted = submission.choices.len();
-    let (events, guard) = model.engine.submit(submission, meta.prompt_hash, plane.options.data.event_queue);
+    let name = Fingerprint(*blake3::hash(private.id.as_bytes()).as_bytes());
+    let (events, guard) = model.engine.submit(submission, name, plane.options.data.event_queue);
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
     let form = if request.stream {
         Form::Stream(ChatEncoder::new(identity, request.include_usage))

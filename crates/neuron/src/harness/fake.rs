@@ -87,6 +87,11 @@ impl Engine for Paced {
     }
 
     fn step(&mut self, batch: &Batch) -> Result<Outputs, EngineError> {
+        let crash = u32::from(self.options.crash_byte);
+        if crash > 0 && batch.rows.iter().any(|row| row.start == 0 && row.tokens.contains(&crash)) {
+            tracing::error!("the fake engine was told to crash on this prompt");
+            std::process::abort();
+        }
         let begins = batch.rows.iter().any(|row| row.start == 0);
         let pause = self.options.step_ms + if begins { self.options.prefill_ms } else { 0 };
         if pause > 0 {
