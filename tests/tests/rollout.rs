@@ -1,6 +1,7 @@
 //! Rolling restarts of real processes: workers under their unit's rules, gateways that share a store.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,8 +35,14 @@ fn config(fleet: &Fleet, name: &str, more: &str) -> String {
 
 impl Workers {
     /// Starts one worker for each pair of a name and more configuration.
-    async fn start(each: &[(&str, &str)]) -> Self {
+    fn start(each: &[(&str, &str)]) -> Self {
+        Self::start_with(each, |_| {})
+    }
+
+    /// Prepares the fleet's folder first.
+    fn start_with(each: &[(&str, &str)], prepare: impl FnOnce(&Path)) -> Self {
         let fleet = Fleet::new(programs(CORTEX, env!("CARGO_BIN_EXE_test-neuron"))).unwrap();
+        prepare(fleet.folder());
         let mut workers = Workers { fleet, each: Vec::new(), ports: Vec::new() };
         for (name, more) in each {
             workers.ports.push(free_port().unwrap());
@@ -45,8 +52,8 @@ impl Workers {
         workers
     }
 
-    async fn three() -> Self {
-        Self::start(&[("a", M), ("b", M), ("c", M)]).await
+    fn three() -> Self {
+        Self::start(&[("a", M), ("b", M), ("c", M)])
     }
 
     fn supervise(&self, name: &str, port: u16, more: &str) -> (Supervised, Arc<AtomicBool>) {
@@ -143,6 +150,19 @@ async fn until(gateway: &Gateway, what: &str, done: impl Fn(&Value) -> bool) -> 
     }
 }
 
+/// Waits until a node says that it is in `state`; returns the whole status.
+async fn until_state(gateway: &Gateway, node: usize, state: &str) -> Value {
+    let begun = Instant::now();
+    loop {
+        let status = get(&format!("{}/api/status", gateway.admin)).await;
+        if status["nodes"][node]["status"]["state"]["state"] == state {
+            return status;
+        }
+        assert!(begun.elapsed() < PATIENCE, "not {state}: {status:#}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 fn states(shown: &Value) -> Vec<(&str, &str)> {
     let nodes = shown["rollout"]["nodes"].as_array().unwrap();
     nodes.iter().map(|node| (node["node"].as_str().unwrap(), node["state"].as_str().unwrap())).collect()
@@ -210,7 +230,7 @@ fn canary(right: bool) -> String {
 
 #[tokio::test]
 async fn a_rolling_restart_under_streams_costs_nobody_an_error() {
-    let workers = Workers::three().await;
+    let workers = Workers::three();
     let (one, two) = (workers.gateway().await, workers.gateway().await);
     workers.until_attached(&one, 2).await;
     let loads = [Load::start(&one.api, 6), Load::start(&two.api, 6)];
@@ -238,7 +258,7 @@ async fn a_rolling_restart_under_streams_costs_nobody_an_error() {
 
 #[tokio::test]
 async fn a_rollout_whose_coordinator_is_killed_is_finished_by_another_gateway() {
-    let workers = Workers::three().await;
+    let workers = Workers::three();
     let mut gateways = vec![workers.gateway().await, workers.gateway().await];
     workers.until_attached(&gateways[0], 2).await;
     begin(&gateways[0], json!({ "canary": canary(true) })).await;
@@ -263,7 +283,7 @@ async fn a_rollout_whose_coordinator_is_killed_is_finished_by_another_gateway() 
 
 #[tokio::test]
 async fn a_worker_that_does_not_come_back_pauses_the_rollout_by_name_until_it_is_back() {
-    let mut workers = Workers::three().await;
+    let mut workers = Workers::three();
     let gateway = workers.gateway().await;
     workers.each[1].1.store(false, Ordering::Relaxed);
     begin(&gateway, json!({ "back_within_s": 4.0 })).await;
@@ -278,15 +298,8 @@ async fn a_worker_that_does_not_come_back_pauses_the_rollout_by_name_until_it_is
     let port = workers.ports[1];
     workers.each[1] = workers.supervise("b", port, M);
     until(&gateway, "back", |shown| shown["notes"]["b"].is_string()).await;
-    let begun = Instant::now();
-    loop {
-        let status = get(&format!("{}/api/status", gateway.admin)).await;
-        if status["nodes"][1]["status"]["state"]["state"] == "held" {
-            break;
-        }
-        assert!(begun.elapsed() < PATIENCE, "the hold outlives the crash: {status:#}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    // The hold outlives whatever happened between the order and now.
+    until_state(&gateway, 1, "held").await;
     assert!(cortex(&gateway, &["resume"]).await.status.success());
     until_phase(&gateway, "done").await;
     assert_eq!(workers.starts(), [2, 1, 2]);
@@ -294,7 +307,7 @@ async fn a_worker_that_does_not_come_back_pauses_the_rollout_by_name_until_it_is
 
 #[tokio::test]
 async fn a_wrong_canary_pauses_and_the_worker_serves_nobody_until_an_abort_opens_it() {
-    let workers = Workers::three().await;
+    let workers = Workers::three();
     let gateway = workers.gateway().await;
     begin(&gateway, json!({ "canary": canary(false) })).await;
     let shown = until_phase(&gateway, "paused").await;
@@ -329,7 +342,7 @@ async fn a_wrong_canary_pauses_and_the_worker_serves_nobody_until_an_abort_opens
 #[tokio::test]
 async fn a_model_that_would_go_dark_is_named_and_a_rehearsal_does_nothing() {
     let only = format!("{M}[[default_models]]\nid = \"only\"\nharness = \"fake\"\n");
-    let workers = Workers::start(&[("a", &only), ("b", M)]).await;
+    let workers = Workers::start(&[("a", &only), ("b", M)]);
     let gateway = workers.gateway().await;
     let refused = cortex(&gateway, &["restart"]).await;
     assert!(!refused.status.success() && text(&refused).contains("'only' would go dark"), "{}", text(&refused));
@@ -346,7 +359,7 @@ async fn a_model_that_would_go_dark_is_named_and_a_rehearsal_does_nothing() {
 
 #[tokio::test]
 async fn a_paused_rollout_gives_no_orders_and_goes_on_when_resumed() {
-    let workers = Workers::three().await;
+    let workers = Workers::three();
     let gateway = workers.gateway().await;
     begin(&gateway, json!({})).await;
     until(&gateway, "under way", |shown| states(shown)[0].1 != "pending").await;
@@ -366,7 +379,7 @@ async fn a_paused_rollout_gives_no_orders_and_goes_on_when_resumed() {
 #[tokio::test]
 async fn a_failed_upgrade_pauses_and_the_old_program_is_back() {
     let failing = format!("{M}[upgrade.new]\nargv = [\"false\"]\n");
-    let workers = Workers::start(&[("a", &failing), ("b", &failing)]).await;
+    let workers = Workers::start(&[("a", &failing), ("b", &failing)]);
     let gateway = workers.gateway().await;
     let (status, body) = post(&gateway, "", &json!({ "upgrade": "unknown", "health_s": 1.0 })).await;
     assert_eq!(status, 200, "{body:#}");
@@ -385,7 +398,7 @@ async fn a_failed_upgrade_pauses_and_the_old_program_is_back() {
 
 #[tokio::test]
 async fn a_store_that_cannot_be_used_refuses_rollouts_and_requests_go_on() {
-    let workers = Workers::start(&[("a", M), ("b", M)]).await;
+    let workers = Workers::start(&[("a", M), ("b", M)]);
     let ask = json!({ "model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4 });
     let bare = workers.fleet.gateway(&workers.controls(), "").await.unwrap();
     workers.until_routable(&bare).await;
@@ -405,7 +418,7 @@ async fn a_store_that_cannot_be_used_refuses_rollouts_and_requests_go_on() {
 
 #[tokio::test]
 async fn a_store_that_is_damaged_midway_stops_the_rollout_and_not_the_gateway() {
-    let workers = Workers::three().await;
+    let workers = Workers::three();
     let gateway = workers.gateway().await;
     begin(&gateway, json!({ "health_s": 3.0 })).await;
     until(&gateway, "under way", |shown| states(shown)[0].1 == "ordered").await;
@@ -424,7 +437,7 @@ async fn a_store_that_is_damaged_midway_stops_the_rollout_and_not_the_gateway() 
 
 #[tokio::test]
 async fn a_coordinator_that_was_stopped_for_long_wakes_up_without_a_say() {
-    let workers = Workers::three().await;
+    let workers = Workers::three();
     let mut gateways = vec![workers.gateway().await, workers.gateway().await];
     workers.until_attached(&gateways[0], 2).await;
     // Its permit for b would come just when it is stopped, at the latest.
@@ -441,5 +454,46 @@ async fn a_coordinator_that_was_stopped_for_long_wakes_up_without_a_say() {
     stopped.process.signal(Signal::CONT).unwrap();
     let done = until_phase(&other, "done").await;
     assert_eq!(done["rollout"]["lease_revision"], 2, "it did not take the lease back");
+    assert_eq!(workers.starts(), [2, 2, 2]);
+}
+
+#[tokio::test]
+async fn a_cordoned_worker_is_restarted_and_comes_back_cordoned() {
+    let workers = Workers::start_with(&[("a", M), ("b", M), ("c", M)], |state| {
+        let c = state.join("state-c");
+        std::fs::create_dir_all(&c).unwrap();
+        std::fs::write(c.join("intent.json"), "{\"epoch\": 1, \"intent\": \"cordon\"}").unwrap();
+    });
+    let store = workers.fleet.folder().join("rollout.sqlite");
+    let config = format!("[rollout]\nstore = {store:?}\n");
+    let gateway = workers.fleet.gateway(&workers.controls(), &config).await.unwrap();
+    workers.fleet.until_metric(&gateway.admin, "cortex_node_routable", &[], 2.0).await.unwrap();
+    until_state(&gateway, 2, "ready").await;
+    let refused = cortex(&gateway, &["restart"]).await;
+    assert!(text(&refused).contains("at most 1 nodes may be out of service, and these are: c"), "{}", text(&refused));
+    begin(&gateway, json!({ "max_unavailable": "2", "canary": canary(true) })).await;
+    until_phase(&gateway, "done").await;
+    assert_eq!(workers.starts(), [2, 2, 2]);
+    let status = until_state(&gateway, 2, "ready").await;
+    let c = &status["nodes"][2];
+    assert_eq!((&c["status"]["intent"], &c["status"]["hold"]), (&json!("cordon"), &Value::Null));
+    assert_eq!(c["routable"], false);
+}
+
+#[tokio::test]
+async fn a_worker_opens_itself_when_its_coordinator_is_gone_and_a_new_gateway_goes_on() {
+    let workers = Workers::three();
+    let mut gateway = workers.gateway().await;
+    begin(&gateway, json!({ "canary": canary(true), "hold_ttl_s": 1.0 })).await;
+    until(&gateway, "under way", |shown| states(shown)[0].1 == "ordered").await;
+    gateway.process.kill().unwrap();
+    // A gateway without the store sees that the worker has opened itself, by its own canary.
+    let watcher = workers.fleet.gateway(&workers.controls(), "").await.unwrap();
+    until_state(&watcher, 0, "ready").await;
+    workers.until_routable(&watcher).await;
+    assert_eq!(workers.starts(), [2, 1, 1]);
+    drop(watcher);
+    let gateway = workers.gateway().await;
+    until_phase(&gateway, "done").await;
     assert_eq!(workers.starts(), [2, 2, 2]);
 }

@@ -189,10 +189,14 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     let _deadman = deadman::arm(total + SHUTDOWN_MAX * 2, exit::WEDGED).ok();
     around.notifier.stopping();
     readiness.set("draining");
-    if let Some(rollouts) = rollouts {
-        rollouts.stop().await;
-    }
-    let cut = drain(&options, clock, &gate, &api, &mut around.signals, &around.notifier, &cut).await;
+    // Another gateway coordinates from now on; this one's streams go on meanwhile.
+    let stop_rollouts = async {
+        if let Some(rollouts) = rollouts {
+            rollouts.stop().await
+        }
+    };
+    let drain = drain(&options, clock, &gate, &api, &mut around.signals, &around.notifier, &cut);
+    let (cut, ()) = tokio::join!(drain, stop_rollouts);
     let report = api.stop(tokio::time::Instant::now() + SHUTDOWN_MAX).await;
     attached.shutdown().await;
     admin.stop(tokio::time::Instant::now() + SHUTDOWN_MAX).await;

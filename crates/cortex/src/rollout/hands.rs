@@ -79,6 +79,10 @@ impl Orders {
             Step::Canary { data_address, canary, .. } => {
                 return match self.ask(&data_address, &canary, &rollout).await {
                     Ok(text) => Outcome::Answer { text },
+                    // The canary is asked here and nowhere else.
+                    Err(error) if matches!(error.code(), Code::ModelNotHere | Code::EngineFailed) => {
+                        Outcome::Refused(error)
+                    }
                     Err(error) => failed(error),
                 };
             }

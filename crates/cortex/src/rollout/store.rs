@@ -5,16 +5,18 @@
 //! that jumps changes nothing, here or there.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, TryLockError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
 
 use fleet::rollout::Rollout;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use serde::Serialize;
 use words::{Code, Error, GatewayId};
 
-/// Longest wait for another gateway's write.
+/// Longest wait for another access, of this gateway or another one.
 const BUSY_MAX: Duration = Duration::from_secs(2);
+/// Pause between two tries to be the only access of this gateway.
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// Longest time for one access; a disk that hangs must not hang a gateway.
 const ACCESS_MAX: Duration = Duration::from_secs(5);
 /// The layout of the tables, as SQLite's `user_version`.
@@ -95,14 +97,24 @@ impl SqliteStore {
         StoreError::Unusable { path: self.path.clone(), detail: detail.into() }
     }
 
+    /// Waits for this gateway's own other accesses. One that hangs is not joined by ever more.
+    fn wait(&self) -> Result<MutexGuard<'_, Option<Connection>>, StoreError> {
+        let begun = Instant::now();
+        loop {
+            match self.connection.try_lock() {
+                Ok(slot) => return Ok(slot),
+                Err(TryLockError::Poisoned(slot)) => return Ok(slot.into_inner()),
+                Err(TryLockError::WouldBlock) if begun.elapsed() >= BUSY_MAX => {
+                    return Err(self.unusable("an earlier access has not ended"));
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            }
+        }
+    }
+
     /// Runs `work`; a connection that failed is not used again.
     fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T, Fault>) -> Result<T, StoreError> {
-        // One access at a time: one that hangs is not joined by others.
-        let mut slot = match self.connection.try_lock() {
-            Ok(slot) => slot,
-            Err(TryLockError::Poisoned(slot)) => slot.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(self.unusable("an earlier access has not ended")),
-        };
+        let mut slot = self.wait()?;
         let run = || -> Result<T, Fault> {
             if slot.is_none() {
                 *slot = Some(open(&self.path)?);

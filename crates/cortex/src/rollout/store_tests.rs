@@ -101,6 +101,21 @@ fn threads_that_swap_at_once_never_both_win() {
     }
 }
 
+#[test]
+fn accesses_of_one_gateway_wait_for_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::new(&folder.path().join("rollout.sqlite"));
+    store.swap(0, None, &rollout("r-1")).unwrap();
+    let read = || (0..50).all(|_| store.load().is_ok());
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..8).map(|_| scope.spawn(read)).collect();
+        for revision in 1..20 {
+            store.swap(revision, None, &rollout("r-1")).unwrap();
+        }
+        assert!(readers.into_iter().all(|reader| reader.join().unwrap()));
+    });
+}
+
 fn unusable<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
     match result {
         Err(error @ StoreError::Unusable { .. }) => error.to_string(),

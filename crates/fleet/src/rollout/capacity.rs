@@ -120,23 +120,35 @@ impl Capacity<'_> {
         count.count() as u32
     }
 
-    /// Returns the configured nodes that are out of service, by name where it is known.
-    fn out(&self) -> (BTreeSet<NodeId>, usize) {
+    /// Returns the configured nodes that are out of service, by name where it is known, and how many have none.
+    fn out(&self) -> (BTreeSet<&NodeId>, usize) {
         let mut out = BTreeSet::new();
         let mut nameless = 0;
         for (_, node) in self.world.view.nodes() {
-            match (&node.status, serving(node, self.world.now)) {
-                (Some(status), None) => drop(out.insert(status.node.clone())),
-                (Some(status), _) if self.away.contains(&status.node) => drop(out.insert(status.node.clone())),
-                (Some(_), Some(_)) => {}
-                (None, _) => nameless += 1,
+            match &node.status {
+                None => nameless += 1,
+                Some(status) if serving(node, self.world.now).is_none() || self.away.contains(&status.node) => {
+                    out.insert(&status.node);
+                }
+                Some(_) => {}
             }
         }
         (out, nameless)
     }
 
+    /// Returns whether `id` may be restarted now.
+    pub(super) fn free(&self, id: &NodeId) -> bool {
+        self.look(id, false).is_empty()
+    }
+
     /// Returns all that is in the way of restarting `id` now.
     pub(super) fn blockers(&self, id: &NodeId) -> Vec<Blocker> {
+        self.look(id, true)
+    }
+
+    /// The models are looked at last, being the longest look; and not at all when `all` is not asked for and something
+    /// else is in the way.
+    fn look(&self, id: &NodeId, all: bool) -> Vec<Blocker> {
         let Some((_, node)) = find(self.world.view, id) else { return vec![Blocker::Unheard] };
         if node.conflicted {
             return vec![Blocker::Conflicted];
@@ -152,9 +164,9 @@ impl Capacity<'_> {
         // A node that serves nobody takes nothing away, but it fills a place all the same.
         out.remove(id);
         if out.len() + nameless + 1 > max {
-            found.push(Blocker::Unavailable { out: out.into_iter().collect(), max });
+            found.push(Blocker::Unavailable { out: out.into_iter().cloned().collect(), max });
         }
-        if serving(node, self.world.now).is_some() {
+        if serving(node, self.world.now).is_some() && (all || found.is_empty()) {
             found.extend(self.dark(status));
         }
         found

@@ -125,6 +125,7 @@ impl Rollout {
             }
         }
         self.phase = Phase::Running;
+        self.turns += 1;
         Ok(())
     }
 
@@ -138,6 +139,7 @@ impl Rollout {
             return Err(self.not("under way"));
         }
         self.phase = Phase::Aborting;
+        self.turns += 1;
         Ok(())
     }
 

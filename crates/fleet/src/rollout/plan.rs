@@ -89,7 +89,7 @@ pub struct Plan {
 
 /// Plans. To be called each second or more often; a longer pause restarts all waits ([`super::ASLEEP`]).
 pub fn plan(rollout: &Rollout, timers: &mut Timers, world: &World<'_>) -> Plan {
-    timers.tick(world.now);
+    timers.tick(world.now, rollout.turns);
     let mut rollout = rollout.clone();
     if rollout.phase.over() {
         return Plan { rollout, steps: Vec::new() };
@@ -129,7 +129,6 @@ fn run(rollout: &mut Rollout, timers: &mut Timers, world: &World<'_>, steps: &mu
     let nobody_away = away.is_empty();
     let policy = rollout.policy.clone();
     let mut capacity = Capacity { policy: &policy, world, away };
-    let mut in_the_way = Vec::new();
     let (mut pending, mut permitted) = (false, false);
     for i in 0..rollout.nodes.len() {
         let node = &rollout.nodes[i];
@@ -139,12 +138,9 @@ fn run(rollout: &mut Rollout, timers: &mut Timers, world: &World<'_>, steps: &mu
                 if permitted {
                     continue;
                 }
-                let blockers = capacity.blockers(&node.node);
+                let free = capacity.free(&node.node);
                 let seen = find(world.view, &node.node).and_then(|(_, seen)| seen.status.as_ref());
-                let Some(status) = seen.filter(|_| blockers.is_empty()) else {
-                    in_the_way.push(named(&node.node, &blockers));
-                    continue;
-                };
+                let Some(status) = seen.filter(|_| free) else { continue };
                 capacity.away.insert(node.node.clone());
                 permitted = true;
                 let before = Before {
@@ -160,7 +156,7 @@ fn run(rollout: &mut Rollout, timers: &mut Timers, world: &World<'_>, steps: &mu
                 steps.extend(Look::at(rollout, &rollout.nodes[i], world).restart());
             }
             // Not sent yet, or nobody knows: the capacity is looked at again.
-            Progress::Permitted if capacity.blockers(&node.node).is_empty() => {
+            Progress::Permitted if capacity.free(&node.node) => {
                 steps.extend(Look::at(rollout, node, world).restart());
             }
             Progress::Back => steps.extend(Look::at(rollout, node, world).canary()),
@@ -174,7 +170,9 @@ fn run(rollout: &mut Rollout, timers: &mut Timers, world: &World<'_>, steps: &mu
     if !(pending && nobody_away && !permitted) {
         timers.blocked_since = None;
     } else if world.now.since(*timers.blocked_since.get_or_insert(world.now)) > rollout.policy.blocked_max {
-        rollout.phase = Phase::Paused { node: None, why: Reason::Blocked { nodes: in_the_way } };
+        let pending = rollout.nodes.iter().filter(|node| node.progress == Progress::Pending);
+        let nodes = pending.map(|node| named(&node.node, &capacity.blockers(&node.node))).collect();
+        rollout.phase = Phase::Paused { node: None, why: Reason::Blocked { nodes } };
     }
 }
 
@@ -194,7 +192,8 @@ fn abort(rollout: &mut Rollout, timers: &mut Timers, world: &World<'_>, steps: &
             Progress::Back if held => Progress::Answered,
             Progress::Back if open => Progress::Done,
             Progress::Opened => Progress::Done,
-            Progress::Failed { .. } if held && waited <= OPEN_WITHIN => {
+            // Also one that was given up: a late order, or a late return, may have left it held.
+            Progress::Failed { .. } | Progress::Skipped | Progress::Done if held && waited <= OPEN_WITHIN => {
                 steps.extend(look.release());
                 under_way = true;
                 continue;

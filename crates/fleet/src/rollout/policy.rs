@@ -377,6 +377,8 @@ pub struct Rollout {
     pub policy: Policy,
     /// The fencing token of its present coordinator.
     pub lease_revision: u64,
+    /// How often an operator resumed or aborted it; all waits begin anew then.
+    pub turns: u32,
     /// Where it is.
     #[serde(flatten)]
     pub phase: Phase,
@@ -388,7 +390,7 @@ impl Rollout {
     /// Begins a rollout; [`crate::rollout::rehearse`] says whether it may begin.
     pub fn new(id: RolloutId, policy: Policy) -> Self {
         let nodes = policy.targets.iter().cloned().map(NodeProgress::pending).collect();
-        Rollout { id, policy, lease_revision: 0, phase: Phase::Running, nodes }
+        Rollout { id, policy, lease_revision: 0, turns: 0, phase: Phase::Running, nodes }
     }
 
     /// Returns one node.

@@ -29,16 +29,13 @@ pub fn rehearse(policy: &Policy, world: &World<'_>) -> Result<Vec<Wave>, Error> 
     let mut waves = Vec::new();
     while !pending.is_empty() {
         let mut capacity = Capacity { policy, world, away: BTreeSet::new() };
-        let mut blocked = Vec::new();
         for id in &pending {
-            let blockers = capacity.blockers(id);
-            if blockers.is_empty() {
+            if capacity.free(id) {
                 capacity.away.insert((*id).clone());
-            } else {
-                blocked.push((*id, blockers));
             }
         }
         if capacity.away.is_empty() {
+            let blocked: Vec<_> = pending.iter().map(|id| (*id, capacity.blockers(id))).collect();
             return Err(refusal(&blocked));
         }
         let nodes: Vec<NodeId> = pending.iter().filter(|id| capacity.away.contains(**id)).copied().cloned().collect();

@@ -14,6 +14,8 @@ pub const ASLEEP: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Default)]
 pub struct Timers {
     planned_at: Option<Moment>,
+    /// How often the rollout had been resumed or aborted then.
+    turns: u32,
     nodes: BTreeMap<NodeId, Timer>,
     pub(super) blocked_since: Option<Moment>,
 }
@@ -36,10 +38,10 @@ impl Timers {
         Timers::default()
     }
 
-    /// Takes note that time goes on.
-    pub(super) fn tick(&mut self, now: Moment) {
-        if self.planned_at.is_some_and(|last| now.since(last) > ASLEEP) {
-            *self = Timers::default();
+    /// Takes note that time goes on. After a sleep and after an operator's word all waits begin anew.
+    pub(super) fn tick(&mut self, now: Moment, turns: u32) {
+        if self.planned_at.is_some_and(|last| now.since(last) > ASLEEP) || self.turns != turns {
+            *self = Timers { turns, ..Timers::default() };
         }
         self.planned_at = Some(now);
     }
