@@ -3,6 +3,7 @@
 mod client;
 mod process;
 mod rig;
+pub mod scene;
 pub mod soak;
 pub mod supervisor;
 

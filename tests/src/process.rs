@@ -1,12 +1,14 @@
 //! Programs as children: configuration in a temporary folder, logs in memory's reach, an end for each.
 
 use std::hash::{BuildHasher, Hasher};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// Longest wait for anything a program should do soon.
 const SOON: Duration = Duration::from_secs(20);
@@ -49,19 +51,21 @@ pub struct Running {
 }
 
 impl Running {
-    fn start(program: &Path, name: &str, folder: &Path, config: &str) -> Result<Self> {
+    fn start(program: &Path, name: &str, folder: &Path, config: &str, group: Option<&AtomicI32>) -> Result<Self> {
         let file = folder.join(format!("{name}.toml"));
         std::fs::write(&file, config)?;
         let log = folder.join(format!("{name}.log"));
         let stderr = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
-        let child = Command::new(program)
-            .args(["serve", "--config"])
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
-            .with_context(|| format!("starting {}", program.display()))?;
+        let mut command = Command::new(program);
+        command.args(["serve", "--config"]).arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        if let Some(group) = group {
+            command.process_group(group.load(Ordering::Relaxed));
+        }
+        let child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
+        if let Some(group) = group {
+            // The first one leads the group of all others.
+            let _ = group.compare_exchange(0, child.id() as i32, Ordering::Relaxed, Ordering::Relaxed);
+        }
         Ok(Running { child, name: name.into(), log })
     }
 
@@ -148,6 +152,8 @@ pub struct Fleet {
     programs: Programs,
     folder: tempfile::TempDir,
     http: reqwest::Client,
+    /// The process group of all programs, where they have one of their own.
+    group: Option<AtomicI32>,
 }
 
 /// Starts workers of a fleet whose configuration has its own node table.
@@ -167,7 +173,7 @@ impl Starter {
     pub fn neuron_with_data(&self, name: &str, port: u16, data: &str, config: &str) -> Result<Neuron> {
         let control = format!("127.0.0.1:{port}");
         let config = format!("{config}[data]\n{data}\n[control]\nbind = \"{control}\"\n");
-        let process = Running::start(&self.program, name, &self.folder, &config)?;
+        let process = Running::start(&self.program, name, &self.folder, &config, None)?;
         Ok(Neuron { process, control })
     }
 }
@@ -176,7 +182,18 @@ impl Fleet {
     /// Makes an empty fleet.
     pub fn new(programs: Programs) -> Result<Self> {
         let http = reqwest::Client::builder().connect_timeout(SOON).build()?;
-        Ok(Fleet { programs, folder: tempfile::tempdir()?, http })
+        Ok(Fleet { programs, folder: tempfile::tempdir()?, http, group: None })
+    }
+
+    /// Puts all programs that are started from now on into one process group.
+    pub fn in_one_group(self) -> Self {
+        Fleet { group: Some(AtomicI32::new(0)), ..self }
+    }
+
+    /// Sends a signal to the programs' process group.
+    pub fn signal_group(&self, signal: Signal) -> Result<()> {
+        let leader = self.group.as_ref().and_then(|group| Pid::from_raw(group.load(Ordering::Relaxed)));
+        Ok(kill_process_group(leader.context("there is no group")?, signal)?)
     }
 
     /// Returns the fleet's folder.
@@ -202,15 +219,68 @@ impl Fleet {
         let config = format!(
             "{config}\n[node]\nid = \"{name}\"\n[data]\nbind = \"127.0.0.1:0\"\n[control]\nbind = \"{control}\"\n"
         );
-        let process = Running::start(&self.programs.neuron, name, self.folder.path(), &config)?;
+        let process = Running::start(&self.programs.neuron, name, self.folder.path(), &config, self.group.as_ref())?;
         Ok(Neuron { process, control })
     }
 
     /// Starts a worker whose configuration has its own control table.
     pub fn neuron_with_control(&self, control: &str, config: &str) -> Result<Neuron> {
         let config = format!("{config}[node]\nid = \"a\"\n[data]\nbind = \"127.0.0.1:0\"\n");
-        let process = Running::start(&self.programs.neuron, "a", self.folder.path(), &config)?;
+        let process = Running::start(&self.programs.neuron, "a", self.folder.path(), &config, self.group.as_ref())?;
         Ok(Neuron { process, control: control.into() })
+    }
+
+    /// Starts a worker with a state directory that outlives it, without waiting.
+    pub fn durable_neuron(&self, name: &str, port: u16, config: &str) -> Result<Neuron> {
+        let control = format!("127.0.0.1:{port}");
+        let state = self.state_dir(name);
+        let config = format!(
+            "{config}\n[node]\nid = \"{name}\"\nstate_dir = {state:?}\n[data]\nbind = \"127.0.0.1:0\"\n\
+             [control]\nbind = \"{control}\"\n"
+        );
+        let process = Running::start(&self.programs.neuron, name, self.folder.path(), &config, self.group.as_ref())?;
+        Ok(Neuron { process, control })
+    }
+
+    /// Returns the state directory of a durable worker.
+    pub fn state_dir(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("{name}-state"))
+    }
+
+    /// Runs the gateway's command line to its end; returns its exit code and what it said.
+    pub async fn cortex(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        let mut command = tokio::process::Command::new(&self.programs.cortex);
+        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(SOON * 2, command.output()).await??;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// Returns a worker's status as a gateway sees it.
+    pub async fn status(&self, gateway: &Gateway, name: &str) -> Result<serde_json::Value> {
+        let url = format!("{}/api/status", gateway.admin);
+        let fleet: serde_json::Value = self.http.get(url).send().await?.json().await?;
+        let mut nodes = fleet["nodes"].as_array().into_iter().flatten();
+        let node = nodes.find(|node| node["status"]["node"] == name || node["control"] == name);
+        Ok(node.cloned().unwrap_or_default())
+    }
+
+    /// Waits until a worker's status, as a gateway sees it, is as wanted; returns it.
+    pub async fn until_status(
+        &self,
+        gateway: &Gateway,
+        name: &str,
+        wanted: impl Fn(&serde_json::Value) -> bool,
+    ) -> Result<serde_json::Value> {
+        let until = Instant::now() + SOON;
+        loop {
+            let status = self.status(gateway, name).await?;
+            if wanted(&status) {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < until, "{name} is not as wanted: {status:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Starts a worker whose configuration has its own node table.
@@ -240,7 +310,8 @@ impl Fleet {
         for control in controls {
             text.push_str(&format!("[[neurons]]\ncontrol = \"{control}\"\n"));
         }
-        let process = Running::start(&self.programs.cortex, "cortex", self.folder.path(), &text)?;
+        let name = format!("cortex-{admin}");
+        let process = Running::start(&self.programs.cortex, &name, self.folder.path(), &text, self.group.as_ref())?;
         let (api, admin) = (format!("http://127.0.0.1:{api}"), format!("http://127.0.0.1:{admin}"));
         self.until_ok(&format!("{admin}/readyz"), &process).await?;
         Ok(Gateway { process, api, admin })

@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::http::header;
-use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use service::clock::Clock;
 use service::metrics::Registry;
+use service::token::Token;
+use words::Error;
 
 use crate::fleet_task::Fleet;
 use crate::gateway::Readiness;
+use crate::operate;
 
 /// What the handlers need.
 pub(crate) struct Admin {
@@ -20,6 +23,36 @@ pub(crate) struct Admin {
     pub(crate) readiness: Readiness,
     pub(crate) clock: Clock,
     pub(crate) gateway: words::GatewayId,
+    /// Wanted for what changes the fleet, and shown to the workers.
+    pub(crate) token: Option<Token>,
+}
+
+/// An error on its way out of the admin port.
+#[derive(Debug)]
+pub(crate) struct Refused(Error);
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Refused(error)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let code = self.0.code().row().code;
+        tracing::info!(code, error = %self.0, source = std::error::Error::source(&self.0), "admin call refused");
+        let parts = wire::ErrorResponse::from(&self.0);
+        let mut response = Response::new(parts.body.into());
+        *response.status_mut() = StatusCode::from_u16(parts.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        for (name, value) in parts.headers {
+            if let Ok(value) = HeaderValue::from_str(&value)
+                && !name.starts_with(wire::private::HEADER_PREFIX)
+            {
+                response.headers_mut().insert(name, value);
+            }
+        }
+        response
+    }
 }
 
 /// Makes the routes.
@@ -29,6 +62,9 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/api/status", get(status))
+        .route("/api/nodes/{node}/{action}", post(operate::order))
+        // Bodies are read with our own bound and deadline.
+        .layer(DefaultBodyLimit::disable())
         .with_state(admin)
 }
 

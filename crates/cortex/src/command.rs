@@ -87,3 +87,13 @@ pub(crate) async fn release_hold(
     let answer = call(async { dial(control_address).await?.release_hold(request).await }).await?;
     read(answer.into_inner().status)
 }
+
+/// Reads the neuron's status of now.
+///
+/// # Errors
+/// `UpstreamFailed` or `UpstreamTimeout`.
+pub(crate) async fn status(control_address: &str, token: Option<&Token>) -> Result<NodeStatus, Error> {
+    let request = with_token(token, proto::ListModelsRequest {});
+    let answer = call(async { dial(control_address).await?.list_models(request).await }).await?;
+    read(answer.into_inner().status)
+}

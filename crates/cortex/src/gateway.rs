@@ -128,6 +128,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         readiness: readiness.clone(),
         clock,
         gateway: gateway.clone(),
+        token: token.clone(),
     };
     let rollouts =
         rollout::Surroundings { fleet: &fleet, clock, gateway: &gateway, token: &token, registry: &registry };
@@ -256,7 +257,7 @@ async fn drain(
     }
 }
 
-/// Refuses to bind the admin port outside loopback: it has mutating calls to come and no token of its own yet.
+/// Refuses to bind the admin port outside loopback without a token: it takes orders for the whole fleet.
 pub(crate) fn guard_admin(options: &Options) -> Result<(), GatewayError> {
     let token = options.fleet.token_file.as_deref().map(Token::read).transpose()?;
     Ok(guard("the admin port", options.admin.bind, token.as_ref())?)

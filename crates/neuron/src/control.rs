@@ -27,6 +27,8 @@ use crate::sessions::{Session, Sessions};
 
 /// A status goes out at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A gateway pings each second; one that was silent for this long has no session any more.
+const SILENT_MAX: Duration = Duration::from_secs(4);
 /// Statuses that wait for a gateway that reads slowly; one that lets them pile up is cut off.
 const STATUS_QUEUE: usize = 8;
 /// Most bytes of one control message.
@@ -161,20 +163,27 @@ async fn speak(
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut changes = true;
+    let mut silent_at = tokio::time::Instant::now() + SILENT_MAX;
     loop {
         let reply = tokio::select! {
-            message = inbound.message() => match message {
-                Ok(Some(proto::GatewayMessage { message: Some(Message::Ack(ack)) })) => {
-                    session.ack(ack.generation);
-                    continue;
+            message = inbound.message() => {
+                silent_at = tokio::time::Instant::now() + SILENT_MAX;
+                let Ok(Some(message)) = message else { return };
+                match message.message {
+                    Some(Message::Ack(ack)) => {
+                        session.ack(ack.generation);
+                        continue;
+                    }
+                    Some(Message::Ping(ping)) => {
+                        let pong = proto::node_message::Message::Pong(proto::Pong { sequence: ping.sequence });
+                        proto::NodeMessage { message: Some(pong) }
+                    }
+                    _ => continue,
                 }
-                Ok(Some(proto::GatewayMessage { message: Some(Message::Ping(ping)) })) => {
-                    let pong = proto::node_message::Message::Pong(proto::Pong { sequence: ping.sequence });
-                    proto::NodeMessage { message: Some(pong) }
-                }
-                Ok(Some(_)) => continue,
-                Ok(None) | Err(_) => return,
-            },
+            }
+            () = tokio::time::sleep_until(silent_at) => {
+                return tracing::warn!(gateway = %session.gateway, "the gateway is silent; its session ends");
+            }
             changed = status.changed(), if changes => {
                 changes = changed.is_ok();
                 status_message(&status.borrow_and_update())

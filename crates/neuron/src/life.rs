@@ -291,7 +291,7 @@ impl Life {
     async fn perform_anyway(&mut self, acts: Vec<Act>) {
         let mut acts = acts;
         if let Some(Act::Persist(record)) = acts.first() {
-            if let Err(error) = self.persist(record).await {
+            if let Err(error) = persist(self.parts.state_dir.as_ref(), record).await {
                 tracing::error!(%error, "the record on disk is older than the truth");
             }
             acts.remove(0);
@@ -308,7 +308,7 @@ impl Life {
     async fn perform(&mut self, acts: Vec<Act>) -> Result<(), Error> {
         for act in acts {
             match act {
-                Act::Persist(record) => self.persist(&record).await?,
+                Act::Persist(record) => persist(self.parts.state_dir.as_ref(), &record).await?,
                 Act::Admit(door) => self.parts.gate.set(door),
                 Act::HandBack => {
                     self.parts.models.engines().iter().for_each(|(_, engine)| engine.hand_back());
@@ -330,17 +330,6 @@ impl Life {
             }
         }
         Ok(())
-    }
-
-    async fn persist(&mut self, record: &Record) -> Result<(), Error> {
-        let Some(dir) = &self.parts.state_dir else { return Ok(()) };
-        dir.write_record(record).await.map_err(|error| {
-            let path = dir.path().display();
-            Error::new(
-                Code::Internal,
-                format!("the order could not be written to {path}: {error}; nothing has changed"),
-            )
-        })
     }
 
     fn publish(&mut self) {
@@ -418,6 +407,15 @@ impl Life {
         let machine = &self.machine;
         self.parts.publisher.progress(|status| machine.show(now, status));
     }
+}
+
+/// Puts the record on disk, where there is a state directory.
+async fn persist(dir: Option<&StateDir>, record: &Record) -> Result<(), Error> {
+    let Some(dir) = dir else { return Ok(()) };
+    dir.write_record(record).await.map_err(|error| {
+        let path = dir.path().display();
+        Error::new(Code::Internal, format!("the order could not be written to {path}: {error}; nothing has changed"))
+    })
 }
 
 async fn sleep_until(wake: Option<tokio::time::Instant>) {

@@ -73,7 +73,7 @@ impl Sessions {
 
 /// One gateway's session; dropping it detaches the gateway.
 pub(crate) struct Session {
-    gateway: GatewayId,
+    pub(crate) gateway: GatewayId,
     number: u64,
     sessions: Sessions,
     publisher: Publisher,

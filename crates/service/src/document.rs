@@ -19,11 +19,22 @@ struct Key<'a> {
     default: Option<&'a Value>,
 }
 
+/// How often a table may be there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Once.
+    One,
+    /// Again and again, in order.
+    List,
+    /// Once for each name.
+    Named,
+}
+
 /// One table of keys.
 struct Table<'a> {
     path: String,
     text: &'a str,
-    list: bool,
+    form: Form,
     keys: Vec<Key<'a>>,
 }
 
@@ -68,12 +79,15 @@ fn walk<'a>(
         let words = if text(property).is_empty() { text(target) } else { text(property) };
         let path = if table.path.is_empty() { name.clone() } else { format!("{}.{name}", table.path) };
         let default = defaults.and_then(|defaults| defaults.get(name));
-        let items = resolve(root, &target["items"]);
+        let (items, named) = (resolve(root, &target["items"]), resolve(root, &target["additionalProperties"]));
         if target["properties"].is_object() {
-            let table = Table { path, text: words, list: false, keys: Vec::new() };
+            let table = Table { path, text: words, form: Form::One, keys: Vec::new() };
             below.push((target, default, table));
         } else if items["properties"].is_object() {
-            below.push((items, None, Table { path, text: words, list: true, keys: Vec::new() }));
+            below.push((items, None, Table { path, text: words, form: Form::List, keys: Vec::new() }));
+        } else if named["properties"].is_object() {
+            let path = format!("{path}.NAME");
+            below.push((named, None, Table { path, text: words, form: Form::Named, keys: Vec::new() }));
         } else {
             table.keys.push(Key { path: name.clone(), text: words, kind: kind_of(root, property), default });
         }
@@ -86,7 +100,13 @@ fn walk<'a>(
 
 fn tables<'a>(root: &'a Value, defaults: &'a Value) -> Vec<Table<'a>> {
     let mut out = Vec::new();
-    walk(root, root, Some(defaults), Table { path: String::new(), text: "", list: false, keys: Vec::new() }, &mut out);
+    walk(
+        root,
+        root,
+        Some(defaults),
+        Table { path: String::new(), text: "", form: Form::One, keys: Vec::new() },
+        &mut out,
+    );
     out.retain(|table| !table.keys.is_empty());
     out
 }
@@ -115,10 +135,11 @@ pub fn example_toml<T: JsonSchema + Serialize + Default>(program: &str) -> Strin
     for table in tables(&root, &defaults) {
         out.push('\n');
         comment(&mut out, table.text);
-        match (table.path.as_str(), table.list) {
+        match (table.path.as_str(), table.form) {
             ("", _) => {}
-            (path, false) => _ = writeln!(out, "[{path}]"),
-            (path, true) => _ = writeln!(out, "# [[{path}]]"),
+            (path, Form::One) => _ = writeln!(out, "[{path}]"),
+            (path, Form::List) => _ = writeln!(out, "# [[{path}]]"),
+            (path, Form::Named) => _ = writeln!(out, "# [{path}]"),
         }
         for key in &table.keys {
             comment(&mut out, key.text);
@@ -138,10 +159,10 @@ pub fn reference_markdown<T: JsonSchema + Serialize + Default>(program: &str) ->
     let defaults = serde_json::to_value(T::default()).unwrap_or_default();
     let mut out = format!("# Configuration of {program}\n\nGenerated from the program; don't edit.\n");
     for table in tables(&root, &defaults) {
-        let heading = match (table.path.as_str(), table.list) {
+        let heading = match (table.path.as_str(), table.form) {
             ("", _) => "Top level".to_string(),
-            (path, false) => format!("`[{path}]`"),
-            (path, true) => format!("`[[{path}]]`"),
+            (path, Form::One | Form::Named) => format!("`[{path}]`"),
+            (path, Form::List) => format!("`[[{path}]]`"),
         };
         let _ =
             write!(out, "\n## {heading}\n\n{}\n\n| key | type | default | meaning |\n|---|---|---|---|\n", table.text);

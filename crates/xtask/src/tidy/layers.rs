@@ -24,7 +24,7 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("bench", &["words", "inference", "model-files", "engine-candle"]),
     ("xtask", &[]),
     ("demo-model", &["model-files"]),
-    ("fleet-tests", &["cortex", "neuron", "service", "inference"]),
+    ("fleet-tests", &["cortex", "neuron", "service", "inference", "control", "words"]),
 ];
 
 /// Crates that decide and never wait.

@@ -1,0 +1,104 @@
+//! The command line's side of a gateway's admin port.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use service::token::Token;
+use wire::ErrorEnvelope;
+use words::NodeStatus;
+
+/// Longest wait for one answer: an order waits for its worker.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// Which gateway, and what it wants to see.
+#[derive(Clone, Debug, Args)]
+pub(super) struct AdminArgs {
+    /// The gateway's admin URL.
+    #[arg(long, env = "CORTEX_ADMIN_URL", default_value = "http://127.0.0.1:31314")]
+    admin: String,
+    /// A file with the token that the gateway wants for what changes something.
+    #[arg(long, env = "CORTEX_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// A gateway's admin port.
+#[derive(Debug)]
+pub(super) struct Admin {
+    http: reqwest::Client,
+    url: String,
+    token: Option<Token>,
+}
+
+/// A gateway's answer to `GET /api/status`, as far as the command line reads it.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct FleetStatus {
+    /// The gateway's name.
+    pub(super) gateway: String,
+    /// Whether it takes requests.
+    pub(super) ready: bool,
+    /// Its configured workers.
+    pub(super) nodes: Vec<NodeView>,
+}
+
+/// One configured worker.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct NodeView {
+    /// Its control address.
+    pub(super) control: String,
+    /// Whether it gets new requests.
+    pub(super) routable: bool,
+    /// How long ago it was heard, in seconds.
+    pub(super) heard_s_ago: Option<f64>,
+    /// Its last status.
+    pub(super) status: Option<NodeStatus>,
+}
+
+impl FleetStatus {
+    /// Finds a worker by its name or its control address.
+    pub(super) fn node(&self, name: &str) -> Option<&NodeView> {
+        let named = |node: &&NodeView| {
+            node.control == name || node.status.as_ref().is_some_and(|status| status.node.as_str() == name)
+        };
+        self.nodes.iter().find(named)
+    }
+}
+
+impl Admin {
+    pub(super) fn new(args: &AdminArgs) -> Result<Self> {
+        let token = args.token_file.as_deref().map(Token::read).transpose()?;
+        Ok(Admin { http: super::client()?, url: args.admin.trim_end_matches('/').to_string(), token })
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<bytes::Bytes> {
+        let request = match &self.token {
+            Some(token) => request.header("authorization", token.bearer()),
+            None => request,
+        };
+        let unreachable = || format!("no answer of the gateway's admin port at {}", self.url);
+        let response = request.timeout(ANSWER_MAX).send().await.with_context(unreachable)?;
+        let (status, bytes) = (response.status(), response.bytes().await?);
+        if !status.is_success() {
+            match serde_json::from_slice::<ErrorEnvelope>(&bytes) {
+                Ok(envelope) => bail!("{}", envelope.error.message),
+                Err(_) => bail!("{}: {status}", self.url),
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Gets a path.
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let bytes = self.send(self.http.get(format!("{}{path}", self.url))).await?;
+        serde_json::from_slice(&bytes).with_context(|| format!("{path} answered what this version can't read"))
+    }
+
+    /// Posts JSON to a path.
+    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        let bytes = self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await?;
+        serde_json::from_slice(&bytes).with_context(|| format!("{path} answered what this version can't read"))
+    }
+}

@@ -1,0 +1,87 @@
+//! `cortex chat`: one question, its answer as it comes.
+
+use std::io::Write;
+
+use bytes::Bytes;
+use clap::Args;
+use futures_util::StreamExt;
+use service::exit;
+use wire::EventSplitter;
+
+use super::client;
+
+#[derive(Debug, Args)]
+pub(super) struct ChatArgs {
+    /// The model.
+    model: String,
+    /// What to say; standard input when absent.
+    message: Vec<String>,
+    /// The gateway's API URL.
+    #[arg(long, env = "CORTEX_API_URL", default_value = "http://127.0.0.1:31313")]
+    api: String,
+    /// 0 always takes the likeliest token.
+    #[arg(long)]
+    temperature: Option<f32>,
+}
+
+/// Most bytes of one event that the command line reads.
+const EVENT_BYTES_MAX: usize = 1 << 20;
+
+#[allow(clippy::print_stdout)]
+pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<u8> {
+    let message = match args.message.join(" ") {
+        text if text.is_empty() => std::io::read_to_string(std::io::stdin())?,
+        text => text,
+    };
+    let mut body = serde_json::json!({
+        "model": args.model,
+        "stream": true,
+        "messages": [{ "role": "user", "content": message.trim() }],
+    });
+    if let Some(temperature) = args.temperature {
+        body["temperature"] = temperature.into();
+    }
+    let url = format!("{}/v1/chat/completions", args.api.trim_end_matches('/'));
+    let response = client()?.post(&url).json(&body).send().await?;
+    if !response.status().is_success() {
+        let status = response.status();
+        let text = response.text().await.unwrap_or_default();
+        let error: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        anyhow::bail!("{status}: {}", error["error"]["message"].as_str().unwrap_or(&text));
+    }
+    let mut splitter = EventSplitter::new(EVENT_BYTES_MAX);
+    let mut chunks = response.bytes_stream();
+    let mut done = false;
+    while let Some(chunk) = chunks.next().await {
+        let mut event = splitter.push(chunk?);
+        loop {
+            let next = match event.take() {
+                Some(event) => Some(event),
+                None => splitter.next_event()?,
+            };
+            let Some(next) = next else { break };
+            done |= show(&next)?;
+        }
+    }
+    println!();
+    anyhow::ensure!(done, "the stream ended before the answer was complete");
+    Ok(exit::CLEAN)
+}
+
+/// Prints an event's text; true for the last event.
+#[allow(clippy::print_stdout)]
+fn show(event: &Bytes) -> anyhow::Result<bool> {
+    let Some(data) = event.strip_prefix(b"data: ") else { return Ok(false) };
+    if data.starts_with(b"[DONE]") {
+        return Ok(true);
+    }
+    let chunk: serde_json::Value = serde_json::from_slice(data)?;
+    if let Some(message) = chunk["error"]["message"].as_str() {
+        anyhow::bail!("{message}");
+    }
+    if let Some(text) = chunk["choices"][0]["delta"]["content"].as_str() {
+        print!("{text}");
+        std::io::stdout().flush()?;
+    }
+    Ok(false)
+}

@@ -1,0 +1,124 @@
+//! The command line of `cortex`.
+
+mod admin;
+mod chat;
+mod node;
+mod status;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use service::exit;
+use service::notify::Notifier;
+use service::program::{ConfigArgs, Document, complain, document, options, run};
+use service::signals::Signals;
+use service::telemetry::LogOptions;
+use tokio::net::TcpListener;
+
+use chat::ChatArgs;
+use node::{NodeArgs, OrderArgs, UpgradeArgs};
+use status::StatusArgs;
+
+use crate::gateway::{self, GatewayError, Surroundings};
+use crate::options::Options;
+
+/// One OpenAI-compatible endpoint over a fleet of GPU hosts that people own.
+#[derive(Debug, Parser)]
+#[command(name = "cortex", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the API until SIGTERM, then drain and exit.
+    Serve(ConfigArgs),
+    /// Show the fleet as a running gateway sees it.
+    Status(StatusArgs),
+    /// Restart the fleet node by node, without taking a model away.
+    Rollout(crate::rollout::RolloutArgs),
+    /// Ask a model a question and print the answer as it comes.
+    Chat(ChatArgs),
+    /// Empty a worker: it takes no new work, ends or hands over what runs, unloads, and stays so over restarts.
+    Drain(OrderArgs),
+    /// Lift a drain: the worker loads its models again and serves.
+    Undrain(NodeArgs),
+    /// Send a worker no new work; what runs goes on, its models stay, and so does the cordon over restarts.
+    Cordon(NodeArgs),
+    /// Lift a cordon.
+    Uncordon(NodeArgs),
+    /// Drain a worker and let it leave; whoever supervises it starts it again.
+    Restart(OrderArgs),
+    /// Restart a worker, with one of its own [upgrade.NAME] commands once it is empty.
+    Upgrade(UpgradeArgs),
+    /// Print what there is to know about the configuration.
+    Config {
+        /// What to print.
+        #[arg(value_enum)]
+        what: Document,
+    },
+}
+
+/// The program.
+#[allow(clippy::print_stdout)]
+pub fn main() -> ExitCode {
+    let code = match Cli::parse().command {
+        Command::Serve(args) => options("cortex", &args, Options::check).map(|options| {
+            let log = options.log.clone();
+            run("cortex", &log, serve(options), code_of)
+        }),
+        Command::Status(args) => Ok(client_run(status::status(args))),
+        Command::Rollout(args) => Ok(client_run(crate::rollout::run(args))),
+        Command::Chat(args) => Ok(client_run(chat::chat(args))),
+        Command::Drain(args) => Ok(client_run(node::order(node::Action::Drain, args))),
+        Command::Undrain(args) => Ok(client_run(node::lift(node::Action::Undrain, args))),
+        Command::Cordon(args) => Ok(client_run(node::lift(node::Action::Cordon, args))),
+        Command::Uncordon(args) => Ok(client_run(node::lift(node::Action::Uncordon, args))),
+        Command::Restart(args) => Ok(client_run(node::order(node::Action::Restart, args))),
+        Command::Upgrade(args) => Ok(client_run(node::upgrade(args))),
+        Command::Config { what } => {
+            print!("{}", document::<Options>("cortex", what));
+            Ok(exit::CLEAN)
+        }
+    };
+    ExitCode::from(code.unwrap_or_else(|code| code))
+}
+
+/// Runs a command that asks a gateway something, with nothing but its own words on the terminal.
+fn client_run(command: impl Future<Output = anyhow::Result<u8>>) -> u8 {
+    let quiet = LogOptions { filter: "warn".into(), ..LogOptions::default() };
+    run("cortex", &quiet, command, |_| exit::FAILURE)
+}
+
+/// A configuration that can't work must not be restarted into.
+fn code_of(error: &GatewayError) -> u8 {
+    match error {
+        GatewayError::Token(_) | GatewayError::Name(_) => exit::CONFIG,
+        _ => exit::FAILURE,
+    }
+}
+
+async fn serve(options: Options) -> Result<u8, GatewayError> {
+    gateway::guard_admin(&options)?;
+    if options.neurons.is_empty() {
+        complain("cortex", &"no [[neurons]] are configured; every request will be refused");
+    }
+    let bind = |what: &'static str, address: std::net::SocketAddr| async move {
+        let bound = |source| GatewayError::Bind { what, address: address.to_string(), source };
+        TcpListener::bind(address).await.map_err(bound)
+    };
+    let signals = |source| GatewayError::Bind { what: "the signal handler", address: String::new(), source };
+    let around = Surroundings {
+        admin: bind("the admin port", options.admin.bind).await?,
+        api: bind("the API port", options.api.bind).await?,
+        signals: Signals::listen().map_err(signals)?.forward(),
+        notifier: Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()),
+    };
+    gateway::run(options, around).await
+}
+
+fn client() -> anyhow::Result<reqwest::Client> {
+    Ok(reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build()?)
+}
