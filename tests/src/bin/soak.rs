@@ -42,6 +42,9 @@ struct RolloutArgs {
     /// Rolling restarts.
     #[arg(long, default_value_t = 3)]
     rollouts: usize,
+    /// Workers that may be out at once.
+    #[arg(long, default_value_t = 1)]
+    max_unavailable: u32,
     /// The quiet phase before, in seconds.
     #[arg(long, default_value_t = 60)]
     quiet_s: u64,
@@ -87,6 +90,7 @@ async fn run(run: Run) -> anyhow::Result<Value> {
                 streams: args.streams,
                 tokens: args.tokens,
                 rollouts: args.rollouts,
+                max_unavailable: args.max_unavailable,
                 quiet: Duration::from_secs(args.quiet_s),
                 rollout_max: Duration::from_secs(args.rollout_max_s),
             };

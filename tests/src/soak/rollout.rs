@@ -23,6 +23,8 @@ pub struct RolloutOptions {
     pub tokens: u32,
     /// Rolling restarts of the whole fleet.
     pub rollouts: usize,
+    /// Workers that may be out at once.
+    pub max_unavailable: u32,
     /// The quiet phase before.
     pub quiet: Duration,
     /// Longest time for one rolling restart.
@@ -33,9 +35,9 @@ pub struct RolloutOptions {
 const CANARY: &str = "are you well?";
 const CANARY_TOKENS: u32 = 8;
 
-async fn begin(gateway: &Gateway, handoff: &str) -> Result<()> {
+async fn begin(gateway: &Gateway, handoff: &str, max_unavailable: u32) -> Result<()> {
     let canary = format!("{CANARY}={}", fake_answer(CANARY, CANARY_TOKENS));
-    let ask = json!({ "max_unavailable": "2", "handoff": handoff, "canary": canary });
+    let ask = json!({ "max_unavailable": max_unavailable.to_string(), "handoff": handoff, "canary": canary });
     let response = reqwest::Client::new().post(format!("{}/api/rollout", gateway.admin)).json(&ask).send().await?;
     ensure!(response.status().is_success(), "the rollout was refused: {}", response.text().await?);
     Ok(())
@@ -87,7 +89,8 @@ pub async fn rollout(fleet: &Fleet, options: RolloutOptions) -> Result<Value> {
     for i in 0..options.rollouts {
         let started = Instant::now();
         // The first lets streams run out, the others hand them over at once.
-        begin(&gateways[i % 2], if i == 0 { "soft" } else { "now" }).await?;
+        let handoff = if i == 0 { "soft" } else { "now" };
+        begin(&gateways[i % 2], handoff, options.max_unavailable).await?;
         until_done(&gateways[i % 2], options.rollout_max).await?;
         spans.push(started.elapsed().as_secs_f64());
     }
