@@ -1,3 +1,5 @@
+//! The ways of requests: what follows each end of an attempt, and that every way ends.
+
 use proptest::prelude::*;
 
 use super::*;

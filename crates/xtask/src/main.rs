@@ -68,7 +68,7 @@ fn run(command: &mut Command) -> Result<()> {
 
 /// Builds the programs without the heavy engine, which a paced one stands for, and runs them.
 fn soak(arguments: &[String]) -> Result<()> {
-    let build = ["--release", "-p", "fleet-tests", "--no-default-features"];
+    let build = ["-p", "fleet-tests", "--no-default-features"];
     run(cargo().arg("build").args(build).arg("--bins"))?;
     run(cargo().arg("run").arg("--quiet").args(build).args(["--bin", "soak", "--"]).args(arguments))
 }

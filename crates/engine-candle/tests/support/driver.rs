@@ -118,7 +118,7 @@ pub fn drive(
                 }
                 EventKind::Done(usage) => _ = run.usage.insert(event.request.0, usage),
                 EventKind::Failed(code, words) => panic!("{:?}: {code:?} {words}", event.request),
-                EventKind::Started | EventKind::Resumed { .. } => {}
+                EventKind::Started { .. } | EventKind::Resumed { .. } => {}
             }
         }
     }
