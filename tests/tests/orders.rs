@@ -262,3 +262,27 @@ async fn the_life_after_a_rollouts_restart_serves_the_canary_alone_until_opened(
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_needs_the_fleets_token_where_there_is_one() {
+    let fleet = fleet();
+    let token = fleet.folder().join("token");
+    std::fs::write(&token, "0123456789abcdef0123456789abcdef\n").unwrap();
+    let control = format!("127.0.0.1:{}", free_port().unwrap());
+    let config = format!("{}[control]\ntoken_file = {token:?}\nbind = \"{control}\"\n", fake(""));
+    let a = fleet.neuron_with_control(&control, &config).unwrap();
+    fleet.until_ok(&format!("http://{control}/readyz"), &a.process).await.unwrap();
+    let gateway = fleet.gateway(&[&control], &format!("[fleet]\ntoken_file = {token:?}\n")).await.unwrap();
+    let (status, answer) = post(&gateway, "a/uncordon", json!({})).await;
+    assert_eq!((status, &answer["error"]["code"]), (401, &json!("invalid_api_key")));
+    let bare = ["uncordon", "a", "--admin", &gateway.admin];
+    let (code, text) = fleet.cortex(&bare).await.unwrap();
+    assert!(code == Some(1) && text.contains("needs its token"), "{text}");
+    assert_eq!(fleet.status(&gateway, "a").await.unwrap()["status"]["epoch"], 0, "nothing was ordered");
+    let shown = [&bare[..], &["--token-file", token.to_str().unwrap()]].concat();
+    let (code, text) = fleet.cortex(&shown).await.unwrap();
+    assert!(code == Some(0) && text.contains("epoch 1"), "{text}");
+    let mut client = control::proto::control_client::ControlClient::connect(format!("http://{control}")).await.unwrap();
+    let refused = client.set_intent(control::proto::SetIntentRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code() as i32, 16, "the worker wants it too: {refused}");
+}

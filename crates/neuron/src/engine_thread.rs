@@ -168,8 +168,9 @@ impl EngineLoop {
             idle = batch.is_none();
             // Before the step: a long one must not hide what it runs.
             self.publish_load();
-            // So that who left the queue knows it before the step, of which a crash may be its doing.
-            self.deliver(&mut events);
+            // So that who left the queue knows it before the step, of which a crash may be its doing. A reader that
+            // catches up after the plan makes its sequence runnable: then there is nothing to wait for.
+            idle &= !self.deliver(&mut events);
             self.lay_crumbs(batch.as_ref());
             if let Some(batch) = batch {
                 match guarded_step(self.engine.as_mut(), &batch) {
@@ -181,7 +182,7 @@ impl EngineLoop {
                     }
                 }
             }
-            self.deliver(&mut events);
+            idle &= !self.deliver(&mut events);
             self.publish_load();
         }
         self.scheduler.fail_all(Code::ModelNotHere, "the model was unloaded", &mut events);
@@ -253,7 +254,8 @@ impl EngineLoop {
         Turn::Go
     }
 
-    fn deliver(&mut self, events: &mut Vec<Event>) {
+    /// Passes events on; `true` when a reader that was behind has caught up.
+    fn deliver(&mut self, events: &mut Vec<Event>) -> bool {
         for event in events.drain(..) {
             self.metrics.count(&event.kind);
             let over = matches!(event.kind, EventKind::Done(_) | EventKind::Failed(..));
@@ -267,20 +269,24 @@ impl EngineLoop {
                 self.outlets.remove(&event.request);
             }
         }
-        self.flush_overflow();
+        self.flush_overflow()
     }
 
-    fn flush_overflow(&mut self) {
-        let scheduler = &mut self.scheduler;
+    /// Moves on what waited for its reader; `true` when a reader that was behind has caught up.
+    fn flush_overflow(&mut self) -> bool {
+        let (scheduler, mut caught_up) = (&mut self.scheduler, false);
         self.outlets.retain(|request, outlet| {
             if outlet.queue.is_closed() {
                 scheduler.cancel(*request);
                 return false;
             }
+            let behind = !outlet.overflow.is_empty();
             let through = push_through(outlet);
+            caught_up |= behind && through;
             scheduler.set_paused(*request, !through);
             !(through && outlet.queue.is_closed())
         });
+        caught_up
     }
 
     fn publish_load(&self) {
@@ -340,6 +346,42 @@ mod tests {
         fn import_block(&mut self, _block: BlockId, _bytes: &[u8]) -> Result<(), EngineError> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_reader_that_catches_up_after_the_plan_lets_nothing_wait() {
+        let model = words::ModelId::new("m").unwrap();
+        let limits = inference::Limits {
+            max_running: 1,
+            max_waiting: 1,
+            max_wait: Duration::from_secs(1),
+            prefill_tokens: 1,
+            max_choices: 1,
+            prefix_cache: false,
+        };
+        let metrics = crate::metrics::Metrics::new(&service::metrics::Registry::new()).unwrap();
+        let token_bytes = std::sync::Arc::new(inference::fake_token_bytes());
+        let scheduler = Scheduler::new(Panics.capabilities(), limits, token_bytes);
+        let (load, inbox) = (watch::Sender::new(scheduler.load()), channel().1);
+        let mut engine = EngineLoop {
+            scheduler,
+            engine: Box::new(Panics),
+            clock: Clock::start(),
+            metrics: metrics.model("m"),
+            inbox,
+            outlets: BTreeMap::new(),
+            load,
+            turns: Arc::default(),
+            crumbs: Crumbs::begin(None, &model),
+        };
+        let (queue, mut reader) = mpsc::channel(1);
+        let (request, name) = (RequestKey(1), Fingerprint::default());
+        engine.outlets.insert(request, Outlet { name, queue, overflow: VecDeque::new() });
+        let event = || Event { request, kind: EventKind::Started { cached: 0 } };
+        assert!(!engine.deliver(&mut vec![event(), event()]), "one of two fits: the reader is behind");
+        assert!(!engine.deliver(&mut Vec::new()), "and stays so");
+        reader.try_recv().unwrap();
+        assert!(engine.deliver(&mut Vec::new()), "its sequence can run again, and nobody else would say so");
     }
 
     #[test]
