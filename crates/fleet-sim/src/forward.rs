@@ -145,7 +145,8 @@ impl Gateway {
         };
         attempt.patience.heard(now);
         match said {
-            Said::Progress => {}
+            Said::Reached => relay.journey.reached(),
+            Said::Progress => relay.journey.queued(),
             Said::Origin(origin) => match relay.journey.began(origin) {
                 Ok(()) => _ = relay.origin.get_or_insert(origin),
                 Err(error) => self.ended(context, clients, nodes, client, fail(error)),

@@ -1,6 +1,7 @@
 //! A node's data plane: requests in, events out, offers to other nodes, and the end of what nobody reads.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use fleet::Origin;
 use inference::sampling::Sampling;
@@ -105,6 +106,7 @@ impl Node {
             prompt: prompt.into(),
             choices,
             sampling: Sampling::GREEDY,
+            bias: Arc::default(),
             max_tokens: ask.order.max_tokens,
             stop: ask.order.stop.clone(),
             priority: ask.order.priority,
@@ -125,6 +127,7 @@ impl Node {
             paused: false,
         };
         process.streams.streams.insert(key.0, stream);
+        context.send(conn, ACCEPTOR, Message::Said(Said::Reached));
         let mut given = Given::default();
         model.command(context, now, Command::Submit(Box::new(submission)), &mut given);
         self.deliver(context, place, given);

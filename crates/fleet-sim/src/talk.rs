@@ -38,6 +38,8 @@ pub(crate) struct Order {
 /// An event of an answer.
 #[derive(Clone, Debug)]
 pub(crate) enum Said {
+    /// The request has reached the node: the head of its answer.
+    Reached,
     /// What the node made of the request, as it begins to run it.
     Origin(Origin),
     /// A token and the text that it released.
