@@ -130,6 +130,15 @@ fn a_silent_or_lost_node_gets_no_new_route() {
 }
 
 #[test]
+fn a_model_that_a_drained_or_starting_node_will_load_is_not_unknown() {
+    for state in [NodeState::Drained, NodeState::Activating] {
+        let fleet = view(vec![Some(status("n", state, vec![model(ModelState::Absent, 0)]))]);
+        assert_eq!(code(go(&fleet, &[], at(1600))), Code::NoReplica);
+        assert!(fleet.models().is_empty(), "nobody is told that it is there");
+    }
+}
+
+#[test]
 fn a_model_is_unknown_only_when_everyone_was_asked() {
     let other = || Some(status("n", NodeState::Ready, vec![]));
     assert_eq!(code(go(&view(vec![other(), other()]), &[], at(1100))), Code::ModelNotFound);

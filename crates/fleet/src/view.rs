@@ -135,9 +135,11 @@ impl FleetView {
         found
     }
 
-    /// Returns whether any neuron lists the model.
+    /// Returns whether any neuron knows the model, be it absent just now: a drained node names what it will load again.
     pub fn lists(&self, model: &ModelId) -> bool {
-        self.models().iter().any(|status| status.id == *model)
+        let statuses = self.nodes.iter().filter_map(|node| node.status.as_ref());
+        let mut known = statuses.flat_map(|status| &status.models);
+        known.any(|status| status.id == *model && status.state != ModelState::Unknown)
     }
 }
 

@@ -14,7 +14,7 @@ use service::signals::Signal;
 use service::token::{Token, TokenError, guard};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use words::{Incarnation, NodeId, NodeStatus};
+use words::{Incarnation, ModelId, ModelStatus, NodeId, NodeStatus};
 
 use crate::control::{ControlPlane, router as control_router};
 use crate::crumbs::Crumbs;
@@ -96,7 +96,10 @@ fn first_status(options: &Options, host_name: &str, state_dir: Option<&StateDir>
     if !crumbs.is_empty() {
         tracing::warn!(prompts = crumbs.len(), "the life before this one crashed while it ran these");
     }
-    Ok(NodeStatus { version: env!("CARGO_PKG_VERSION").into(), crumbs, ..status })
+    // Gateways know from them that a model exists, before it is loaded and while the node is drained.
+    let ids = options.default_models.iter().filter_map(|entry| ModelId::new(entry.id.clone()).ok());
+    let models = ids.map(ModelStatus::absent).collect();
+    Ok(NodeStatus { version: env!("CARGO_PKG_VERSION").into(), crumbs, models, ..status })
 }
 
 /// Reads the control token, and refuses a bind outside loopback without one.

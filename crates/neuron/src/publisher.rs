@@ -1,5 +1,6 @@
 //! The one publisher of this node's status: every transition is logged and raises the generation.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -9,11 +10,15 @@ use words::{Generation, ModelId, ModelLoad, ModelState, ModelStatus, NodeStatus}
 #[derive(Clone, Debug)]
 pub(crate) struct Publisher {
     status: Arc<watch::Sender<NodeStatus>>,
+    /// Models that are listed also while they are absent.
+    catalogue: Arc<BTreeSet<ModelId>>,
 }
 
 impl Publisher {
+    /// Begins with a first status, whose models are the configured ones.
     pub(crate) fn new(first: NodeStatus) -> Self {
-        Publisher { status: Arc::new(watch::Sender::new(first)) }
+        let catalogue = Arc::new(first.models.iter().map(|model| model.id.clone()).collect());
+        Publisher { status: Arc::new(watch::Sender::new(first)), catalogue }
     }
 
     /// Changes the status and raises the generation.
@@ -50,11 +55,11 @@ impl Publisher {
         });
     }
 
-    /// Puts a model's status in, or takes it out when it is absent.
+    /// Puts a model's status in, or takes it out when it is absent and not configured.
     pub(crate) fn model(&self, model: ModelStatus) {
         self.change(|status| {
             status.models.retain(|known| known.id != model.id);
-            if model.state != ModelState::Absent {
+            if model.state != ModelState::Absent || self.catalogue.contains(&model.id) {
                 status.models.push(model);
                 status.models.sort_by(|a, b| a.id.cmp(&b.id));
             }
@@ -84,5 +89,25 @@ impl Publisher {
     /// Returns a reader.
     pub(crate) fn watch(&self) -> watch::Receiver<NodeStatus> {
         self.status.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use words::{Incarnation, NodeId};
+
+    use super::*;
+
+    #[test]
+    fn a_configured_model_is_listed_also_while_it_is_absent() {
+        let [known, other] = ["known", "other"].map(|name| ModelStatus::absent(ModelId::new(name).unwrap()));
+        let first = NodeStatus::new(NodeId::new("n").unwrap(), Incarnation::default());
+        let publisher = Publisher::new(NodeStatus { models: vec![known.clone()], ..first });
+        let ready = |model: &ModelStatus| ModelStatus { state: ModelState::Ready, ..model.clone() };
+        [ready(&known), ready(&other)].into_iter().for_each(|model| publisher.model(model));
+        assert_eq!(publisher.snapshot().models.len(), 2);
+        [known.clone(), other].into_iter().for_each(|model| publisher.model(model));
+        assert_eq!(publisher.snapshot().models, [known]);
     }
 }

@@ -123,6 +123,26 @@ pub struct ModelStatus {
     pub inter_token_p99_ms: u32,
 }
 
+impl ModelStatus {
+    /// Makes the status of a model that is configured and not on the node just now.
+    pub fn absent(id: ModelId) -> Self {
+        ModelStatus {
+            id,
+            state: ModelState::Absent,
+            harness: String::new(),
+            context_length: 0,
+            created: 0,
+            continue_fingerprint: Fingerprint::default(),
+            exact_fingerprint: Fingerprint::default(),
+            capabilities: Capabilities::default(),
+            load: ModelLoad::default(),
+            progress_permille: 0,
+            failure: None,
+            inter_token_p99_ms: 0,
+        }
+    }
+}
+
 /// How far the activation has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActivationProgress {
@@ -193,7 +213,7 @@ pub struct NodeStatus {
     pub version: String,
     /// How far activation has come.
     pub activation: ActivationProgress,
-    /// Its models.
+    /// Its models, configured ones also while they are absent.
     pub models: Vec<ModelStatus>,
     /// Gateways that hold a session here.
     pub gateways: BTreeSet<GatewayId>,

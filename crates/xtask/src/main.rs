@@ -1,4 +1,4 @@
-//! The project's chores, by running other programs: `cargo xtask demo | gen | tidy | bench`.
+//! The project's chores, by running other programs: `cargo xtask demo | gen | tidy | sim | bench`.
 
 mod demo;
 mod generate;
@@ -39,6 +39,21 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the simulated fleet over many seeds, in release mode; say what happened and what broke.
+    Sim {
+        /// Seeds to run.
+        #[arg(long, default_value_t = 2_000)]
+        seeds: u64,
+        /// The first one.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// Run this one alone and print all that happens.
+        #[arg(long)]
+        replay: Option<u64>,
+        /// Print the counts as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Run the load and file generators, in release mode.
     Bench {
         /// Passed on.
@@ -73,12 +88,26 @@ fn soak(arguments: &[String]) -> Result<()> {
     run(cargo().arg("run").arg("--quiet").args(build).args(["--bin", "soak", "--"]).args(arguments))
 }
 
+fn sim(seeds: u64, from: u64, replay: Option<u64>, json: bool) -> Result<()> {
+    let mut command = cargo();
+    command.args(["run", "--release", "--quiet", "-p", "fleet-sim", "--"]);
+    command.args(["--seeds", &seeds.to_string(), "--from", &from.to_string()]);
+    if let Some(seed) = replay {
+        command.args(["--replay", &seed.to_string()]);
+    }
+    if json {
+        command.arg("--json");
+    }
+    run(&mut command)
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Chore::Demo { once } => demo::run(once),
         Chore::Gen { check } => generate::run_chore(check),
         Chore::Tidy => tidy::run(),
         Chore::Soak { arguments } => soak(&arguments),
+        Chore::Sim { seeds, from, replay, json } => sim(seeds, from, replay, json),
         Chore::Bench { arguments } => run(cargo().args(["run", "--release", "-p", "bench", "--"]).args(arguments)),
     };
     match result {

@@ -7,14 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fleet::rollout::{Outcome, Phase, Rollout, Step, Timers, World, plan};
+use fleet::rollout::{Claim, Outcome, Phase, Rollout, Step, Timers, World, plan};
 use service::clock::Clock;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use words::{GatewayId, Moment, RolloutId};
 
 use super::hands::{Errand, Hands};
-use super::lease::Claim;
 use super::metrics::RolloutMetrics;
 use super::store::{Shelf, StoreError};
 use crate::fleet_task::Fleet;

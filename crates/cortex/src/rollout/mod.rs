@@ -8,7 +8,6 @@ mod ask;
 mod cli;
 mod executor;
 mod hands;
-mod lease;
 mod metrics;
 mod store;
 

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
+pub(crate) use fleet::rollout::Lease;
 use fleet::rollout::Rollout;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
-use serde::Serialize;
 use words::{Code, Error, GatewayId};
 
 /// Longest wait for another access, of this gateway or another one.
@@ -43,17 +43,6 @@ impl From<StoreError> for Error {
         let code = if matches!(error, StoreError::Conflict) { Code::Conflict } else { Code::Internal };
         Error::new(code, error.to_string())
     }
-}
-
-/// Who coordinates.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Lease {
-    /// The gateway; none when it was given back.
-    pub(crate) holder: Option<GatewayId>,
-    /// Rises with each sign of life.
-    pub(crate) beat: u64,
-    /// Rises with each change of holder: the fencing token of every order.
-    pub(crate) revision: u64,
 }
 
 /// All that is stored.

@@ -16,6 +16,7 @@
 //! - RO2: every wait has a bound, after which the rollout is paused with a reason.
 
 mod capacity;
+mod lease;
 mod operate;
 mod plan;
 mod policy;
@@ -23,6 +24,7 @@ mod rehearse;
 mod timers;
 
 pub use capacity::Blocker;
+pub use lease::{Claim, Lease};
 pub use operate::Outcome;
 pub use plan::{Plan, Step, World, notes, plan};
 pub use policy::{

@@ -183,7 +183,7 @@ fn abort(rollout: &mut Rollout, timers: &mut Timers, world: &World<'_>, steps: &
         let look = Look::at(rollout, &rollout.nodes[i], world);
         let (held, open) = (look.held(), look.open());
         let next = match &rollout.nodes[i].progress {
-            Progress::Pending => Progress::Skipped,
+            Progress::Pending if !held => Progress::Skipped,
             Progress::Permitted if waited > OPEN_WITHIN => Progress::Skipped,
             Progress::Permitted => {
                 steps.extend(look.fence());
@@ -192,12 +192,16 @@ fn abort(rollout: &mut Rollout, timers: &mut Timers, world: &World<'_>, steps: &
             Progress::Back if held => Progress::Answered,
             Progress::Back if open => Progress::Done,
             Progress::Opened => Progress::Done,
-            // Also one that was given up: a late order, or a late return, may have left it held.
-            Progress::Failed { .. } | Progress::Skipped | Progress::Done if held && waited <= OPEN_WITHIN => {
+            // Also one that was given up: a late order, or a late return, may have left it held. So is one that came
+            // back and was to be restarted once more.
+            Progress::Pending | Progress::Failed { .. } | Progress::Skipped | Progress::Done
+                if held && waited <= OPEN_WITHIN =>
+            {
                 steps.extend(look.release());
                 under_way = true;
                 continue;
             }
+            Progress::Pending => Progress::Skipped,
             other => other.clone(),
         };
         if next == Progress::Answered {

@@ -305,6 +305,29 @@ fn an_abort_lets_what_is_under_way_come_back_and_opens_it() {
 }
 
 #[test]
+fn an_abort_opens_what_is_held_and_was_to_be_restarted_once_more() {
+    for permitted in [false, true] {
+        let mut kit = three().policy(|policy| policy.upgrade = Some("new".into()));
+        let failed = UpgradeOutcome { name: "new".into(), ok: false, detail: "no".into(), at: 6 };
+        kit.worker("a").status.upgrade = Some(failed);
+        kit.until(60, paused);
+        let mut rollout = kit.rollout.clone();
+        rollout.resume(&kit.world()).unwrap();
+        kit.rollout = rollout;
+        assert_eq!((kit.progress("a"), kit.worker("a").status.state), ("pending", NodeState::Held));
+        if permitted {
+            // The permit is stored, and the coordinator stops before it sends the order.
+            kit.rollout = kit.plan().rollout;
+            kit.successor();
+        }
+        kit.look();
+        kit.rollout.abort().unwrap();
+        kit.until(70, done);
+        assert_eq!((kit.progress("a"), kit.worker("a").status.state), ("skipped", NodeState::Ready));
+    }
+}
+
+#[test]
 fn an_abort_ends_even_when_nobody_answers() {
     let mut kit = three();
     kit.until(5, |kit| kit.progress("a") == "ordered");

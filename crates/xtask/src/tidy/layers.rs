@@ -21,14 +21,15 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("service", &["words"]),
     ("cortex", &["words", "lifecycle", "fleet", "wire", "control", "service"]),
     ("neuron", &["words", "lifecycle", "wire", "inference", "model-files", "engine-candle", "control", "service"]),
+    ("fleet-sim", &["words", "lifecycle", "fleet", "inference"]),
     ("bench", &["words", "inference", "model-files", "engine-candle"]),
     ("xtask", &[]),
     ("demo-model", &["model-files"]),
     ("fleet-tests", &["cortex", "neuron", "service", "inference", "control", "words"]),
 ];
 
-/// Crates that decide and never wait.
-const PURE: &[&str] = &["words", "lifecycle", "fleet", "wire", "inference", "model-files", "kernels"];
+/// Crates that decide and never wait, and the simulation of those that do.
+const PURE: &[&str] = &["words", "lifecycle", "fleet", "wire", "inference", "model-files", "kernels", "fleet-sim"];
 /// What those never see, however far down.
 const WAITING: &[&str] = &["tokio", "axum", "tonic", "hyper", "reqwest", "candle-core"];
 /// The only ones that name candle.

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use words::{GatewayId, Moment};
-
-use super::store::Lease;
 
 /// The holder shows a sign of life this often.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
@@ -13,9 +12,20 @@ const ACT_MAX: Duration = Duration::from_secs(3);
 /// A beat that stands still for this long, by the watcher's own clock, is a holder's last one.
 const SILENT_MAX: Duration = Duration::from_secs(5);
 
+/// Who coordinates, as it is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The gateway; none when it was given back.
+    pub holder: Option<GatewayId>,
+    /// Rises with each sign of life.
+    pub beat: u64,
+    /// Rises with each change of holder: the fencing token of every order.
+    pub revision: u64,
+}
+
 /// One gateway's claim. Its own name in the store proves nothing: a life before it may have had the same one.
 #[derive(Debug)]
-pub(crate) struct Claim {
+pub struct Claim {
     me: GatewayId,
     /// The lease as it was last written by this life, and when that was begun.
     mine: Option<(Lease, Moment)>,
@@ -25,13 +35,13 @@ pub(crate) struct Claim {
 
 impl Claim {
     /// Claims nothing yet.
-    pub(crate) fn new(me: GatewayId) -> Self {
+    pub fn new(me: GatewayId) -> Self {
         Claim { me, mine: None, seen: None }
     }
 
     /// Returns what is to be written in place of `stored`, if anything. `wanted` is false when there is nothing to
     /// coordinate: then a lease is given back.
-    pub(crate) fn next(&mut self, now: Moment, stored: &Lease, wanted: bool) -> Option<Lease> {
+    pub fn next(&mut self, now: Moment, stored: &Lease, wanted: bool) -> Option<Lease> {
         if self.mine.as_ref().is_some_and(|(mine, _)| mine != stored) {
             self.mine = None;
         }
@@ -51,19 +61,19 @@ impl Claim {
     }
 
     /// Takes note that `lease` was written; `begun` is the moment before that.
-    pub(crate) fn wrote(&mut self, begun: Moment, lease: Lease) {
+    pub fn wrote(&mut self, begun: Moment, lease: Lease) {
         self.mine = lease.holder.is_some().then_some((lease, begun));
     }
 
     /// Returns what to write to give the lease back.
-    pub(crate) fn give_back(&mut self) -> Option<(Lease, Lease)> {
+    pub fn give_back(&mut self) -> Option<(Lease, Lease)> {
         let (mine, _) = self.mine.take()?;
         let next = Lease { holder: None, beat: mine.beat + 1, revision: mine.revision };
         Some((mine, next))
     }
 
     /// Returns the lease's revision while this gateway may act.
-    pub(crate) fn holds(&self, now: Moment) -> Option<u64> {
+    pub fn holds(&self, now: Moment) -> Option<u64> {
         self.mine.as_ref().filter(|(_, renewed_at)| now.since(*renewed_at) <= ACT_MAX).map(|(mine, _)| mine.revision)
     }
 }
