@@ -26,7 +26,7 @@ pub(crate) enum Fault {
     StoreDown,
 }
 
-const ALL: [Fault; 13] = [
+const ALL: [Fault; 14] = [
     Fault::NodeCrash,
     Fault::NodeVanish,
     Fault::NodePause,
@@ -35,6 +35,7 @@ const ALL: [Fault; 13] = [
     Fault::GatewayPause,
     Fault::ClockJump,
     Fault::OneWay,
+    Fault::TwoWay,
     Fault::TwoWay,
     Fault::Drop,
     Fault::Hang,
@@ -64,7 +65,9 @@ impl World {
         let node = context.rng.random_range(0..self.nodes.len());
         let gateway = context.rng.random_range(0..self.gateways.len());
         let (n, g) = (Party::Node(node), Party::Gateway(gateway));
-        let span = draw_ms(&mut context.rng, 200, 7_000);
+        // Some partitions outlast a gateway's lease.
+        let long = matches!(fault, Fault::OneWay | Fault::TwoWay) && context.rng.random_bool(0.4);
+        let span = if long { draw_ms(&mut context.rng, 9_500, 15_000) } else { draw_ms(&mut context.rng, 200, 7_000) };
         context.note(
             "fault # (node #, gateway #, ms #)",
             &[fault as u64, node as u64, gateway as u64, span.as_millis() as u64],

@@ -165,7 +165,7 @@ impl World {
             1 if !calm => HandoffPolicy::Never,
             _ => HandoffPolicy::Soft,
         };
-        let deadline = (!calm && rng.random_bool(0.3)).then(|| draw_ms(rng, 500, 15_000));
+        let deadline = (!calm && rng.random_bool(0.5)).then(|| draw_ms(rng, 300, 8_000));
         let restart = intent == Intent::Restart;
         let order = IntentOrder {
             seen,

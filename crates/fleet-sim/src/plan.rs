@@ -71,7 +71,7 @@ impl Plan {
             models,
             requests: rng.random_range(30..=90),
             calm,
-            bad_upgrades: !calm && rng.random_bool(0.2),
+            bad_upgrades: !calm && rng.random_bool(0.5),
             odd_control: if calm || rng.random_bool(0.5) { 0.0 } else { 0.03 },
             delay_us: 2_000,
             delay_rare_us: if calm { 20_000 } else { 400_000 },

@@ -19,7 +19,7 @@ pub(crate) const BAD_READS: u64 = 9;
 /// How old a coordinator's knowledge may be as it sends an order: what is silent for longer counts as down.
 pub(crate) const KNOWLEDGE: std::time::Duration = ms(3_500);
 /// How old it may be when the order arrives, through whatever link.
-pub(crate) const KNOWLEDGE_ON_THE_WAY: std::time::Duration = ms(12_000);
+pub(crate) const KNOWLEDGE_ON_THE_WAY: std::time::Duration = ms(20_000);
 
 impl World {
     /// Whether a rollout is under way.
