@@ -158,6 +158,8 @@ impl Rig {
             let control = TcpListener::bind("127.0.0.1:0").await?;
             gateway.neurons.push(cortex::options::NeuronEntry { control: control.local_addr()?.to_string() });
             let around = surrounded(&mut signals, |signals| neuron::node::Surroundings {
+                // Nothing here comes from a hub.
+                hub: Default::default(),
                 control,
                 signals,
                 notifier: Notifier::new(None),

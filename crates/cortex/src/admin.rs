@@ -14,7 +14,7 @@ use words::Error;
 
 use crate::fleet_task::Fleet;
 use crate::gateway::Readiness;
-use crate::operate;
+use crate::{operate, pull};
 
 /// What the handlers need.
 pub(crate) struct Admin {
@@ -62,6 +62,7 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/api/status", get(status))
+        .route("/api/nodes/{node}/pull", post(pull::pull))
         .route("/api/nodes/{node}/{action}", post(operate::order))
         // Bodies are read with our own bound and deadline.
         .layer(DefaultBodyLimit::disable())

@@ -8,7 +8,7 @@ use control::{error_from_status, intent_order_to_proto, node_status_from_proto};
 use service::token::Token;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 use words::{Code, Error, IntentOrder, NodeStatus, RolloutId};
 
 /// Longest time to connect.
@@ -96,4 +96,18 @@ pub(crate) async fn status(control_address: &str, token: Option<&Token>) -> Resu
     let request = with_token(token, proto::ListModelsRequest {});
     let answer = call(async { dial(control_address).await?.list_models(request).await }).await?;
     read(answer.into_inner().status)
+}
+
+/// Has the neuron fetch a model's files; the stream tells how far it is, and stops the download when it is dropped.
+///
+/// # Errors
+/// The neuron's refusal, `UpstreamFailed` or `UpstreamTimeout`.
+pub(crate) async fn pull(
+    control_address: &str,
+    token: Option<&Token>,
+    model: String,
+) -> Result<Streaming<proto::PullProgress>, Error> {
+    let request = with_token(token, proto::PullModelRequest { model });
+    let answer = call(async { dial(control_address).await?.pull_model(request).await }).await?;
+    Ok(answer.into_inner())
 }

@@ -18,6 +18,7 @@ mod metrics;
 mod operate;
 pub mod options;
 mod proxy;
+mod pull;
 mod rollout;
 
 pub use cli::main;

@@ -125,7 +125,7 @@ async fn give(
 /// # Errors
 /// `RouteNotFound` that names those known; `NoReplica` for one that was never heard from; `Conflict` for a name that
 /// two live processes use.
-fn find(admin: &Admin, name: &str) -> Result<(String, NodeStatus), Error> {
+pub(crate) fn find(admin: &Admin, name: &str) -> Result<(String, NodeStatus), Error> {
     let view = admin.fleet.view();
     let named = |node: &NodeView| {
         node.control_address == name || node.status.as_ref().is_some_and(|status| status.node.as_str() == name)

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use hub::Source;
 use words::{ActivationProgress, Code, Error, ModelId};
 
+use crate::fetch::source_of;
 use crate::harness::{DEFAULT_HARNESS, LoadFailure, LoadSpec};
 use crate::models::Models;
 use crate::options::ModelEntry;
@@ -17,13 +19,19 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 /// Makes the load of a configured entry.
 ///
 /// # Errors
-/// `InvalidRequest` when its id is no id.
+/// `InvalidRequest` when its id is no id, or its reference none.
 pub(crate) fn spec_of(entry: &ModelEntry) -> Result<LoadSpec, Error> {
     let model_id = ModelId::new(entry.id.clone()).map_err(|error| Error::invalid("model_id", error.to_string()))?;
+    let (path, reference) = match source_of(entry)? {
+        Some(Source::Path(path)) => (Some(path), None),
+        Some(Source::Hub(reference)) => (None, Some(reference)),
+        None => (None, None),
+    };
     Ok(LoadSpec {
         model_id,
         harness: entry.harness.clone().unwrap_or_else(|| DEFAULT_HARNESS.to_string()),
-        path: entry.path.clone(),
+        path,
+        reference,
         quant: entry.quant.clone(),
         device: entry.device.clone(),
     })

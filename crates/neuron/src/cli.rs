@@ -1,18 +1,27 @@
 //! The command line of `neuron`.
 
+use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use service::clock::Clock;
 use service::exit;
+use service::metrics::Registry;
 use service::notify::Notifier;
 use service::program::{ConfigArgs, Document, document, options, run};
+use service::progress::Bar;
 use service::signals::Signals;
+use service::telemetry::LogOptions;
 use tokio::net::TcpListener;
 
 use crate::activation::spec_of;
+use crate::fetch::{self, Downloads};
 use crate::harness::Harnesses;
+use crate::metrics::Metrics;
 use crate::node::{self, NodeError, Surroundings};
 use crate::options::Options;
+use crate::pull;
 
 /// Runs models in process and serves them to a fleet.
 #[derive(Debug, Parser)]
@@ -26,6 +35,8 @@ struct Cli {
 enum Command {
     /// Serve models until SIGTERM, then drain and exit.
     Serve(ConfigArgs),
+    /// Fetch a model's files from its hub, without serving; print where they are.
+    Pull(PullArgs),
     /// Check the configuration and what it names, without serving.
     Check(ConfigArgs),
     /// Print what there is to know about the configuration.
@@ -36,6 +47,20 @@ enum Command {
     },
 }
 
+#[derive(Debug, Args)]
+struct PullArgs {
+    /// org/repo[:QUANT], or the id of a configured model.
+    model: String,
+    /// A branch, tag or commit.
+    #[arg(long)]
+    revision: Option<String>,
+    /// The folder of the cache, in place of the configured one.
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
 /// The program.
 #[allow(clippy::print_stdout)]
 pub fn main() -> ExitCode {
@@ -43,6 +68,12 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => options("neuron", &args, Options::check).map(|options| {
             let log = options.log.clone();
             run("neuron", &log, serve(options), code_of)
+        }),
+        Command::Pull(args) => options("neuron", &args.config, Options::check).map(|options| {
+            // A bar and lines of a log are not for one terminal.
+            let filter = if std::io::stderr().is_terminal() { "warn".into() } else { options.log.filter.clone() };
+            let log = LogOptions { filter, format: options.log.format };
+            run("neuron", &log, pull(args, options), |_| exit::FAILURE)
         }),
         Command::Check(args) => options("neuron", &args, Options::check).map(|options| check(&options)),
         Command::Config { what } => {
@@ -89,10 +120,34 @@ async fn serve(options: Options) -> Result<u8, NodeError> {
         control,
         signals: Signals::listen().map_err(bound)?.forward(),
         notifier: Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()),
+        hub: environment(),
         host_name: host_name(),
         on_data_address: None,
     };
     node::run(options, around).await
+}
+
+/// What the environment says of hubs.
+fn environment() -> hub::Settings {
+    hub::Settings::from_variables(|name| std::env::var(name).ok())
+}
+
+#[allow(clippy::print_stdout)]
+async fn pull(args: PullArgs, options: Options) -> Result<u8, words::Error> {
+    let mut reference = pull::reference(&options.default_models, &args.model)?;
+    if let Some(revision) = &args.revision {
+        reference = reference.with_revision(revision)?;
+    }
+    let settings = fetch::settings(environment(), &options.harness.candle);
+    let settings = hub::Settings { cache: args.cache.or(settings.cache), ..settings };
+    let metrics = Metrics::new(&Registry::new()).map_err(words::Error::internal)?;
+    let downloads = Downloads::new(settings, Clock::start(), metrics);
+    let bar = Bar::on_terminal(reference.to_string());
+    let watch = |pulled: hub::Pulled| bar.show(pulled.done, pulled.total);
+    let path = downloads.fetch(reference.repo(), &reference, true, watch).await;
+    drop(bar);
+    println!("{}", path.map_err(|failure| failure.error)?.display());
+    Ok(exit::CLEAN)
 }
 
 /// The host's name as far as it can be a node id.

@@ -19,10 +19,12 @@ use wire::models::LoadRequest;
 use words::{Code, Error, GatewayId, Intent, ModelId, NodeState, RolloutId};
 
 use crate::data::spec_from_request;
+use crate::fetch::Downloads;
 use crate::life::LifeHandle;
 use crate::models::Models;
 use crate::options::Options;
 use crate::publisher::Publisher;
+use crate::pull;
 use crate::sessions::{Session, Sessions};
 
 /// A status goes out at least this often.
@@ -41,6 +43,7 @@ pub(crate) struct ControlPlane {
     pub(crate) sessions: Sessions,
     pub(crate) models: Models,
     pub(crate) life: LifeHandle,
+    pub(crate) downloads: Downloads,
     pub(crate) options: Arc<Options>,
     pub(crate) token: Option<service::token::Token>,
     pub(crate) registry: service::metrics::Registry,
@@ -69,6 +72,7 @@ fn status_message(status: &words::NodeStatus) -> proto::NodeMessage {
 #[tonic::async_trait]
 impl Control for ControlPlane {
     type AttachStream = NodeStream;
+    type PullModelStream = pull::PullStream;
 
     async fn attach(&self, request: Request<Streaming<proto::GatewayMessage>>) -> Result<Response<NodeStream>, Status> {
         self.authorise(&request)?;
@@ -114,6 +118,15 @@ impl Control for ControlPlane {
         self.models.load(spec).await.map_err(|failure| status_from_error(&failure.error))?;
         let model = self.models.status(&id).as_ref().map(model_status_to_proto);
         Ok(Response::new(proto::LoadModelResponse { model }))
+    }
+
+    async fn pull_model(
+        &self,
+        request: Request<proto::PullModelRequest>,
+    ) -> Result<Response<pull::PullStream>, Status> {
+        self.authorise(&request)?;
+        let begun = pull::begin(&self.downloads, &self.options.default_models, &request.into_inner().model);
+        begun.map(Response::new).map_err(|error| status_from_error(&error))
     }
 
     async fn unload_model(

@@ -26,6 +26,9 @@ pub(crate) struct Metrics {
     prefix_queries: IntCounterVec,
     prefix_hits: IntCounterVec,
     load_seconds: CounterVec,
+    download_bytes: IntCounterVec,
+    download_seconds: CounterVec,
+    downloads: IntCounterVec,
     /// Running requests offered to other workers.
     pub(crate) handoffs_offered: IntCounter,
     /// Requests cancelled because their gateway is gone.
@@ -112,6 +115,21 @@ impl Metrics {
                 "Time spent loading, warm-up included.",
                 model,
             )?,
+            download_bytes: registry.counter_vec(
+                "neuron_download_bytes_total",
+                "Bytes of model files that came over the network.",
+                model,
+            )?,
+            download_seconds: registry.float_counter_vec(
+                "neuron_download_seconds_total",
+                "Time spent fetching model files.",
+                model,
+            )?,
+            downloads: registry.counter_vec(
+                "neuron_downloads_total",
+                "Fetches of a model's files that ended, by outcome: ok or failed. One that finds them all here is ok.",
+                &["model", "outcome"],
+            )?,
             handoffs_offered: counter(
                 "neuron_handoffs_offered_total",
                 "Running requests that a drain offered to other workers.",
@@ -144,6 +162,17 @@ impl Metrics {
     /// Adds a load's time.
     pub(crate) fn loaded(&self, model: &str, seconds: f64) {
         self.load_seconds.with_label_values(&[model]).inc_by(seconds);
+    }
+
+    /// Adds bytes of model files.
+    pub(crate) fn downloaded(&self, model: &str, bytes: u64) {
+        self.download_bytes.with_label_values(&[model]).inc_by(bytes);
+    }
+
+    /// Counts a fetch's end.
+    pub(crate) fn download_ended(&self, model: &str, ok: bool, seconds: f64) {
+        self.downloads.with_label_values(&[model, if ok { "ok" } else { "failed" }]).inc();
+        self.download_seconds.with_label_values(&[model]).inc_by(seconds);
     }
 
     /// Shows a model's load.

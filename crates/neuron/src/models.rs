@@ -14,6 +14,7 @@ use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelSta
 use crate::crumbs::Crumbs;
 use crate::emptying;
 use crate::engine_thread::{self, EngineHandle, Message};
+use crate::fetch::Downloads;
 use crate::harness::{ChatText, Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::options::SchedulerOptions;
@@ -70,6 +71,7 @@ struct Inner {
     metrics: Metrics,
     publisher: Publisher,
     streams: Streams,
+    downloads: Downloads,
     /// Where engines leave breadcrumbs.
     state_dir: Option<PathBuf>,
     /// Held only for table look-ups and transitions, never over a wait.
@@ -107,10 +109,12 @@ impl Models {
         metrics: Metrics,
         publisher: Publisher,
         streams: Streams,
+        downloads: Downloads,
         state_dir: Option<PathBuf>,
     ) -> Self {
         let (entries, closed) = (Mutex::default(), AtomicBool::new(false));
-        let inner = Inner { harnesses, scheduler, clock, metrics, publisher, streams, state_dir, entries, closed };
+        let inner =
+            Inner { harnesses, scheduler, clock, metrics, publisher, streams, downloads, state_dir, entries, closed };
         Models { inner: Arc::new(inner) }
     }
 
@@ -236,12 +240,19 @@ impl Models {
     async fn run_load(&self, spec: &LoadSpec, cancelled: Arc<AtomicBool>) -> Result<(), LoadFailure> {
         let begun = self.inner.clock.now();
         let id = spec.model_id.clone();
+        let progress = LoadProgress { models: self.clone(), id: id.clone(), cancelled: cancelled.clone() };
+        let mut owned = spec.clone();
+        if let Some(reference) = &spec.reference {
+            let show = |permille: u32| {
+                let _ = progress.report(permille);
+            };
+            let fetch = self.inner.downloads.for_load(id.as_str(), reference, &cancelled, show);
+            owned.path = Some(fetch.await?);
+        }
         self.transition(&id, ModelInput::Fetched);
         let harness = self.inner.harnesses.find(&spec.harness)?;
         let options = self.inner.scheduler;
         let sizes = Sizes { max_running: options.max_running, prefill_tokens: options.prefill_tokens };
-        let progress = LoadProgress { models: self.clone(), id: id.clone(), cancelled: cancelled.clone() };
-        let owned = spec.clone();
         let loaded = tokio::task::spawn_blocking(move || harness.load(&owned, sizes, &progress)).await;
         let loaded = loaded.map_err(|error| LoadFailure::from(Error::internal(error)))??;
         let device = loaded.device.clone();

@@ -19,6 +19,7 @@ use words::{Incarnation, ModelId, ModelStatus, NodeId, NodeStatus};
 use crate::control::{ControlPlane, router as control_router};
 use crate::crumbs::Crumbs;
 use crate::data::{DataPlane, router as data_router};
+use crate::fetch::{self, Downloads};
 use crate::harness::Harnesses;
 use crate::life::{self, Life, Parts};
 use crate::manager::Manager;
@@ -40,6 +41,8 @@ pub struct Surroundings {
     pub signals: mpsc::Receiver<Signal>,
     /// The service manager.
     pub notifier: Notifier,
+    /// Where models come from, as the environment says; the options come first.
+    pub hub: hub::Settings,
     /// The name when the options give none.
     pub host_name: String,
     /// Told the data address once it is bound.
@@ -173,6 +176,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;
     let (sessions, gate, streams) = (Sessions::new(clock), Gate::new(), Streams::default());
+    let settings = fetch::settings(around.hub, &options.harness.candle);
+    let downloads = Downloads::new(settings, clock, metrics.clone());
     let models = Models::new(
         Harnesses::new(&options.harness),
         options.scheduler,
@@ -180,6 +185,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         metrics.clone(),
         publisher.clone(),
         streams.clone(),
+        downloads.clone(),
         options.node.state_dir.clone(),
     );
     let first = publisher.snapshot();
@@ -192,6 +198,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         sessions: sessions.clone(),
         models: models.clone(),
         life,
+        downloads,
         options: Arc::new(options.clone()),
         token: token.clone(),
         registry: registry.clone(),

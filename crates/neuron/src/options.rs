@@ -235,7 +235,7 @@ pub struct HarnessOptions {
 }
 
 /// The in-process engine.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CandleOptions {
     /// Memory for the KV of one model, in MiB.
@@ -246,11 +246,20 @@ pub struct CandleOptions {
     pub threads: usize,
     /// How keys and values are rounded on the CPU. Workers whose streams may follow one another exactly need the same.
     pub kv_type: KvType,
+    /// The folder for models from a hub, in the layout that huggingface_hub uses. When absent: the environment's
+    /// HF_HUB_CACHE, or 'hub' in HF_HOME, or '~/.cache/huggingface/hub'.
+    pub hf_cache: Option<PathBuf>,
 }
 
 impl Default for CandleOptions {
     fn default() -> Self {
-        CandleOptions { kv_cache_mib: 1024, max_context_length: 0, threads: 0, kv_type: KvType::default() }
+        CandleOptions {
+            kv_cache_mib: 1024,
+            max_context_length: 0,
+            threads: 0,
+            kv_type: KvType::default(),
+            hf_cache: None,
+        }
     }
 }
 
@@ -297,9 +306,11 @@ pub struct ModelEntry {
     pub id: String,
     /// The harness: 'candle' (the default) or 'fake'.
     pub harness: Option<String>,
-    /// A GGUF file, or a folder with one.
+    /// A GGUF file, a folder with one, or a model on a hub: 'org/repo[:QUANT][@REVISION]', which is fetched once. What
+    /// begins with '/', '.' or '~', ends in '.gguf' or is there is a path; 'hf://' before it makes anything a reference.
+    /// When absent, an id of the form 'org/repo' is one.
     pub path: Option<PathBuf>,
-    /// Which file of a folder of several, such as 'Q8_0'.
+    /// Which file of several, such as 'Q8_0'.
     pub quant: Option<String>,
     /// 'auto' (the default), 'cpu', 'cuda' or 'cuda:N'.
     pub device: Option<String>,

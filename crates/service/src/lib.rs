@@ -14,6 +14,7 @@ pub mod gate;
 pub mod metrics;
 pub mod notify;
 pub mod program;
+pub mod progress;
 pub mod server;
 pub mod signals;
 pub mod telemetry;

@@ -63,7 +63,8 @@ pub struct LoadRequest {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default)]
     pub device: Option<String>,
-    /// A GGUF file, or a folder with one; the configured entry of that name when absent.
+    /// A GGUF file, a folder with one, or `org/repo[:QUANT][@REVISION]` of a hub; the configured entry of that name when
+    /// absent, or the name itself when it has the form `org/repo`.
     #[serde(default)]
     pub path: Option<String>,
 }

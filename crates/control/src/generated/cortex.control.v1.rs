@@ -287,6 +287,23 @@ pub struct LoadModelResponse {
     pub model: ::core::option::Option<ModelStatus>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PullModelRequest {
+    /// A configured model's id, or org/repo\[:QUANT\]\[@REVISION\].
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PullProgress {
+    /// Of the files that were missing; both 0 while that is not known.
+    #[prost(uint64, tag = "1")]
+    pub bytes_done: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes_total: u64,
+    /// Where the model is on the neuron's host; empty until it is there.
+    #[prost(string, tag = "3")]
+    pub path: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UnloadModelRequest {
     #[prost(string, tag = "1")]
     pub model_id: ::prost::alloc::string::String,
@@ -690,6 +707,32 @@ pub mod control_client {
                 .insert(GrpcMethod::new("cortex.control.v1.Control", "LoadModel"));
             self.inner.unary(req, path, codec).await
         }
+        /// Fetches a model's files from its hub to the neuron's disk, without loading it. A message comes at least each
+        /// second; the last one has the path. Files that came are kept when the caller leaves, and gone on with next time.
+        pub async fn pull_model(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PullModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::PullProgress>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cortex.control.v1.Control/PullModel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cortex.control.v1.Control", "PullModel"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Unloads a model and returns when its memory is free.
         pub async fn unload_model(
             &mut self,
@@ -809,6 +852,18 @@ pub mod control_server {
             tonic::Response<super::LoadModelResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the PullModel method.
+        type PullModelStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::PullProgress, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Fetches a model's files from its hub to the neuron's disk, without loading it. A message comes at least each
+        /// second; the last one has the path. Files that came are kept when the caller leaves, and gone on with next time.
+        async fn pull_model(
+            &self,
+            request: tonic::Request<super::PullModelRequest>,
+        ) -> std::result::Result<tonic::Response<Self::PullModelStream>, tonic::Status>;
         /// Unloads a model and returns when its memory is free.
         async fn unload_model(
             &self,
@@ -1043,6 +1098,52 @@ pub mod control_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/cortex.control.v1.Control/PullModel" => {
+                    #[allow(non_camel_case_types)]
+                    struct PullModelSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::ServerStreamingService<super::PullModelRequest>
+                    for PullModelSvc<T> {
+                        type Response = super::PullProgress;
+                        type ResponseStream = T::PullModelStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PullModelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::pull_model(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PullModelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -73,21 +73,32 @@ impl Admin {
         Ok(Admin { http: super::client()?, url: args.admin.trim_end_matches('/').to_string(), token })
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<bytes::Bytes> {
+    /// Sends a request; returns the answer once it is known to be no error.
+    async fn ask(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response> {
         let request = match &self.token {
             Some(token) => request.header("authorization", token.bearer()),
             None => request,
         };
         let unreachable = || format!("no answer of the gateway's admin port at {}", self.url);
-        let response = request.timeout(ANSWER_MAX).send().await.with_context(unreachable)?;
-        let (status, bytes) = (response.status(), response.bytes().await?);
-        if !status.is_success() {
-            match serde_json::from_slice::<ErrorEnvelope>(&bytes) {
-                Ok(envelope) => bail!("{}", envelope.error.message),
-                Err(_) => bail!("{}: {status}", self.url),
-            }
+        let response = request.send().await.with_context(unreachable)?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
         }
-        Ok(bytes)
+        match serde_json::from_slice::<ErrorEnvelope>(&response.bytes().await?) {
+            Ok(envelope) => bail!("{}", envelope.error.message),
+            Err(_) => bail!("{}: {status}", self.url),
+        }
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<bytes::Bytes> {
+        Ok(self.ask(request.timeout(ANSWER_MAX)).await?.bytes().await?)
+    }
+
+    /// Posts JSON to a path whose answer comes bit by bit.
+    pub(super) async fn post_stream(&self, path: &str, body: &impl Serialize) -> Result<reqwest::Response> {
+        let ask = self.ask(self.http.post(format!("{}{path}", self.url)).json(body));
+        tokio::time::timeout(ANSWER_MAX, ask).await.context("the gateway did not answer in time")?
     }
 
     /// Gets a path.

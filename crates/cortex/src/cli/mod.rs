@@ -3,6 +3,7 @@
 mod admin;
 mod chat;
 mod node;
+mod pull;
 mod status;
 
 use std::process::ExitCode;
@@ -53,6 +54,8 @@ enum Command {
     Restart(OrderArgs),
     /// Restart a worker, with one of its own [upgrade.NAME] commands once it is empty.
     Upgrade(UpgradeArgs),
+    /// Have a worker fetch a model's files from their hub, without loading it.
+    Pull(pull::PullArgs),
     /// Print what there is to know about the configuration.
     Config {
         /// What to print.
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Uncordon(args) => Ok(client_run(node::lift(node::Action::Uncordon, args))),
         Command::Restart(args) => Ok(client_run(node::order(node::Action::Restart, args))),
         Command::Upgrade(args) => Ok(client_run(node::upgrade(args))),
+        Command::Pull(args) => Ok(client_run(pull::pull(args))),
         Command::Config { what } => {
             print!("{}", document::<Options>("cortex", what));
             Ok(exit::CLEAN)

@@ -46,7 +46,10 @@ fn device(spec: &LoadSpec) -> Result<DeviceChoice, Error> {
 
 fn path(spec: &LoadSpec) -> Result<&std::path::Path, Error> {
     spec.path.as_deref().ok_or_else(|| {
-        let message = format!("the model '{}' has no path: name a GGUF file, or a folder with one", spec.model_id);
+        let message = format!(
+            "the model '{}' has no path: name a GGUF file, a folder with one, or org/repo of a hub",
+            spec.model_id
+        );
         Error::invalid("path", message)
     })
 }
@@ -80,6 +83,10 @@ impl Harness for CandleHarness {
 
     fn check(&self, spec: &LoadSpec) -> Result<(), Error> {
         device(spec)?;
+        if spec.reference.is_some() {
+            // What a hub has is known only once it was asked.
+            return Ok(());
+        }
         let path = path(spec)?;
         match resolve(path, spec.quant.as_deref()) {
             // A network's fault is left to the load, which says that a later try may succeed.

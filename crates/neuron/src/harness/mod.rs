@@ -20,7 +20,10 @@ use crate::sampling::Defaults;
 pub(crate) struct LoadSpec {
     pub(crate) model_id: words::ModelId,
     pub(crate) harness: String,
+    /// Where its files are; for those of a hub only once they are fetched.
     pub(crate) path: Option<PathBuf>,
+    /// Where its files come from, when that is a hub.
+    pub(crate) reference: Option<hub::Reference>,
     pub(crate) quant: Option<String>,
     pub(crate) device: Option<String>,
 }
@@ -98,7 +101,7 @@ impl Harnesses {
         Harnesses {
             all: Arc::new([
                 #[cfg(feature = "candle")]
-                Arc::new(candle::CandleHarness::new(options.candle)),
+                Arc::new(candle::CandleHarness::new(options.candle.clone())),
                 fake,
             ]),
         }

@@ -19,8 +19,12 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("engine-candle", &["words", "inference", "model-files", "kernels"]),
     ("control", &["words", "lifecycle"]),
     ("service", &["words"]),
+    ("hub", &["words"]),
     ("cortex", &["words", "lifecycle", "fleet", "wire", "control", "service"]),
-    ("neuron", &["words", "lifecycle", "wire", "inference", "model-files", "engine-candle", "control", "service"]),
+    (
+        "neuron",
+        &["words", "lifecycle", "wire", "inference", "model-files", "engine-candle", "control", "service", "hub"],
+    ),
     ("fleet-sim", &["words", "lifecycle", "fleet", "inference"]),
     ("bench", &["words", "inference", "model-files", "engine-candle"]),
     ("xtask", &[]),
