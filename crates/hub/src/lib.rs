@@ -5,8 +5,8 @@
 //!                                           |
 //!      HEAD (etag, size) -> lock -> GET with a range -> blobs/<etag>.incomplete -> hash, fsync, rename -> symlink
 //! ```
-//! What a name means and which file is chosen is decided in [`reference`], [`names`] and [`choose`], without a socket. No
-//! text of the network becomes part of a path but through [`names`].
+//! What a name means and which file is chosen is decided in `reference`, `names` and `choose`, without a socket. No
+//! text of the network becomes part of a path but through `names`.
 
 mod blob;
 mod cache;

@@ -306,7 +306,7 @@ pub struct ModelEntry {
     pub id: String,
     /// The harness: 'candle' (the default) or 'fake'.
     pub harness: Option<String>,
-    /// A GGUF file, a folder with one, or a model on a hub: 'org/repo[:QUANT][@REVISION]', which is fetched once. What
+    /// A GGUF file, a folder with one, or a model on a hub: `org/repo[:QUANT][@REVISION]`, which is fetched once. What
     /// begins with '/', '.' or '~', ends in '.gguf' or is there is a path; 'hf://' before it makes anything a reference.
     /// When absent, an id of the form 'org/repo' is one.
     pub path: Option<PathBuf>,
