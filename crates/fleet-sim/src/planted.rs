@@ -1,5 +1,5 @@
-//! Bugs to be found: each undoes one decision where the simulation applies it. The machines themselves stay whole, so
-//! that no program has a line of this.
+//! Bugs to be found, behind the feature `planted`: each undoes one decision where the simulation applies it. The machines
+//! themselves stay whole, so that no program has a line of this.
 
 /// A bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

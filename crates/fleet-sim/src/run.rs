@@ -17,7 +17,7 @@ use crate::world::World;
 pub struct RunOptions {
     /// Keep the whole log, and not only its end.
     pub whole_log: bool,
-    /// A bug to be found.
+    /// A bug to be found; without the feature `planted` there is none.
     pub planted: Option<Planted>,
 }
 
