@@ -9,6 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, header};
 use fleet::NodeView;
 use serde::Deserialize;
+use service::token::Token;
 use words::{Code, Error, HandoffPolicy, Incarnation, Intent, IntentOrder, NodeStatus};
 
 use crate::admin::{Admin, Refused};
@@ -35,10 +36,10 @@ struct Details {
 ///
 /// # Errors
 /// `Unauthorized`.
-pub(crate) fn authorise(admin: &Admin, headers: &HeaderMap) -> Result<(), Error> {
+pub(crate) fn authorise(token: Option<&Token>, headers: &HeaderMap) -> Result<(), Error> {
     let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
-    match (&admin.token, shown) {
+    match (token, shown) {
         (None, _) => Ok(()),
         (Some(token), Some(shown)) if token.matches(shown) => Ok(()),
         (Some(_), _) => {
@@ -66,7 +67,7 @@ pub(crate) async fn order(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<serde_json::Value>, Refused> {
-    authorise(&admin, &headers)?;
+    authorise(admin.token.as_ref(), &headers)?;
     let intent = match action.as_str() {
         "drain" => Intent::Drain,
         "cordon" => Intent::Cordon,

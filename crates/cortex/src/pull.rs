@@ -79,7 +79,7 @@ pub(crate) async fn pull(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refused> {
-    operate::authorise(&admin, &headers)?;
+    operate::authorise(admin.token.as_ref(), &headers)?;
     let wanted: Wanted = operate::read_json(body).await?;
     let (control, status) = operate::find(&admin, &node)?;
     tracing::info!(node = %status.node, model = wanted.model, "pull");

@@ -8,17 +8,18 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use fleet::rollout::{Phase, Rollout, World, notes, rehearse};
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 use rand::Rng;
 use serde_json::{Value, json};
 use service::clock::Clock;
 use service::token::Token;
-use wire::ErrorResponse;
 use words::{Code, Error, GatewayId, RolloutId};
 
 use super::ask::Ask;
 use super::store::{Shelf, StoreError, Stored};
+use crate::admin::Refused;
 use crate::fleet_task::Fleet;
+use crate::operate::authorise;
 
 /// Tries of one change, when others change the rollout at the same time.
 const TRIES: usize = 8;
@@ -45,26 +46,15 @@ pub(crate) fn router(admin: RolloutAdmin) -> Router {
 }
 
 fn answer(result: Result<Value, Error>) -> Response {
-    let error = match result {
-        Ok(value) => return axum::Json(value).into_response(),
-        Err(error) => error,
-    };
-    let answer = ErrorResponse::from(&error);
-    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    (status, [("content-type", "application/json")], answer.body).into_response()
+    match result {
+        Ok(value) => axum::Json(value).into_response(),
+        Err(error) => Refused::from(error).into_response(),
+    }
 }
 
 impl RolloutAdmin {
-    /// Mutating calls show the fleet's token, where there is one.
     fn check(&self, headers: &HeaderMap) -> Result<(), Error> {
-        let shown = headers.get("authorization").and_then(|value| value.to_str().ok());
-        let shown = shown.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-        match &self.token {
-            Some(token) if !token.matches(shown) => {
-                Err(Error::new(Code::Unauthorized, "this needs the fleet's token as a bearer token"))
-            }
-            _ => Ok(()),
-        }
+        authorise(self.token.as_ref(), headers)
     }
 
     fn shelf(&self) -> Result<&Shelf, Error> {
