@@ -11,18 +11,12 @@ use crate::view::Observation;
 
 fn model(state: ModelState, running: u32) -> ModelStatus {
     ModelStatus {
-        id: ModelId::new("m").unwrap(),
         state,
         harness: "fake".into(),
         context_length: 100,
-        created: 0,
-        continue_fingerprint: Fingerprint::default(),
-        exact_fingerprint: Fingerprint::default(),
         capabilities: Capabilities { chat: true, continuation: true },
         load: ModelLoad { running, max_running: 8, ..ModelLoad::default() },
-        progress_permille: 0,
-        failure: None,
-        inter_token_p99_ms: 0,
+        ..ModelStatus::absent(ModelId::new("m").unwrap())
     }
 }
 

@@ -11,7 +11,9 @@ use service::gate::Gate;
 use service::server::Server;
 use service::signals::Signal;
 use tokio::sync::{mpsc, oneshot};
-use words::{Code, Error, Generation, IntentOrder, Moment, NodeState, NodeStatus, RolloutId, UpgradeOutcome};
+use words::{
+    Code, DrainPhase, Error, Generation, IntentOrder, Moment, NodeState, NodeStatus, RolloutId, UpgradeOutcome,
+};
 
 use crate::activation::activate;
 use crate::canary;
@@ -184,10 +186,12 @@ impl Life {
     }
 
     fn facts(&self) -> NodeFacts {
+        // Asked at each begin and end of a request: streams are counted only while any is offered.
+        let offers = matches!(self.machine.state(), NodeState::Draining(DrainPhase::Handoff));
         NodeFacts {
             in_flight: self.parts.gate.in_flight(),
             unaware_gateways: self.parts.sessions.unaware(self.announced),
-            offers_open: self.parts.streams.offered(),
+            offers_open: if offers { self.parts.streams.offered() } else { 0 },
         }
     }
 

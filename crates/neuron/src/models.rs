@@ -1,12 +1,14 @@
 //! The models of this node: one machine each, one load at a time each, every transition through the publisher.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use inference::{Limits, RequestKey, Scheduler, StopRules};
+use inference::sampling::Sampling;
+use inference::{ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission};
 use lifecycle::{DrainBudget, ModelInput, next_model_state};
 use tokio::sync::watch;
 use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelState, ModelStatus};
@@ -23,6 +25,11 @@ use crate::publisher::Publisher;
 use crate::sampling::Defaults;
 use crate::streams::Streams;
 use service::clock::Clock;
+
+/// Tokens of the warm-up.
+const WARM_TOKENS: usize = 2;
+/// Events that wait for the node's own questions.
+const ASK_QUEUE: usize = 16;
 
 /// A model that serves.
 pub(crate) struct ReadyModel {
@@ -45,6 +52,45 @@ impl ReadyModel {
     pub(crate) fn inter_token(&self, span: Duration) {
         self.metrics.inter_token.observe(span.as_secs_f64());
         self.pace.lock().unwrap_or_else(PoisonError::into_inner).observe(span);
+    }
+
+    /// Asks a question of the node's own, at temperature 0 and before others; `taken` sees each piece of the answer and
+    /// may break it off. `false` when the engine ended before the answer did.
+    ///
+    /// # Errors
+    /// The text's, the scheduler's or the engine's.
+    pub(crate) async fn ask(
+        &self,
+        question: &str,
+        max_tokens: usize,
+        clock: Clock,
+        mut taken: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<bool, Error> {
+        let messages = [serde_json::json!({ "role": "user", "content": question })];
+        let prompt = self.text.prompt(&messages, clock.unix_seconds())?;
+        let submission = Submission {
+            request: self.request_key(),
+            prompt: prompt.into(),
+            choices: vec![ChoiceStart::default()],
+            sampling: Sampling::GREEDY,
+            bias: Arc::new([]),
+            max_tokens,
+            stop: Arc::new(StopRules { strings: Vec::new(), tokens: self.end_tokens.clone() }),
+            priority: Priority::High,
+            deadline: None,
+            salt: [0; 32],
+        };
+        let (mut events, _guard) = self.engine.submit(submission, Fingerprint::default(), ASK_QUEUE);
+        while let Some(message) = events.recv().await {
+            match message {
+                Message::Event(EventKind::Token { text, .. }) if taken(&text).is_break() => return Ok(true),
+                Message::Event(EventKind::Done(_)) => return Ok(true),
+                Message::Event(EventKind::Failed(code, message)) => return Err(Error::new(code, message)),
+                Message::Refused(error) => return Err(error),
+                Message::Event(_) => {}
+            }
+        }
+        Ok(false)
     }
 
     /// Names a new request.
@@ -92,12 +138,12 @@ struct LoadProgress {
 }
 
 impl Progress for LoadProgress {
-    fn report(&self, permille: u32) -> std::ops::ControlFlow<()> {
+    fn report(&self, permille: u32) -> ControlFlow<()> {
         self.models.edit(&self.id, |entry| entry.status.progress_permille = permille.min(1000));
         if self.cancelled.load(Ordering::Acquire) {
-            return std::ops::ControlFlow::Break(());
+            return ControlFlow::Break(());
         }
-        std::ops::ControlFlow::Continue(())
+        ControlFlow::Continue(())
     }
 }
 
@@ -190,18 +236,11 @@ impl Models {
         let (sender, outcome) = watch::channel(None);
         let cancelled = Arc::new(AtomicBool::new(false));
         let status = ModelStatus {
-            id: spec.model_id.clone(),
             state: ModelState::Fetching,
             harness: spec.harness.clone(),
-            context_length: 0,
             created: self.inner.clock.unix_seconds(),
-            continue_fingerprint: Fingerprint::default(),
-            exact_fingerprint: Fingerprint::default(),
             capabilities: Capabilities { chat: true, continuation: true },
-            load: ModelLoad::default(),
-            progress_permille: 0,
-            failure: None,
-            inter_token_p99_ms: 0,
+            ..ModelStatus::absent(spec.model_id.clone())
         };
         self.inner.publisher.model(status.clone());
         let entry = Entry { status, ready: None, thread: None, outcome: outcome.clone(), cancelled: cancelled.clone() };
@@ -326,28 +365,8 @@ impl Models {
 
     /// Runs one short request, so that the first real one finds warm memory and a proven engine.
     async fn warm(&self, ready: &ReadyModel) -> Result<(), Error> {
-        let messages = [serde_json::json!({"role": "user", "content": "hello"})];
-        let prompt = ready.text.prompt(&messages, self.inner.clock.unix_seconds())?;
-        let submission = inference::Submission {
-            request: ready.request_key(),
-            prompt: prompt.into(),
-            choices: vec![inference::ChoiceStart::default()],
-            sampling: inference::sampling::Sampling::GREEDY,
-            bias: Arc::new([]),
-            max_tokens: 2,
-            stop: Arc::new(StopRules { strings: Vec::new(), tokens: ready.end_tokens.clone() }),
-            priority: inference::Priority::High,
-            deadline: None,
-            salt: [0; 32],
-        };
-        let (mut events, _guard) = ready.engine.submit(submission, Fingerprint::default(), 16);
-        while let Some(message) = events.recv().await {
-            match message {
-                Message::Event(inference::EventKind::Done(_)) => return Ok(()),
-                Message::Event(inference::EventKind::Failed(code, message)) => return Err(Error::new(code, message)),
-                Message::Refused(error) => return Err(error),
-                Message::Event(_) => {}
-            }
+        if ready.ask("hello", WARM_TOKENS, self.inner.clock, |_| ControlFlow::Continue(())).await? {
+            return Ok(());
         }
         Err(Error::internal("the engine ended during its warm-up"))
     }

@@ -1,4 +1,4 @@
-//! The project's chores, by running other programs: `cargo xtask demo | gen | tidy | sim | bench`.
+//! The project's chores, by running other programs: `cargo xtask demo | gen | tidy | sim | soak | bench`.
 
 mod demo;
 mod generate;

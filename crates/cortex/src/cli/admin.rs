@@ -16,18 +16,18 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// Which gateway, and what it wants to see.
 #[derive(Clone, Debug, Args)]
-pub(super) struct AdminArgs {
+pub(crate) struct AdminArgs {
     /// The gateway's admin URL.
-    #[arg(long, env = "CORTEX_ADMIN_URL", default_value = "http://127.0.0.1:31314")]
+    #[arg(long, env = "CORTEX_ADMIN_URL", default_value = "http://127.0.0.1:31314", global = true)]
     admin: String,
     /// A file with the token that the gateway wants for what changes something.
-    #[arg(long, env = "CORTEX_TOKEN_FILE")]
+    #[arg(long, env = "CORTEX_TOKEN_FILE", global = true)]
     token_file: Option<PathBuf>,
 }
 
 /// A gateway's admin port.
 #[derive(Debug)]
-pub(super) struct Admin {
+pub(crate) struct Admin {
     http: reqwest::Client,
     url: String,
     token: Option<Token>,
@@ -68,7 +68,7 @@ impl FleetStatus {
 }
 
 impl Admin {
-    pub(super) fn new(args: &AdminArgs) -> Result<Self> {
+    pub(crate) fn new(args: &AdminArgs) -> Result<Self> {
         let token = args.token_file.as_deref().map(Token::read).transpose()?;
         Ok(Admin { http: super::client()?, url: args.admin.trim_end_matches('/').to_string(), token })
     }
@@ -102,13 +102,13 @@ impl Admin {
     }
 
     /// Gets a path.
-    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let bytes = self.send(self.http.get(format!("{}{path}", self.url))).await?;
         serde_json::from_slice(&bytes).with_context(|| format!("{path} answered what this version can't read"))
     }
 
     /// Posts JSON to a path.
-    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         let bytes = self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await?;
         serde_json::from_slice(&bytes).with_context(|| format!("{path} answered what this version can't read"))
     }

@@ -1,6 +1,6 @@
 //! The command line of `cortex`.
 
-mod admin;
+pub(crate) mod admin;
 mod chat;
 mod node;
 mod pull;

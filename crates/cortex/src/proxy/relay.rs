@@ -247,8 +247,11 @@ impl Relay {
 
     /// Takes a leaving worker's offer as soon as another worker could go on.
     fn take_offer(&mut self) -> Result<(), Ending> {
+        let (Some(slot), Some(again)) = (self.slot(), self.offered) else { return Ok(()) };
         let now = self.proxy.clock.now();
-        let (Some(slot), Some(_)) = (self.slot(), self.offered.filter(|again| now >= *again)) else { return Ok(()) };
+        if now < again {
+            return Ok(());
+        }
         self.offered = Some(now + OFFER_AGAIN);
         let view = self.proxy.fleet.view();
         let rollout = view.node(slot).and_then(|node| node.status.as_ref()?.rollout.clone());

@@ -128,7 +128,7 @@ fn canary(text: &str, view: &FleetView) -> Result<Canary, Error> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use fleet::Slot;
-    use words::{Capabilities, Fingerprint, Incarnation, ModelLoad, ModelState, ModelStatus, Moment, NodeStatus};
+    use words::{Incarnation, ModelState, ModelStatus, Moment, NodeStatus};
 
     use super::*;
 
@@ -136,18 +136,9 @@ mod tests {
         let mut view = FleetView::new(["a:1".to_string()]);
         let mut status = NodeStatus::new(NodeId::new("a").unwrap(), Incarnation::default());
         let model = |name: &&str| ModelStatus {
-            id: ModelId::new(*name).unwrap(),
             state: ModelState::Ready,
             harness: "fake".into(),
-            context_length: 0,
-            created: 0,
-            continue_fingerprint: Fingerprint::default(),
-            exact_fingerprint: Fingerprint::default(),
-            capabilities: Capabilities::default(),
-            load: ModelLoad::default(),
-            progress_permille: 0,
-            failure: None,
-            inter_token_p99_ms: 0,
+            ..ModelStatus::absent(ModelId::new(*name).unwrap())
         };
         status.models = models.iter().map(model).collect();
         view.observe(Moment::ZERO, Slot(0), status);

@@ -1,18 +1,21 @@
 //! `cortex rollout ...`: an operator's words to a running gateway.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 use service::exit;
-use service::token::Token;
 use words::{HandoffPolicy, ModelId, NodeId};
 
 use super::ask::Ask;
+use crate::cli::admin::{Admin, AdminArgs};
 
 /// Longest time for an answer of the gateway.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
+/// Where rollouts are on the admin port.
+const PATH: &str = "/api/rollout";
+const LATE: &str = "the gateway did not answer in time";
 /// How often `watch` looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often `watch` finds the gateway gone before it gives up.
@@ -23,12 +26,9 @@ const GONE_MAX: u32 = 20;
 pub(crate) struct RolloutArgs {
     #[command(subcommand)]
     command: Command,
-    /// The gateway's admin URL; any gateway that shares the store will do.
-    #[arg(long, env = "CORTEX_ADMIN_URL", default_value = "http://127.0.0.1:31314", global = true)]
-    admin: String,
-    /// A file with the fleet's token, where there is one.
-    #[arg(long, env = "CORTEX_TOKEN_FILE", global = true)]
-    token_file: Option<PathBuf>,
+    /// Any gateway that shares the store will do.
+    #[command(flatten)]
+    admin: AdminArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -140,28 +140,17 @@ impl RestartArgs {
     }
 }
 
-struct Remote {
-    http: reqwest::Client,
-    admin: String,
-    token: Option<Token>,
-}
+/// The gateway's side of rollouts.
+struct Remote(Admin);
 
 impl Remote {
-    async fn call(&self, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
-        let url = format!("{}/api/rollout{path}", self.admin.trim_end_matches('/'));
-        let mut request = match &body {
-            Some(body) => self.http.post(url).json(body),
-            None => self.http.get(url),
-        };
-        if let Some(token) = &self.token {
-            request = request.header("authorization", token.bearer());
-        }
-        let response = request.timeout(ANSWER_MAX).send().await?;
-        let status = response.status();
-        let text = response.text().await?;
-        let value: Value = serde_json::from_str(&text).unwrap_or_default();
-        anyhow::ensure!(status.is_success(), "{}", value["error"]["message"].as_str().unwrap_or(&text));
-        Ok(value)
+    async fn get(&self) -> anyhow::Result<Value> {
+        tokio::time::timeout(ANSWER_MAX, self.0.get(PATH)).await.context(LATE)?
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let path = format!("{PATH}{path}");
+        tokio::time::timeout(ANSWER_MAX, self.0.post(&path, body)).await.context(LATE)?
     }
 }
 
@@ -171,17 +160,15 @@ impl Remote {
 /// What the gateway refused, in its words.
 #[allow(clippy::print_stdout)]
 pub(crate) async fn run(args: RolloutArgs) -> anyhow::Result<u8> {
-    let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build()?;
-    let token = args.token_file.as_deref().map(Token::read).transpose()?;
-    let remote = Remote { http, admin: args.admin, token };
+    let remote = Remote(Admin::new(&args.admin)?);
     let word = |path: &'static str| async {
-        let changed = remote.call(path, Some(Value::Null)).await?;
+        let changed = remote.post(path, &Value::Null).await?;
         println!("rollout {}: {}", text(&changed["id"]), text(&changed["phase"]));
         Ok(exit::CLEAN)
     };
     match args.command {
         Command::Restart(args) => {
-            let begun = remote.call("", Some(serde_json::to_value(args.ask())?)).await?;
+            let begun = remote.post("", &serde_json::to_value(args.ask())?).await?;
             print_waves(&begun["waves"]);
             match begun["id"].as_str() {
                 Some(id) => println!("rollout {id} has begun; 'cortex rollout watch' shows how it goes"),
@@ -190,11 +177,11 @@ pub(crate) async fn run(args: RolloutArgs) -> anyhow::Result<u8> {
             Ok(exit::CLEAN)
         }
         Command::Status { json: true } => {
-            println!("{:#}", remote.call("", None).await?);
+            println!("{:#}", remote.get().await?);
             Ok(exit::CLEAN)
         }
         Command::Status { json: false } => {
-            let seen = remote.call("", None).await?;
+            let seen = remote.get().await?;
             headline(&seen).into_iter().chain(lines(&seen)).for_each(|line| println!("{line}"));
             Ok(exit::CLEAN)
         }
@@ -249,7 +236,7 @@ async fn watch(remote: &Remote) -> anyhow::Result<u8> {
     let mut shown: Vec<String> = Vec::new();
     let mut gone = 0;
     loop {
-        let seen = match remote.call("", None).await {
+        let seen = match remote.get().await {
             Ok(seen) => seen,
             Err(error) if gone >= GONE_MAX => return Err(error),
             Err(_) => {

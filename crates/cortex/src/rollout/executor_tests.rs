@@ -8,8 +8,7 @@ use fleet::Slot;
 use fleet::rollout::Policy;
 use service::metrics::Registry;
 use words::{
-    Capabilities, Code, Epoch, Error, Fingerprint, Hold, Incarnation, Intent, ModelId, ModelLoad, ModelState,
-    ModelStatus, NodeId, NodeState, NodeStatus,
+    Code, Epoch, Error, Hold, Incarnation, Intent, ModelId, ModelState, ModelStatus, NodeId, NodeState, NodeStatus,
 };
 
 use super::super::hands::Doing;
@@ -43,18 +42,10 @@ impl Nodes {
             status.data_address = "127.0.0.1:1".into();
             status.gateways = [gateway("g1"), gateway("g2")].into();
             status.models = vec![ModelStatus {
-                id: ModelId::new("m").unwrap(),
                 state: ModelState::Ready,
                 harness: "fake".into(),
                 context_length: 1,
-                created: 0,
-                continue_fingerprint: Fingerprint::default(),
-                exact_fingerprint: Fingerprint::default(),
-                capabilities: Capabilities::default(),
-                load: ModelLoad::default(),
-                progress_permille: 0,
-                failure: None,
-                inter_token_p99_ms: 0,
+                ..ModelStatus::absent(ModelId::new("m").unwrap())
             }];
             status
         };

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use words::{
-    Capabilities, Code, Epoch, Error, Fingerprint, GatewayId, Generation, Hold, Incarnation, Intent, IntentOrder,
-    ModelId, ModelLoad, ModelState, ModelStatus, Moment, NodeId, NodeState, NodeStatus, RolloutId,
+    Capabilities, Code, Epoch, Error, GatewayId, Generation, Hold, Incarnation, Intent, IntentOrder, ModelId,
+    ModelState, ModelStatus, Moment, NodeId, NodeState, NodeStatus, RolloutId,
 };
 
 use super::{Outcome, Plan, Policy, Rollout, Step, Timers, World, plan};
@@ -28,18 +28,12 @@ pub(super) fn gateway_id(name: &str) -> GatewayId {
 
 pub(super) fn model(id: &ModelId) -> ModelStatus {
     ModelStatus {
-        id: id.clone(),
         state: ModelState::Ready,
         harness: "fake".into(),
         context_length: 4096,
-        created: 0,
-        continue_fingerprint: Fingerprint::default(),
-        exact_fingerprint: Fingerprint::default(),
         capabilities: Capabilities { chat: true, continuation: true },
-        load: ModelLoad::default(),
         progress_permille: 1000,
-        failure: None,
-        inter_token_p99_ms: 0,
+        ..ModelStatus::absent(id.clone())
     }
 }
 
