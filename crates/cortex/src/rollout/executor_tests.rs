@@ -225,7 +225,8 @@ async fn a_gateway_that_leaves_hands_the_lease_over_at_once() {
     until("g1 coordinates", || store.inner.load().unwrap().lease.holder == Some(gateway("g1"))).await;
     let _two = start("g2", &nodes, &store);
     one.stop().await;
-    assert_eq!(store.inner.load().unwrap().lease.holder, None);
+    // The other gateway may have taken it already.
+    assert_ne!(store.inner.load().unwrap().lease.holder, Some(gateway("g1")));
     let begun = std::time::Instant::now();
     until("g2 coordinates", || store.inner.load().unwrap().lease.holder == Some(gateway("g2"))).await;
     assert!(begun.elapsed() < Duration::from_secs(3), "it need not wait for a silence");
