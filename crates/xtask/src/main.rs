@@ -88,6 +88,17 @@ fn soak(arguments: &[String]) -> Result<()> {
     run(cargo().arg("run").arg("--quiet").args(build).args(["--bin", "soak", "--"]).args(arguments))
 }
 
+/// Runs a benchmark. The gateway's needs the gateway beside it, and no engine, which takes long to build.
+fn bench(arguments: &[String]) -> Result<()> {
+    let mut command = cargo();
+    command.args(["run", "--release", "-p", "bench"]);
+    if arguments.first().is_some_and(|name| ["gateway", "hostile"].contains(&name.as_str())) {
+        run(cargo().args(["build", "--release", "-p", "cortex"]))?;
+        command.arg("--no-default-features");
+    }
+    run(command.arg("--").args(arguments))
+}
+
 fn sim(seeds: u64, from: u64, replay: Option<u64>, json: bool) -> Result<()> {
     let mut command = cargo();
     command.args(["run", "--release", "--quiet", "-p", "fleet-sim", "--"]);
@@ -108,7 +119,7 @@ fn main() -> ExitCode {
         Chore::Tidy => tidy::run(),
         Chore::Soak { arguments } => soak(&arguments),
         Chore::Sim { seeds, from, replay, json } => sim(seeds, from, replay, json),
-        Chore::Bench { arguments } => run(cargo().args(["run", "--release", "-p", "bench", "--"]).args(arguments)),
+        Chore::Bench { arguments } => bench(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

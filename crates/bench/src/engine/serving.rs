@@ -12,8 +12,8 @@ use inference::sampling::Sampling;
 use inference::{ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission, TokenBytes};
 use words::Moment;
 
-use super::Report;
 use super::run::{load, token};
+use crate::report::Report;
 
 /// Streams that decode while prompts arrive.
 const STREAMS: u64 = 16;

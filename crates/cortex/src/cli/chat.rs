@@ -53,14 +53,9 @@ pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<u8> {
     let mut chunks = response.bytes_stream();
     let mut done = false;
     while let Some(chunk) = chunks.next().await {
-        let mut event = splitter.push(chunk?);
-        loop {
-            let next = match event.take() {
-                Some(event) => Some(event),
-                None => splitter.next_event()?,
-            };
-            let Some(next) = next else { break };
-            done |= show(&next)?;
+        splitter.push(chunk?);
+        while let Some(event) = splitter.next_event()? {
+            done |= show(&event)?;
         }
     }
     println!();

@@ -1,13 +1,14 @@
 //! One try of a request on one worker: whole events in order, private lines apart.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use fleet::Target;
-use http::{HeaderValue, Method, Request, header};
+use http::{HeaderName, HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use wire::EventSplitter;
 use wire::private::{self, Line, Refusal};
 use words::{Code, Error};
@@ -22,7 +23,8 @@ pub(super) struct Attempt {
     pub(super) target: Target,
     body: Incoming,
     splitter: EventSplitter,
-    ready: Option<Bytes>,
+    /// Kept over the events: a timer that is set anew for each costs more than the event.
+    timer: Pin<Box<Sleep>>,
     /// Events that count only with the one that follows them.
     held: BytesMut,
     held_max: usize,
@@ -74,12 +76,12 @@ impl Attempt {
             .method(Method::POST)
             .uri(format!("http://{}/v1/chat/completions", target.data_address))
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .header(private::REQUEST_ID_HEADER, header(&order.request_id))
-            .header(private::ATTEMPT_HEADER, HeaderValue::from(number))
-            .header(private::GATEWAY_HEADER, header(proxy.gateway.as_str()))
-            .header(private::SEED_HEADER, HeaderValue::from(order.seed))
-            .header(private::COMPLETION_ID_HEADER, header(&order.completion_id))
-            .header(private::CREATED_HEADER, HeaderValue::from(order.created));
+            .header(HeaderName::from_static(private::REQUEST_ID_HEADER), header(&order.request_id))
+            .header(HeaderName::from_static(private::ATTEMPT_HEADER), HeaderValue::from(number))
+            .header(HeaderName::from_static(private::GATEWAY_HEADER), header(proxy.gateway.as_str()))
+            .header(HeaderName::from_static(private::SEED_HEADER), HeaderValue::from(order.seed))
+            .header(HeaderName::from_static(private::COMPLETION_ID_HEADER), header(&order.completion_id))
+            .header(HeaderName::from_static(private::CREATED_HEADER), HeaderValue::from(order.created));
         let request = match &order.traceparent {
             Some(traceparent) => request.header("traceparent", traceparent),
             None => request,
@@ -98,7 +100,8 @@ impl Attempt {
         }
         let held_max = proxy.options.proxy.event_bytes_max;
         let splitter = EventSplitter::new(held_max);
-        Ok(Attempt { target, body: response.into_body(), splitter, ready: None, held: BytesMut::new(), held_max })
+        let timer = Box::pin(tokio::time::sleep(Duration::MAX));
+        Ok(Attempt { target, body: response.into_body(), splitter, timer, held: BytesMut::new(), held_max })
     }
 
     /// Returns the next event, together with those that only count with it. Safe to cancel.
@@ -107,13 +110,8 @@ impl Attempt {
     /// `UpstreamFailed` when the connection broke.
     pub(super) async fn next(&mut self, until: Instant, lines: &mut Vec<Line>) -> Result<Next, Error> {
         loop {
-            let event = match self.ready.take() {
-                Some(event) => Some(event),
-                None => {
-                    self.splitter.next_event().map_err(|error| upstream_error("the worker spoke nonsense", error))?
-                }
-            };
-            if let Some(event) = event {
+            let event = self.splitter.next_event();
+            if let Some(event) = event.map_err(|error| upstream_error("the worker spoke nonsense", error))? {
                 let public = private::strip(&event, lines);
                 if lines.last() != Some(&Line::More) {
                     return Ok(Next::Event(self.whole(public)));
@@ -125,13 +123,18 @@ impl Attempt {
                 }
                 continue;
             }
-            let Ok(frame) = tokio::time::timeout_at(until, self.body.frame()).await else {
-                return Ok(Next::Quiet);
+            if self.timer.deadline() != until {
+                self.timer.as_mut().reset(until);
+            }
+            let frame = tokio::select! {
+                biased;
+                frame = self.body.frame() => frame,
+                () = &mut self.timer => return Ok(Next::Quiet),
             };
             match frame {
                 Some(Ok(frame)) => {
                     if let Ok(chunk) = frame.into_data() {
-                        self.ready = self.splitter.push(chunk);
+                        self.splitter.push(chunk);
                     }
                 }
                 Some(Err(error)) => {

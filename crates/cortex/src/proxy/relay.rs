@@ -5,10 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use fleet::{
     Ending, Journey, Origin, Patience, PatienceFacts, PatienceLimits, Route, RouteQuery, Slot, Step, Target, Verdict,
-    route,
+    route, worth_waiting,
 };
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use service::metrics::prometheus::IntCounter;
 use tokio::sync::OwnedSemaphorePermit;
 use wire::private::{Line, Meta, Resume, ResumeChoice};
 use words::{Code, Error, Moment};
@@ -36,6 +37,8 @@ pub(crate) struct Relay {
     arrived: Moment,
     first_token: Option<Moment>,
     last_token: Moment,
+    /// Looked up once, at the first token.
+    tokens: Option<IntCounter>,
     /// Attempts after the first token.
     continuations: u32,
     /// The worker said that everything was said.
@@ -64,6 +67,7 @@ impl Relay {
             arrived,
             first_token: None,
             last_token: arrived,
+            tokens: None,
             continuations: 0,
             complete: false,
             over: false,
@@ -162,9 +166,8 @@ impl Relay {
                 },
                 Route::Reject(error) => return Err(self.last_error.take().unwrap_or(error)),
                 Route::Wait(until) => {
-                    // Only a worker that handed the request back is worth waiting for again, as long as the client
-                    // has nothing to lose.
-                    let hopeless = |error: &mut Error| error.code() != Code::Draining && successor.is_none();
+                    // As long as the client has nothing to lose.
+                    let hopeless = |error: &mut Error| successor.is_none() && !worth_waiting(error.code());
                     if let Some(error) = self.last_error.take_if(hopeless) {
                         return Err(error);
                     }
@@ -192,8 +195,9 @@ impl Relay {
         };
         match next {
             Next::Event(bytes) => {
-                self.patience.heard(self.proxy.clock.now());
-                self.read_lines().map_err(Ending::Failed)?;
+                let now = self.proxy.clock.now();
+                self.patience.heard(now);
+                self.read_lines(now).map_err(Ending::Failed)?;
                 Ok(Some(bytes))
             }
             Next::Quiet if self.complete => {
@@ -274,24 +278,26 @@ impl Relay {
         self.attempt.as_ref().map(|attempt| attempt.target.slot)
     }
 
-    fn read_lines(&mut self) -> Result<(), Error> {
-        for line in std::mem::take(&mut self.lines) {
+    fn read_lines(&mut self, now: Moment) -> Result<(), Error> {
+        let mut lines = std::mem::take(&mut self.lines);
+        for line in lines.drain(..) {
             match line {
                 Line::Tokens { attempt, choice, index, ids, finish } => {
                     let accepted = self.journey.accept(attempt, choice, index, &ids, finish.is_some());
                     accepted.map_err(|error| {
                         Error::new(Code::UpstreamFailed, "the worker's tokens are out of turn").because(error)
                     })?;
-                    self.note_tokens(ids.len() as u64);
+                    self.note_tokens(now, ids.len() as u64);
                 }
                 Line::Usage(_) => self.complete = true,
                 Line::Refusal(refusal) => return Err(refusal.into()),
                 Line::Meta(meta) => self.note_meta(meta)?,
-                Line::Offer => self.offered = Some(self.proxy.clock.now()),
+                Line::Offer => self.offered = Some(now),
                 Line::Progress(_) => self.journey.queued(),
                 Line::More => {}
             }
         }
+        self.lines = lines;
         Ok(())
     }
 
@@ -308,10 +314,9 @@ impl Relay {
         Ok(())
     }
 
-    fn note_tokens(&mut self, count: u64) {
-        let (model, now) = (self.order.model.as_str(), self.proxy.clock.now());
-        let metrics = &self.proxy.metrics;
-        metrics.tokens.with_label_values(&[model]).inc_by(count);
+    fn note_tokens(&mut self, now: Moment, count: u64) {
+        let (model, metrics) = (self.order.model.as_str(), &self.proxy.metrics);
+        self.tokens.get_or_insert_with(|| metrics.tokens.with_label_values(&[model])).inc_by(count);
         if self.first_token.is_none() {
             self.first_token = Some(now);
             metrics.first_token.with_label_values(&[model]).observe(now.since(self.arrived).as_secs_f64());
@@ -387,13 +392,16 @@ fn public(error: Error) -> Error {
 impl Drop for Relay {
     fn drop(&mut self) {
         let model = self.order.model.as_str();
+        // What clients make up is no label: each would stay in memory for ever.
+        let known = self.meta.is_some() || self.proxy.fleet.view().lists(&self.order.model);
+        let label = if known { model } else { "unknown" };
         let outcome = self.outcome.unwrap_or_else(|| {
             self.proxy.metrics.client_left.inc();
             Code::ClientClosed.row().code
         });
         let seconds = self.proxy.clock.now().since(self.arrived).as_secs_f64();
-        self.proxy.metrics.requests.with_label_values(&[model, outcome]).inc();
-        self.proxy.metrics.request_seconds.with_label_values(&[model]).observe(seconds);
+        self.proxy.metrics.requests.with_label_values(&[label, outcome]).inc();
+        self.proxy.metrics.request_seconds.with_label_values(&[label]).observe(seconds);
         let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
         tracing::info!(
             request_id = self.order.request_id,

@@ -26,7 +26,7 @@ const INTERNAL: &[(&str, &[&str])] = &[
         &["words", "lifecycle", "wire", "inference", "model-files", "engine-candle", "control", "service", "hub"],
     ),
     ("fleet-sim", &["words", "lifecycle", "fleet", "inference"]),
-    ("bench", &["words", "inference", "model-files", "engine-candle"]),
+    ("bench", &["words", "wire", "control", "inference", "model-files", "engine-candle"]),
     ("xtask", &[]),
     ("demo-model", &["model-files"]),
     ("fleet-tests", &["cortex", "neuron", "service", "inference", "control", "words"]),
