@@ -119,7 +119,7 @@ async fn serve(options: Options) -> Result<u8, NodeError> {
     let around = Surroundings {
         control,
         signals: Signals::listen().map_err(bound)?.forward(),
-        notifier: Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()),
+        notifier: Notifier::from_variables(|name| std::env::var_os(name), std::process::id()),
         hub: environment(),
         host_name: host_name(),
         on_data_address: None,

@@ -17,5 +17,6 @@ pub mod program;
 pub mod progress;
 pub mod server;
 pub mod signals;
+pub mod supervision;
 pub mod telemetry;
 pub mod token;

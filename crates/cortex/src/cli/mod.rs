@@ -118,7 +118,7 @@ async fn serve(options: Options) -> Result<u8, GatewayError> {
         admin: bind("the admin port", options.admin.bind).await?,
         api: bind("the API port", options.api.bind).await?,
         signals: Signals::listen().map_err(signals)?.forward(),
-        notifier: Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()),
+        notifier: Notifier::from_variables(|name| std::env::var_os(name), std::process::id()),
     };
     gateway::run(options, around).await
 }
