@@ -13,6 +13,7 @@ pub mod exit;
 pub mod gate;
 pub mod metrics;
 pub mod notify;
+pub mod pages;
 pub mod program;
 pub mod progress;
 pub mod server;
