@@ -27,6 +27,12 @@ pub(crate) struct RpmArgs {
     /// A worker that was built for a GPU, such as ada=dist/neuron-ada; again for each flavour.
     #[arg(long = "artefact", value_name = "FLAVOUR=FILE", value_parser = artefact)]
     artefacts: Vec<(String, PathBuf)>,
+    /// The root of the sources whose `deploy/` is packaged.
+    #[arg(long, default_value_os_t = root())]
+    sources: PathBuf,
+    /// Print the release and make nothing.
+    #[arg(long)]
+    print_release: bool,
     /// Name the release 0.1.DATEgitSHORTSHA, which a stable one, 1, comes after.
     #[arg(long)]
     prerelease: bool,
@@ -81,21 +87,22 @@ struct Package<'a> {
 }
 
 /// Runs rpmbuild on one package.
-fn package(package: &Package, out: &Path, pages: &Path, release: &str) -> Result<()> {
+fn package(package: &Package, sources: &Path, out: &Path, pages: &Path, release: &str) -> Result<()> {
     let define = |name: &str, value: &str| ["--define".to_string(), format!("{name} {value}")];
     let binary = package.binary.canonicalize().with_context(|| package.binary.display().to_string())?;
-    let (root, top) = (root().canonicalize()?, out.join("build"));
+    let (sources, top) = (sources.canonicalize()?, out.join("build"));
     let mut command = Command::new("rpmbuild");
-    command.args(["-bb", "--quiet"]).arg(root.join("rpm").join(package.spec));
+    command.args(["-bb", "--quiet"]).arg(root().join("rpm").join(package.spec));
     for (name, value) in [
         ("_topdir", top.display().to_string()),
         ("_rpmdir", out.display().to_string()),
         ("_rpmfilename", "%%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm".into()),
         ("binary", binary.display().to_string()),
         ("pages", pages.display().to_string()),
-        ("repository", root.display().to_string()),
+        ("repository", sources.display().to_string()),
         ("version_text", env!("CARGO_PKG_VERSION").into()),
         ("release_text", release.into()),
+        ("packager", "The authors of cortex".into()),
         // What every supported rpm reads; the default of newer ones is not.
         ("_binary_payload", "w3.zstdio".into()),
     ] {
@@ -110,6 +117,11 @@ fn package(package: &Package, out: &Path, pages: &Path, release: &str) -> Result
 /// Makes all packages that there are binaries for.
 #[allow(clippy::print_stdout)]
 pub(crate) fn make(args: &RpmArgs) -> Result<()> {
+    let release = release(args)?;
+    if args.print_release {
+        println!("{release}");
+        return Ok(());
+    }
     if Command::new("rpmbuild").arg("--version").output().is_err() {
         bail!("rpmbuild is not here; bash rpm/tools.sh installs what packaging needs");
     }
@@ -117,7 +129,6 @@ pub(crate) fn make(args: &RpmArgs) -> Result<()> {
         Some(folder) => folder.clone(),
         None => build(&args.profile)?,
     };
-    let release = release(args)?;
     std::fs::create_dir_all(&args.out)?;
     let out = args.out.canonicalize()?;
     let pages = out.join("build/pages");
@@ -134,7 +145,7 @@ pub(crate) fn make(args: &RpmArgs) -> Result<()> {
     }
     for entry in &packages {
         let program = if entry.flavour.is_some() { "neuron" } else { "cortex" };
-        package(entry, &out, &pages.join(program), &release)?;
+        package(entry, &args.sources, &out, &pages.join(program), &release)?;
         let name = entry.flavour.map_or("cortex-gateway".to_string(), |flavour| format!("cortex-neuron-{flavour}"));
         println!("{name} {}-{release}", env!("CARGO_PKG_VERSION"));
     }

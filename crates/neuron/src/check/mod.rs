@@ -73,9 +73,10 @@ fn build() -> Finding {
         ("flash-attn", cfg!(feature = "flash-attn")),
     ];
     let features: Vec<&str> = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+    let engine = if features.is_empty() { "none".into() } else { features.join(" ") };
     let compute = gpu::BUILT_FOR.filter(|_| cfg!(feature = "cuda"));
     let compute = compute.map(|compute| format!(", for compute capability {compute}")).unwrap_or_default();
-    Finding::ok("build", format!("{}; engine: {}{compute}", env!("CARGO_PKG_VERSION"), features.join(" ")))
+    Finding::ok("build", format!("{}; engine: {engine}{compute}", env!("CARGO_PKG_VERSION")))
 }
 
 fn models(options: &Options) -> Vec<Finding> {
