@@ -162,7 +162,7 @@ impl Rig {
                 hub: Default::default(),
                 control,
                 signals,
-                notifier: Notifier::new(None),
+                notifier: Notifier::default(),
                 host_name: "rig".into(),
                 on_data_address: None,
             });
@@ -178,7 +178,7 @@ impl Rig {
             admin,
             api,
             signals,
-            notifier: Notifier::new(None),
+            notifier: Notifier::default(),
         });
         tasks.push(tokio::spawn(async move {
             if let Err(error) = cortex::gateway::run(gateway, around).await {

@@ -15,6 +15,7 @@ use service::metrics::{MetricsError, Registry};
 use service::notify::Notifier;
 use service::server::{Server, ServerMetrics};
 use service::signals::Signal;
+use service::supervision::Supervision;
 use service::token::{Token, TokenError, guard};
 use service::{deadman, exit};
 use tokio::net::TcpListener;
@@ -26,7 +27,7 @@ use crate::attach::Attach;
 use crate::fleet_task::{self, Fleet};
 use crate::front::Front;
 use crate::metrics::Metrics;
-use crate::options::Options;
+use crate::options::{Options, SHUTDOWN_MAX};
 use crate::proxy::{BoxBody, Proxy, full, upstream};
 use crate::rollout;
 
@@ -104,8 +105,47 @@ impl Readiness {
     }
 }
 
-/// Longest wait for connections to close once the drain is over.
-const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
+/// How often the service manager hears what this gateway does.
+const TICK: Duration = Duration::from_millis(500);
+
+/// What the service manager is told of.
+struct Watched {
+    /// Requests that run, and tokens passed on.
+    supervision: Supervision<(usize, u64)>,
+    clock: Clock,
+    fleet: Fleet,
+    gate: Gate,
+    metrics: Metrics,
+}
+
+impl Watched {
+    fn look(&mut self) {
+        let running = self.gate.in_flight();
+        let (mut known, mut routable) = (0, 0);
+        for (_, node) in self.fleet.view().nodes() {
+            known += 1;
+            routable += usize::from(node.routable(self.clock.now()).is_some());
+        }
+        let text = match (self.supervision.is_stopping(), self.supervision.was_ready()) {
+            (true, _) => format!("draining: {running} requests left"),
+            (false, true) => format!("serving; {routable} of {known} workers are routable"),
+            (false, false) => "waiting for the fleet".into(),
+        };
+        self.supervision.look(self.clock.now(), (running, self.metrics.tokens_total()), text);
+    }
+
+    /// Waits for `event`, and tells meanwhile how things are. Safe to cancel where `event` is.
+    async fn until<T>(&mut self, event: impl Future<Output = T>) -> T {
+        tokio::pin!(event);
+        let every = self.supervision.look_every().map_or(TICK, |every| TICK.min(every));
+        loop {
+            self.look();
+            if let Ok(done) = tokio::time::timeout(every, &mut event).await {
+                return done;
+            }
+        }
+    }
+}
 
 /// Runs a gateway to its exit; returns the exit code.
 ///
@@ -153,6 +193,15 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         attached.spawn(attach.run());
     }
     drop(reports);
+    let gate = Gate::new();
+    let mut watched = Watched {
+        supervision: Supervision::new(around.notifier),
+        clock,
+        fleet: fleet.clone(),
+        gate: gate.clone(),
+        metrics: metrics.clone(),
+    };
+    watched.look();
     let early = tokio::select! {
         () = fleet_heard(&fleet, Duration::from_millis(options.fleet.ready_after_ms)) => None,
         signal = around.signals.recv() => Some(signal),
@@ -160,7 +209,6 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     if early.is_some() {
         return Ok(exit::CLEAN);
     }
-    let gate = Gate::new();
     let (cut, cut_watch) = watch::channel(false);
     let budget = RetryBudget::new(clock.now(), options.proxy.retry_ratio, options.proxy.retry_floor_per_second);
     let proxy = Proxy {
@@ -180,15 +228,16 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     let api = Server::start(around.api, &options.api.server, service, api_metrics)
         .map_err(|source| GatewayError::Bind { what: "the API port", address: options.api.bind.to_string(), source })?;
     readiness.set(READY);
-    around.notifier.ready();
+    watched.supervision.ready();
     tracing::info!(address = %api.local_addr(), "API port open");
 
-    let signal = around.signals.recv().await;
-    let total = options.drain.budget().total() + SHUTDOWN_MAX;
-    tracing::info!(?signal, budget_s = total.as_secs_f64(), "leaving");
-    // A deadman that can't be armed is no reason to stay; the service manager has its own.
+    let signal = watched.until(around.signals.recv()).await;
+    let total = options.drain.exit_budget();
+    // Armed before anything is logged: the log may be what is stuck. One that can't be armed is no reason to stay; the
+    // service manager has its own.
     let _deadman = deadman::arm(total + SHUTDOWN_MAX * 2, exit::WEDGED).ok();
-    around.notifier.stopping();
+    watched.supervision.stopping();
+    tracing::info!(?signal, budget_s = total.as_secs_f64(), "leaving");
     readiness.set("draining");
     // Another gateway coordinates from now on; this one's streams go on meanwhile.
     let stop_rollouts = async {
@@ -196,7 +245,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
             rollouts.stop().await
         }
     };
-    let drain = drain(&options, clock, &gate, &api, &mut around.signals, &around.notifier, &cut);
+    let drain = drain(&options, clock, &gate, &api, &mut around.signals, &mut watched, &cut);
     let (cut, ()) = tokio::join!(drain, stop_rollouts);
     let report = api.stop(tokio::time::Instant::now() + SHUTDOWN_MAX).await;
     attached.shutdown().await;
@@ -221,7 +270,7 @@ async fn drain(
     gate: &Gate,
     api: &Server,
     signals: &mut mpsc::Receiver<Signal>,
-    notifier: &Notifier,
+    watched: &mut Watched,
     cut_streams: &watch::Sender<bool>,
 ) -> usize {
     let mut drain = Drain::begin(clock.now(), options.drain.budget());
@@ -246,10 +295,10 @@ async fn drain(
             Some(DrainStep::HandOver) => {}
             Some(DrainStep::Finish) => return cut,
             None => {
-                notifier.status(&format!("draining: {running} requests left"));
+                let wake = tokio::time::sleep_until(clock.instant(drain.wake_at()));
                 tokio::select! {
                     _ = in_flight.changed() => {}
-                    () = tokio::time::sleep_until(clock.instant(drain.wake_at())) => {}
+                    () = watched.until(wake) => {}
                     Some(_) = signals.recv() => forced = true,
                 }
             }

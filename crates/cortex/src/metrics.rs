@@ -1,7 +1,7 @@
 //! What Prometheus sees of a gateway.
 
 use service::metrics::prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
-use service::metrics::{LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry};
+use service::metrics::{LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry, total};
 
 /// All metrics of one gateway.
 #[derive(Clone, Debug)]
@@ -35,6 +35,11 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// Returns the tokens passed on, of all models.
+    pub(crate) fn tokens_total(&self) -> u64 {
+        total(&self.tokens)
+    }
+
     /// Registers them.
     pub(crate) fn new(registry: &Registry) -> Result<Self, MetricsError> {
         Ok(Metrics {

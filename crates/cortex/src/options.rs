@@ -199,7 +199,15 @@ impl DrainOptions {
             cut_max: Duration::from_millis(self.cut_max_ms),
         }
     }
+
+    /// Returns the longest time from the signal to the exit.
+    pub fn exit_budget(&self) -> Duration {
+        self.budget().total() + SHUTDOWN_MAX
+    }
 }
+
+/// Longest wait for connections to close once the drain is over.
+pub const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
 
 /// A worker.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]

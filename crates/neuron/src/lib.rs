@@ -9,6 +9,7 @@
 
 mod activation;
 mod canary;
+mod check;
 mod cli;
 mod control;
 mod crumbs;

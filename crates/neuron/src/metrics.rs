@@ -4,7 +4,9 @@ use inference::{EventKind, Load};
 use service::metrics::prometheus::{
     CounterVec, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec,
 };
-use service::metrics::{LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry, TIME_PER_OUTPUT_TOKEN_SECONDS};
+use service::metrics::{
+    LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry, TIME_PER_OUTPUT_TOKEN_SECONDS, total,
+};
 
 /// All metrics of one worker.
 #[derive(Clone, Debug)]
@@ -36,6 +38,11 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// Returns what only rises while something gets on: tokens made and bytes fetched.
+    pub(crate) fn work_done(&self) -> u64 {
+        [&self.prompt_tokens, &self.generation_tokens, &self.download_bytes].map(total).iter().sum()
+    }
+
     /// Registers them.
     pub(crate) fn new(registry: &Registry) -> Result<Self, MetricsError> {
         let model = &["model"];

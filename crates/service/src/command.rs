@@ -6,6 +6,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::Command;
 
+use crate::notify::VARIABLES;
+
 /// A process group that is killed unless it ended by itself.
 struct Group(Option<Pid>);
 
@@ -28,6 +30,8 @@ pub async fn run(argv: &[String], timeout: Duration) -> Result<(), String> {
     let Some((program, arguments)) = argv.split_first() else { return Err("there is no command".into()) };
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).process_group(0);
+    // It must not speak for this program to the service manager.
+    VARIABLES.iter().for_each(|name| _ = command.env_remove(name));
     let mut child = command.spawn().map_err(|error| format!("{program} could not be started: {error}"))?;
     let mut group = Group(child.id().and_then(|id| Pid::from_raw(id as i32)));
     match tokio::time::timeout(timeout, child.wait()).await {

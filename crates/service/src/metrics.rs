@@ -19,6 +19,12 @@ pub const TIME_PER_OUTPUT_TOKEN_SECONDS: &[f64] =
 pub const REQUEST_SECONDS: &[f64] =
     &[0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0];
 
+/// Returns the sum over all labels of a family.
+pub fn total(family: &IntCounterVec) -> u64 {
+    let families = family.collect();
+    families.iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value() as u64).sum()
+}
+
 /// The content type of [`Registry::render`].
 pub const TEXT_FORMAT: &str = prometheus::TEXT_FORMAT;
 

@@ -12,6 +12,12 @@ use crate::config::{Sources, load};
 use crate::telemetry::LogOptions;
 use crate::{document, exit, telemetry};
 
+/// What stands at the end of a program's long help and of its manual page.
+pub const AFTER_HELP: &str = "Exit codes: 0 after a clean end, 1 for a failure that another start may mend, 70 when an \
+exit was stuck and was ended, 75 when streams were cut at the end of a drain, 78 when the configuration can't be used.\n\n\
+Variables: each setting can be given as PROGRAM__TABLE__KEY, with the program's name in capitals; they come before the \
+file, and --set comes before them.";
+
 /// Where the configuration is.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ConfigArgs {

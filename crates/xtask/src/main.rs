@@ -1,7 +1,8 @@
-//! The project's chores, by running other programs: `cargo xtask demo | gen | tidy | sim | soak | bench`.
+//! The project's chores, by running other programs: `cargo xtask demo | gen | tidy | sim | soak | bench | rpm`.
 
 mod demo;
 mod generate;
+mod rpm;
 mod tidy;
 
 use std::path::PathBuf;
@@ -54,6 +55,8 @@ enum Chore {
         #[arg(long)]
         json: bool,
     },
+    /// Make RPMs of the gateway, of the worker's cpu flavour, and of those for GPUs whose binaries are named.
+    Rpm(rpm::RpmArgs),
     /// Run the load and file generators, in release mode.
     Bench {
         /// Passed on.
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
         Chore::Tidy => tidy::run(),
         Chore::Soak { arguments } => soak(&arguments),
         Chore::Sim { seeds, from, replay, json } => sim(seeds, from, replay, json),
+        Chore::Rpm(args) => rpm::make(&args),
         Chore::Bench { arguments } => bench(&arguments),
     };
     match result {

@@ -9,12 +9,14 @@ mod status;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use service::exit;
 use service::notify::Notifier;
-use service::program::{ConfigArgs, Document, complain, document, options, run};
+use service::pages::{self, PagesArgs};
+use service::program::{AFTER_HELP, ConfigArgs, Document, complain, document, options, run};
 use service::signals::Signals;
 use service::telemetry::LogOptions;
+use service::token;
 use tokio::net::TcpListener;
 
 use chat::ChatArgs;
@@ -26,7 +28,7 @@ use crate::options::Options;
 
 /// One OpenAI-compatible endpoint over a fleet of GPU hosts that people own.
 #[derive(Debug, Parser)]
-#[command(name = "cortex", version, about)]
+#[command(name = "cortex", version, about, after_long_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -62,13 +64,18 @@ enum Command {
         #[arg(value_enum)]
         what: Document,
     },
+    /// Write the manual pages and the completions of the shells.
+    #[command(hide = true)]
+    Pages(PagesArgs),
 }
 
 /// The program.
 #[allow(clippy::print_stdout)]
 pub fn main() -> ExitCode {
     let code = match Cli::parse().command {
-        Command::Serve(args) => options("cortex", &args, Options::check).map(|options| {
+        Command::Serve(args) => options("cortex", &args, Options::check).map(|mut options: Options| {
+            let configured = options.fleet.token_file.take();
+            options.fleet.token_file = token::file(configured, std::env::var_os("CREDENTIALS_DIRECTORY"));
             let log = options.log.clone();
             run("cortex", &log, serve(options), code_of)
         }),
@@ -86,6 +93,10 @@ pub fn main() -> ExitCode {
             print!("{}", document::<Options>("cortex", what));
             Ok(exit::CLEAN)
         }
+        Command::Pages(args) => pages::write(Cli::command(), &args).map(|()| exit::CLEAN).map_err(|error| {
+            complain("cortex", &error);
+            exit::FAILURE
+        }),
     };
     ExitCode::from(code.unwrap_or_else(|code| code))
 }
@@ -118,7 +129,7 @@ async fn serve(options: Options) -> Result<u8, GatewayError> {
         admin: bind("the admin port", options.admin.bind).await?,
         api: bind("the API port", options.api.bind).await?,
         signals: Signals::listen().map_err(signals)?.forward(),
-        notifier: Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()),
+        notifier: Notifier::from_variables(|name| std::env::var_os(name), std::process::id()),
     };
     gateway::run(options, around).await
 }

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Installs what packaging and its checks need; run as root. Debian 12 and Fedora.
+set -euo pipefail
+if command -v apt-get >/dev/null; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # Another one may be at work.
+    apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends \
+        binutils busybox-static createrepo-c dnf gnupg jq patchelf rpm rpmlint systemd
+else
+    dnf install -y binutils busybox createrepo_c dnf gnupg2 jq patchelf rpm-build rpm-sign rpmlint systemd
+fi
