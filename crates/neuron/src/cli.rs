@@ -9,7 +9,7 @@ use service::clock::Clock;
 use service::exit;
 use service::metrics::Registry;
 use service::notify::Notifier;
-use service::program::{ConfigArgs, Document, document, options, run};
+use service::program::{ConfigArgs, Document, complain, document, options, run};
 use service::progress::Bar;
 use service::signals::Signals;
 use service::telemetry::LogOptions;
@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use crate::activation::spec_of;
 use crate::fetch::{self, Downloads};
 use crate::harness::Harnesses;
-use crate::metrics::Metrics;
+use crate::metrics::{Families, Metrics};
 use crate::node::{self, NodeError, Surroundings};
 use crate::options::Options;
 use crate::pull;
@@ -39,6 +39,8 @@ enum Command {
     Pull(PullArgs),
     /// Check the configuration and what it names, without serving.
     Check(ConfigArgs),
+    /// Print all metrics that this program has, as a table.
+    Metrics,
     /// Print what there is to know about the configuration.
     Config {
         /// What to print.
@@ -76,6 +78,7 @@ pub fn main() -> ExitCode {
             run("neuron", &log, pull(args, options), |_| exit::FAILURE)
         }),
         Command::Check(args) => options("neuron", &args, Options::check).map(|options| check(&options)),
+        Command::Metrics => Ok(metrics()),
         Command::Config { what } => {
             print!("{}", document::<Options>("neuron", what));
             Ok(exit::CLEAN)
@@ -108,6 +111,21 @@ fn check(options: &Options) -> u8 {
     }
     println!("an exit takes at most {} s", options.drain.exit_budget().as_secs_f64());
     if failed > 0 { exit::CONFIG } else { exit::CLEAN }
+}
+
+#[allow(clippy::print_stdout)]
+fn metrics() -> u8 {
+    let registry = Registry::new();
+    match Families::register(&registry) {
+        Ok(_) => {
+            print!("{}", registry.reference());
+            exit::CLEAN
+        }
+        Err(error) => {
+            complain("neuron", &error);
+            exit::FAILURE
+        }
+    }
 }
 
 async fn serve(options: Options) -> Result<u8, NodeError> {

@@ -10,6 +10,7 @@
 mod activation;
 mod canary;
 mod cli;
+mod compat;
 mod control;
 mod crumbs;
 mod data;

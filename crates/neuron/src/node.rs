@@ -23,7 +23,7 @@ use crate::fetch::{self, Downloads};
 use crate::harness::Harnesses;
 use crate::life::{self, Life, Parts};
 use crate::manager::Manager;
-use crate::metrics::Metrics;
+use crate::metrics::Families;
 use crate::models::Models;
 use crate::options::{Options, SHUTDOWN_MAX};
 use crate::publisher::Publisher;
@@ -174,7 +174,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let machine = NodeLife::start(first.incarnation, record.unwrap_or_default(), options.rules());
     let publisher = Publisher::new(first);
     let registry = Registry::new();
-    let metrics = Metrics::new(&registry)?;
+    let Families { worker: metrics, control: control_metrics, data: data_metrics } = Families::register(&registry)?;
     let (sessions, gate, streams) = (Sessions::new(clock), Gate::new(), Streams::default());
     let settings = fetch::settings(around.hub, &options.harness.candle);
     let downloads = Downloads::new(settings, clock, metrics.clone());
@@ -201,11 +201,11 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         downloads,
         options: Arc::new(options.clone()),
         token: token.clone(),
-        registry: registry.clone(),
+        registry,
+        metrics: metrics.clone(),
     };
-    let control = serve("the control port", around.control, &options.control.server, control_router(plane), {
-        ServerMetrics::register(&registry, "neuron_control")?
-    })?;
+    let router = control_router(plane);
+    let control = serve("the control port", around.control, &options.control.server, router, control_metrics)?;
     tracing::info!(address = %control.local_addr(), "control port open");
 
     let plane = DataPlane {
@@ -218,7 +218,6 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         options: options.clone(),
         token,
     };
-    let data_metrics = ServerMetrics::register(&registry, "neuron_data")?;
     let port = DataPort { plane: Some(plane), metrics: Some(data_metrics), on_address: around.on_data_address.take() };
     let refresher = tokio::spawn(refresh_loads(models.clone(), gate.clone(), publisher.clone()));
     let parts = Parts {

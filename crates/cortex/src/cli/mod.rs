@@ -5,12 +5,14 @@ mod chat;
 mod node;
 mod pull;
 mod status;
+mod targets;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use service::exit;
+use service::metrics::Registry;
 use service::notify::Notifier;
 use service::program::{ConfigArgs, Document, complain, document, options, run};
 use service::signals::Signals;
@@ -20,8 +22,10 @@ use tokio::net::TcpListener;
 use chat::ChatArgs;
 use node::{NodeArgs, OrderArgs, UpgradeArgs};
 use status::StatusArgs;
+use targets::TargetsArgs;
 
 use crate::gateway::{self, GatewayError, Surroundings};
+use crate::metrics::Families;
 use crate::options::Options;
 
 /// One OpenAI-compatible endpoint over a fleet of GPU hosts that people own.
@@ -56,6 +60,10 @@ enum Command {
     Upgrade(UpgradeArgs),
     /// Have a worker fetch a model's files from their hub, without loading it.
     Pull(pull::PullArgs),
+    /// Print the workers as targets for Prometheus' file-based discovery.
+    Targets(TargetsArgs),
+    /// Print all metrics that this program has, as a table.
+    Metrics,
     /// Print what there is to know about the configuration.
     Config {
         /// What to print.
@@ -82,12 +90,29 @@ pub fn main() -> ExitCode {
         Command::Restart(args) => Ok(client_run(node::order(node::Action::Restart, args))),
         Command::Upgrade(args) => Ok(client_run(node::upgrade(args))),
         Command::Pull(args) => Ok(client_run(pull::pull(args))),
+        Command::Targets(args) => Ok(client_run(targets::print(args))),
+        Command::Metrics => Ok(metrics()),
         Command::Config { what } => {
             print!("{}", document::<Options>("cortex", what));
             Ok(exit::CLEAN)
         }
     };
     ExitCode::from(code.unwrap_or_else(|code| code))
+}
+
+#[allow(clippy::print_stdout)]
+fn metrics() -> u8 {
+    let registry = Registry::new();
+    match Families::register(&registry) {
+        Ok(_) => {
+            print!("{}", registry.reference());
+            exit::CLEAN
+        }
+        Err(error) => {
+            complain("cortex", &error);
+            exit::FAILURE
+        }
+    }
 }
 
 /// Runs a command that asks a gateway something, with nothing but its own words on the terminal.

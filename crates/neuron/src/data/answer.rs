@@ -35,6 +35,8 @@ pub(super) struct Account {
     request_id: String,
     arrived: Moment,
     stream: bool,
+    /// Since when it is no longer queued.
+    begun: Option<Moment>,
     first_token: Option<Moment>,
     last_token: Option<Moment>,
     tokens: u32,
@@ -49,8 +51,8 @@ impl Account {
         arrived: Moment,
         stream: bool,
     ) -> Self {
-        let (first_token, last_token, tokens, outcome) = (None, None, 0, None);
-        Account { plane, model, request_id, arrived, stream, first_token, last_token, tokens, outcome }
+        let (begun, first_token, last_token, tokens, outcome) = (None, None, None, 0, None);
+        Account { plane, model, request_id, arrived, stream, begun, first_token, last_token, tokens, outcome }
     }
 
     fn token(&mut self) {
@@ -65,6 +67,20 @@ impl Account {
         self.last_token = Some(now);
         self.tokens += 1;
     }
+
+    /// Takes the time of each part of the request that it came to.
+    fn parts(&self) {
+        let metrics = &self.model.metrics;
+        for (part, from, to) in [
+            (&metrics.queue_seconds, Some(self.arrived), self.begun),
+            (&metrics.prefill_seconds, self.begun, self.first_token),
+            (&metrics.decode_seconds, self.first_token, self.last_token),
+        ] {
+            if let (Some(from), Some(to)) = (from, to) {
+                part.observe(to.since(from).as_secs_f64());
+            }
+        }
+    }
 }
 
 impl Drop for Account {
@@ -77,6 +93,7 @@ impl Drop for Account {
         });
         let seconds = now.since(self.arrived).as_secs_f64();
         self.plane.metrics.ended(model, outcome, seconds);
+        self.parts();
         let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
         let (request_id, tokens, stream) = (&self.request_id, self.tokens, self.stream);
         let client_left = self.outcome.is_none();
@@ -282,6 +299,8 @@ impl Answer {
         };
         match event {
             EventKind::Started { cached } => {
+                // A request that made room for others starts again; it is no longer news.
+                self.account.begun.get_or_insert(self.account.plane.clock.now());
                 let meta = self.inside.as_mut().and_then(|inside| inside.meta.take());
                 let cached = self.start.cached.unwrap_or(cached as u32);
                 Ok(meta.map(|meta| Line::Meta(Box::new(Meta { cached, ..meta })).event()))
