@@ -16,6 +16,7 @@ use service::notify::Notifier;
 use service::server::Server;
 use service::signals::Signal;
 use service::token::{Token, TokenError, guard};
+use service::traces::{Program, TraceError, TraceSettings, Traces};
 use service::{deadman, exit};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -40,6 +41,8 @@ pub struct Surroundings {
     pub signals: mpsc::Receiver<Signal>,
     /// The service manager.
     pub notifier: Notifier,
+    /// What the environment says of traces.
+    pub traces: TraceSettings,
 }
 
 /// Why a gateway can't start.
@@ -64,6 +67,9 @@ pub enum GatewayError {
     /// The client for canaries can't be made.
     #[error("rollouts: {0}")]
     Rollouts(#[from] reqwest::Error),
+    /// Traces are wanted and can't be exported.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// A metric could not be registered: a fault of ours.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricsError),
@@ -118,6 +124,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     let gateway = GatewayId::new(options.fleet.gateway_id.clone().unwrap_or_else(drawn))?;
     let registry = Registry::new();
     let families = Families::register(&registry)?;
+    let program = Program { name: "cortex", version: env!("CARGO_PKG_VERSION"), instance: gateway.as_str() };
+    let (traces, exporting) = Traces::start(&around.traces, program, families.traces)?;
     let metrics = families.gateway;
     metrics.info.with_label_values(&[gateway.as_str(), env!("CARGO_PKG_VERSION")]).set(1);
     let addresses: Vec<String> = options.neurons.iter().map(|neuron| neuron.control.clone()).collect();
@@ -168,6 +176,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         fleet,
         upstream: upstream(&options),
         metrics,
+        traces,
         clock,
         options: options.clone(),
         gateway,
@@ -200,7 +209,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     let (cut, ()) = tokio::join!(drain, stop_rollouts);
     let report = api.stop(tokio::time::Instant::now() + SHUTDOWN_MAX).await;
     attached.shutdown().await;
-    admin.stop(tokio::time::Instant::now() + SHUTDOWN_MAX).await;
+    let last = tokio::time::Instant::now() + SHUTDOWN_MAX;
+    tokio::join!(admin.stop(last), exporting.close(last));
     tracing::info!(cut, cut_connections = report.cut, "gateway stopped");
     Ok(if cut + report.cut > 0 { exit::CUT } else { exit::CLEAN })
 }

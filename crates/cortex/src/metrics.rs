@@ -3,6 +3,7 @@
 use service::metrics::prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
 use service::metrics::{LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry};
 use service::server::ServerMetrics;
+use service::traces::TraceMetrics;
 
 use crate::rollout::RolloutMetrics;
 
@@ -12,6 +13,7 @@ pub(crate) struct Families {
     pub(crate) rollouts: RolloutMetrics,
     pub(crate) admin: ServerMetrics,
     pub(crate) api: ServerMetrics,
+    pub(crate) traces: TraceMetrics,
 }
 
 impl Families {
@@ -22,6 +24,7 @@ impl Families {
             rollouts: RolloutMetrics::new(registry)?,
             admin: ServerMetrics::register(registry, "cortex_admin")?,
             api: ServerMetrics::register(registry, "cortex_api")?,
+            traces: TraceMetrics::register(registry, "cortex")?,
         })
     }
 }

@@ -13,6 +13,7 @@ use service::program::{ConfigArgs, Document, complain, document, options, run};
 use service::progress::Bar;
 use service::signals::Signals;
 use service::telemetry::LogOptions;
+use service::traces::{TraceError, TraceSettings};
 use tokio::net::TcpListener;
 
 use crate::activation::spec_of;
@@ -90,7 +91,7 @@ pub fn main() -> ExitCode {
 /// A configuration that can't work must not be restarted into.
 fn code_of(error: &NodeError) -> u8 {
     match error {
-        NodeError::Token(_) | NodeError::Name(_) | NodeError::Record(_) => exit::CONFIG,
+        NodeError::Token(_) | NodeError::Name(_) | NodeError::Record(_) | NodeError::Traces(_) => exit::CONFIG,
         _ => exit::FAILURE,
     }
 }
@@ -139,6 +140,7 @@ async fn serve(options: Options) -> Result<u8, NodeError> {
         signals: Signals::listen().map_err(bound)?.forward(),
         notifier: Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()),
         hub: environment(),
+        traces: TraceSettings::from_variables(|name| std::env::var(name).ok()).map_err(TraceError::from)?,
         host_name: host_name(),
         on_data_address: None,
     };

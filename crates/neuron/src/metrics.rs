@@ -6,6 +6,7 @@ use service::metrics::prometheus::{
 };
 use service::metrics::{LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry, TIME_PER_OUTPUT_TOKEN_SECONDS};
 use service::server::ServerMetrics;
+use service::traces::TraceMetrics;
 use words::{NodeState, NodeStatus};
 
 /// Everything that a worker registers.
@@ -13,6 +14,7 @@ pub(crate) struct Families {
     pub(crate) worker: Metrics,
     pub(crate) control: ServerMetrics,
     pub(crate) data: ServerMetrics,
+    pub(crate) traces: TraceMetrics,
 }
 
 impl Families {
@@ -22,6 +24,7 @@ impl Families {
             worker: Metrics::new(registry)?,
             control: ServerMetrics::register(registry, "neuron_control")?,
             data: ServerMetrics::register(registry, "neuron_data")?,
+            traces: TraceMetrics::register(registry, "neuron")?,
         })
     }
 }

@@ -31,6 +31,12 @@ impl Clock {
         moment.since(self.now())
     }
 
+    /// Returns the wall clock's time at `moment`, as it is set now.
+    pub fn wall(&self, moment: Moment) -> SystemTime {
+        let ago = self.now().since(moment);
+        SystemTime::now().checked_sub(ago).unwrap_or(UNIX_EPOCH)
+    }
+
     /// Returns Unix seconds.
     pub fn unix_seconds(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()

@@ -19,3 +19,4 @@ pub mod server;
 pub mod signals;
 pub mod telemetry;
 pub mod token;
+pub mod traces;

@@ -17,6 +17,7 @@ use service::notify::Notifier;
 use service::program::{ConfigArgs, Document, complain, document, options, run};
 use service::signals::Signals;
 use service::telemetry::LogOptions;
+use service::traces::{TraceError, TraceSettings};
 use tokio::net::TcpListener;
 
 use chat::ChatArgs;
@@ -124,7 +125,7 @@ fn client_run(command: impl Future<Output = anyhow::Result<u8>>) -> u8 {
 /// A configuration that can't work must not be restarted into.
 fn code_of(error: &GatewayError) -> u8 {
     match error {
-        GatewayError::Token(_) | GatewayError::Name(_) => exit::CONFIG,
+        GatewayError::Token(_) | GatewayError::Name(_) | GatewayError::Traces(_) => exit::CONFIG,
         _ => exit::FAILURE,
     }
 }
@@ -144,6 +145,7 @@ async fn serve(options: Options) -> Result<u8, GatewayError> {
         api: bind("the API port", options.api.bind).await?,
         signals: Signals::listen().map_err(signals)?.forward(),
         notifier: Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()),
+        traces: TraceSettings::from_variables(|name| std::env::var(name).ok()).map_err(TraceError::from)?,
     };
     gateway::run(options, around).await
 }

@@ -7,6 +7,7 @@ use fleet::Target;
 use http::{HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use service::traces::Span;
 use tokio::time::Instant;
 use wire::EventSplitter;
 use wire::private::{self, Line, Refusal};
@@ -69,6 +70,7 @@ impl Attempt {
         body: Bytes,
         target: Target,
         number: u32,
+        span: &Span,
     ) -> Result<Self, Unopened> {
         let request = Request::builder()
             .method(Method::POST)
@@ -86,7 +88,8 @@ impl Attempt {
         };
         let unsent = |error| Unopened { error, sent: false };
         let sent = |error| Unopened { error, sent: true };
-        let request = request.body(Full::new(body)).map_err(|error| unsent(Error::internal(error)))?;
+        let mut request = request.body(Full::new(body)).map_err(|error| unsent(Error::internal(error)))?;
+        span.write(request.headers_mut());
         let patience = Duration::from_millis(proxy.options.proxy.first_event_timeout_ms);
         let response = tokio::time::timeout(patience, proxy.upstream.request(request)).await;
         let response = response.map_err(|_| sent(silent()))?.map_err(|error| match error.is_connect() {

@@ -16,6 +16,7 @@ use crate::engine_thread::{CancelGuard, Message};
 use crate::models::ReadyModel;
 use crate::streams::{Ticket, Word};
 use service::gate::Admission;
+use service::traces::{KeyValue, Span, list};
 
 /// How often a silent answer shows a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -41,6 +42,7 @@ pub(super) struct Account {
     last_token: Option<Moment>,
     tokens: u32,
     outcome: Option<&'static str>,
+    span: Span,
 }
 
 impl Account {
@@ -50,9 +52,10 @@ impl Account {
         request_id: String,
         arrived: Moment,
         stream: bool,
+        span: Span,
     ) -> Self {
         let (begun, first_token, last_token, tokens, outcome) = (None, None, None, 0, None);
-        Account { plane, model, request_id, arrived, stream, begun, first_token, last_token, tokens, outcome }
+        Account { plane, model, request_id, arrived, stream, begun, first_token, last_token, tokens, outcome, span }
     }
 
     fn token(&mut self) {
@@ -71,15 +74,32 @@ impl Account {
     /// Takes the time of each part of the request that it came to.
     fn parts(&self) {
         let metrics = &self.model.metrics;
-        for (part, from, to) in [
-            (&metrics.queue_seconds, Some(self.arrived), self.begun),
-            (&metrics.prefill_seconds, self.begun, self.first_token),
-            (&metrics.decode_seconds, self.first_token, self.last_token),
+        for (name, part, from, to) in [
+            ("queue", &metrics.queue_seconds, Some(self.arrived), self.begun),
+            ("prefill", &metrics.prefill_seconds, self.begun, self.first_token),
+            ("decode", &metrics.decode_seconds, self.first_token, self.last_token),
         ] {
             if let (Some(from), Some(to)) = (from, to) {
                 part.observe(to.since(from).as_secs_f64());
+                self.span.past(name, || (self.plane.clock.wall(from), self.plane.clock.wall(to)));
             }
         }
+    }
+
+    /// Ends the request's span. A client that left is no failure.
+    fn end_span(&mut self, outcome: &'static str) {
+        self.span.note(|| {
+            [
+                KeyValue::new("gen_ai.usage.output_tokens", i64::from(self.tokens)),
+                KeyValue::new("cortex.outcome", outcome),
+            ]
+        });
+        if ["stop", "length"].contains(&outcome) {
+            self.span.note(|| [list("gen_ai.response.finish_reasons", &[outcome])]);
+        } else if outcome != Code::ClientClosed.row().code {
+            self.span.fail(outcome);
+        }
+        drop(std::mem::take(&mut self.span));
     }
 }
 
@@ -94,6 +114,7 @@ impl Drop for Account {
         let seconds = now.since(self.arrived).as_secs_f64();
         self.plane.metrics.ended(model, outcome, seconds);
         self.parts();
+        let trace_id = self.span.trace_id();
         let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
         let (request_id, tokens, stream) = (&self.request_id, self.tokens, self.stream);
         let client_left = self.outcome.is_none();
@@ -106,8 +127,10 @@ impl Drop for Account {
             seconds,
             outcome,
             client_left,
+            trace_id,
             "request ended"
         );
+        self.end_span(outcome);
     }
 }
 
