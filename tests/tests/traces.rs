@@ -287,6 +287,7 @@ async fn a_gateway_without_traces_passes_the_clients_on() {
     let spans = collector.of(TRACE);
     let roots: Vec<&Arrived> = spans.iter().filter(|arrived| hex(&arrived.span.parent_span_id) == PARENT).collect();
     assert_eq!((spans.len(), roots.len(), roots[0].service.as_str()), (4, 1, "neuron"), "{spans:#?}");
+    assert!(spans.iter().all(|arrived| arrived.span.trace_state == "vendor=1"), "{spans:#?}");
     assert_eq!(collector.spans.lock().unwrap().len(), 8, "a traceparent that is none begins a trace");
 }
 

@@ -92,7 +92,10 @@ impl Front {
         let draining = || Error::new(Code::Draining, "this gateway is draining and takes no new requests");
         let admission = self.gate.enter().ok_or_else(draining)?;
         check_media_type(request.headers())?;
-        let traceparent = request.headers().get("traceparent").cloned();
+        let trace = ["traceparent", "tracestate"].map(|name| {
+            let value = request.headers().get(name).cloned();
+            (HeaderName::from_static(name), value)
+        });
         let api = &self.proxy.options.api;
         let deadline = Duration::from_millis(api.body_timeout_ms);
         let body = service::body::read(request.into_body(), api.max_body_bytes, deadline).await?;
@@ -111,7 +114,7 @@ impl Front {
             completion_id: format!("chatcmpl-{:032x}", completion),
             created: self.proxy.clock.unix_seconds(),
             seed,
-            traceparent,
+            trace,
             choices,
             include_usage,
         };

@@ -9,7 +9,7 @@ use service::clock::Clock;
 use service::exit;
 use service::metrics::Registry;
 use service::notify::Notifier;
-use service::program::{ConfigArgs, Document, complain, document, options, run};
+use service::program::{ConfigArgs, Document, document, metrics, options, run};
 use service::progress::Bar;
 use service::signals::Signals;
 use service::telemetry::LogOptions;
@@ -79,7 +79,10 @@ pub fn main() -> ExitCode {
             run("neuron", &log, pull(args, options), |_| exit::FAILURE)
         }),
         Command::Check(args) => options("neuron", &args, Options::check).map(|options| check(&options)),
-        Command::Metrics => Ok(metrics()),
+        Command::Metrics => metrics("neuron", Families::register).map(|table| {
+            print!("{table}");
+            exit::CLEAN
+        }),
         Command::Config { what } => {
             print!("{}", document::<Options>("neuron", what));
             Ok(exit::CLEAN)
@@ -112,21 +115,6 @@ fn check(options: &Options) -> u8 {
     }
     println!("an exit takes at most {} s", options.drain.exit_budget().as_secs_f64());
     if failed > 0 { exit::CONFIG } else { exit::CLEAN }
-}
-
-#[allow(clippy::print_stdout)]
-fn metrics() -> u8 {
-    let registry = Registry::new();
-    match Families::register(&registry) {
-        Ok(_) => {
-            print!("{}", registry.reference());
-            exit::CLEAN
-        }
-        Err(error) => {
-            complain("neuron", &error);
-            exit::FAILURE
-        }
-    }
 }
 
 async fn serve(options: Options) -> Result<u8, NodeError> {

@@ -31,10 +31,11 @@ impl Clock {
         moment.since(self.now())
     }
 
-    /// Returns the wall clock's time at `moment`, as it is set now.
-    pub fn wall(&self, moment: Moment) -> SystemTime {
-        let ago = self.now().since(moment);
-        SystemTime::now().checked_sub(ago).unwrap_or(UNIX_EPOCH)
+    /// Returns what tells the wall clock's time at a moment of the past. It reads both clocks once, so that what it tells
+    /// of several moments fits together.
+    pub fn wall(&self) -> impl Fn(Moment) -> SystemTime + use<> {
+        let (now, wall) = (self.now(), SystemTime::now());
+        move |moment| wall.checked_sub(now.since(moment)).unwrap_or(UNIX_EPOCH)
     }
 
     /// Returns Unix seconds.

@@ -12,9 +12,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use service::exit;
-use service::metrics::Registry;
 use service::notify::Notifier;
-use service::program::{ConfigArgs, Document, complain, document, options, run};
+use service::program::{ConfigArgs, Document, complain, document, metrics, options, run};
 use service::signals::Signals;
 use service::telemetry::LogOptions;
 use service::traces::{TraceError, TraceSettings};
@@ -92,28 +91,16 @@ pub fn main() -> ExitCode {
         Command::Upgrade(args) => Ok(client_run(node::upgrade(args))),
         Command::Pull(args) => Ok(client_run(pull::pull(args))),
         Command::Targets(args) => Ok(client_run(targets::print(args))),
-        Command::Metrics => Ok(metrics()),
+        Command::Metrics => metrics("cortex", Families::register).map(|table| {
+            print!("{table}");
+            exit::CLEAN
+        }),
         Command::Config { what } => {
             print!("{}", document::<Options>("cortex", what));
             Ok(exit::CLEAN)
         }
     };
     ExitCode::from(code.unwrap_or_else(|code| code))
-}
-
-#[allow(clippy::print_stdout)]
-fn metrics() -> u8 {
-    let registry = Registry::new();
-    match Families::register(&registry) {
-        Ok(_) => {
-            print!("{}", registry.reference());
-            exit::CLEAN
-        }
-        Err(error) => {
-            complain("cortex", &error);
-            exit::FAILURE
-        }
-    }
 }
 
 /// Runs a command that asks a gateway something, with nothing but its own words on the terminal.

@@ -82,13 +82,12 @@ impl Attempt {
             .header(private::SEED_HEADER, HeaderValue::from(order.seed))
             .header(private::COMPLETION_ID_HEADER, header(&order.completion_id))
             .header(private::CREATED_HEADER, HeaderValue::from(order.created));
-        let request = match &order.traceparent {
-            Some(traceparent) => request.header("traceparent", traceparent),
-            None => request,
-        };
         let unsent = |error| Unopened { error, sent: false };
         let sent = |error| Unopened { error, sent: true };
         let mut request = request.body(Full::new(body)).map_err(|error| unsent(Error::internal(error)))?;
+        for (name, value) in &order.trace {
+            value.iter().for_each(|value| _ = request.headers_mut().insert(name, value.clone()));
+        }
         span.write(request.headers_mut());
         let patience = Duration::from_millis(proxy.options.proxy.first_event_timeout_ms);
         let response = tokio::time::timeout(patience, proxy.upstream.request(request)).await;

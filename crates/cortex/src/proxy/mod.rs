@@ -57,7 +57,7 @@ pub(crate) struct Order {
     pub(crate) created: u64,
     pub(crate) seed: u64,
     /// What the client says of its own trace: passed on as it is where this gateway has no traces.
-    pub(crate) traceparent: Option<http::HeaderValue>,
+    pub(crate) trace: [(http::HeaderName, Option<http::HeaderValue>); 2],
     /// Answers wanted.
     pub(crate) choices: u32,
     /// Whether the stream ends with its usage.

@@ -74,14 +74,16 @@ impl Account {
     /// Takes the time of each part of the request that it came to.
     fn parts(&self) {
         let metrics = &self.model.metrics;
+        let wall = self.span.recording().then(|| self.plane.clock.wall());
         for (name, part, from, to) in [
             ("queue", &metrics.queue_seconds, Some(self.arrived), self.begun),
             ("prefill", &metrics.prefill_seconds, self.begun, self.first_token),
             ("decode", &metrics.decode_seconds, self.first_token, self.last_token),
         ] {
-            if let (Some(from), Some(to)) = (from, to) {
-                part.observe(to.since(from).as_secs_f64());
-                self.span.past(name, || (self.plane.clock.wall(from), self.plane.clock.wall(to)));
+            let (Some(from), Some(to)) = (from, to) else { continue };
+            part.observe(to.since(from).as_secs_f64());
+            if let Some(wall) = &wall {
+                self.span.past(name, wall(from), wall(to));
             }
         }
     }
