@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use service::notify::Notifier;
 use service::signals::Signal;
+use service::traces::TraceSettings;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -163,6 +164,7 @@ impl Rig {
                 control,
                 signals,
                 notifier: Notifier::default(),
+                traces: TraceSettings::default(),
                 host_name: "rig".into(),
                 on_data_address: None,
             });
@@ -179,6 +181,7 @@ impl Rig {
             api,
             signals,
             notifier: Notifier::default(),
+            traces: TraceSettings::default(),
         });
         tasks.push(tokio::spawn(async move {
             if let Err(error) = cortex::gateway::run(gateway, around).await {

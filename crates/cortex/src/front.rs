@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use hyper::body::Incoming;
 use rand::Rng;
 use service::gate::Gate;
+use service::traces::{KeyValue, Span};
 use wire::chat::{Peek, without_private_fields};
 use wire::models::{Model, ModelList};
 use wire::private::REQUEST_ID_HEADER;
@@ -73,10 +74,28 @@ impl Front {
     }
 
     async fn chat(&self, request: Request<Incoming>, request_id: &str) -> Result<Response<BoxBody>, Error> {
+        let mut span = self.proxy.traces.request(request.headers(), "chat");
+        let answer = self.relay(request, request_id, &mut span).await;
+        if let Err(error) = &answer {
+            span.fail(error.code().row().code);
+        }
+        answer
+    }
+
+    /// Has a chat answered; the relay takes the span over.
+    async fn relay(
+        &self,
+        request: Request<Incoming>,
+        request_id: &str,
+        span: &mut Span,
+    ) -> Result<Response<BoxBody>, Error> {
         let draining = || Error::new(Code::Draining, "this gateway is draining and takes no new requests");
         let admission = self.gate.enter().ok_or_else(draining)?;
         check_media_type(request.headers())?;
-        let traceparent = request.headers().get("traceparent").cloned();
+        let trace = ["traceparent", "tracestate"].map(|name| {
+            let value = request.headers().get(name).cloned();
+            (HeaderName::from_static(name), value)
+        });
         let api = &self.proxy.options.api;
         let deadline = Duration::from_millis(api.body_timeout_ms);
         let body = service::body::read(request.into_body(), api.max_body_bytes, deadline).await?;
@@ -95,7 +114,7 @@ impl Front {
             completion_id: format!("chatcmpl-{:032x}", completion),
             created: self.proxy.clock.unix_seconds(),
             seed,
-            traceparent,
+            trace,
             choices,
             include_usage,
         };
@@ -103,7 +122,9 @@ impl Front {
             commit_after: Duration::from_millis(api.commit_after_ms),
             keep_alive: Duration::from_millis(api.keep_alive_ms),
         };
-        respond(Relay::new(self.proxy.clone(), order), stream, pace, self.proxy.cut.clone(), admission).await
+        describe(span, &order);
+        let relay = Relay::new(self.proxy.clone(), order, std::mem::take(span));
+        respond(relay, stream, pace, self.proxy.cut.clone(), admission).await
     }
 
     fn models(&self) -> ModelList {
@@ -132,6 +153,25 @@ impl Front {
         let allowed = &self.proxy.options.api.cors_origins;
         allowed.iter().any(|known| known == "*" || known.as_bytes() == origin.as_bytes()).then(|| origin.clone())
     }
+}
+
+/// Says what is asked, in the words of OpenTelemetry's conventions for generative models; never what is in it.
+fn describe(span: &mut Span, order: &Order) {
+    span.rename(|| format!("chat {}", order.model).into());
+    span.note(|| {
+        [
+            KeyValue::new("gen_ai.operation.name", "chat"),
+            KeyValue::new("gen_ai.provider.name", "cortex"),
+            KeyValue::new("gen_ai.request.model", order.model.to_string()),
+            KeyValue::new("gen_ai.request.choice.count", i64::from(order.choices)),
+            KeyValue::new("gen_ai.response.model", order.model.to_string()),
+            KeyValue::new("gen_ai.response.id", order.completion_id.clone()),
+            KeyValue::new("http.request.method", "POST"),
+            KeyValue::new("url.path", "/v1/chat/completions"),
+            KeyValue::new("cortex.request_id", order.request_id.clone()),
+            KeyValue::new("cortex.stream", order.stream),
+        ]
+    });
 }
 
 fn preflight(wanted: &Method) -> Response<BoxBody> {

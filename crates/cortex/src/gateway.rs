@@ -13,10 +13,11 @@ use service::clock::Clock;
 use service::gate::Gate;
 use service::metrics::{MetricsError, Registry};
 use service::notify::Notifier;
-use service::server::{Server, ServerMetrics};
+use service::server::Server;
 use service::signals::Signal;
 use service::supervision::Supervision;
 use service::token::{Token, TokenError, guard};
+use service::traces::{Program, TraceError, TraceSettings, Traces};
 use service::{deadman, exit};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -26,7 +27,7 @@ use crate::admin::{Admin, router};
 use crate::attach::Attach;
 use crate::fleet_task::{self, Fleet};
 use crate::front::Front;
-use crate::metrics::Metrics;
+use crate::metrics::{Families, Metrics};
 use crate::options::{Options, SHUTDOWN_MAX};
 use crate::proxy::{BoxBody, Proxy, full, upstream};
 use crate::rollout;
@@ -41,6 +42,8 @@ pub struct Surroundings {
     pub signals: mpsc::Receiver<Signal>,
     /// The service manager.
     pub notifier: Notifier,
+    /// What the environment says of traces.
+    pub traces: TraceSettings,
 }
 
 /// Why a gateway can't start.
@@ -65,6 +68,9 @@ pub enum GatewayError {
     /// The client for canaries can't be made.
     #[error("rollouts: {0}")]
     Rollouts(#[from] reqwest::Error),
+    /// Traces are wanted and can't be exported.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// A metric could not be registered: a fault of ours.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricsError),
@@ -157,25 +163,28 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     let drawn = || format!("cortex-{:016x}", rand::rng().random::<u64>());
     let gateway = GatewayId::new(options.fleet.gateway_id.clone().unwrap_or_else(drawn))?;
     let registry = Registry::new();
-    let metrics = Metrics::new(&registry)?;
+    let families = Families::register(&registry)?;
+    let program = Program { name: "cortex", version: env!("CARGO_PKG_VERSION"), instance: gateway.as_str() };
+    let (traces, exporting) = Traces::start(&around.traces, program, families.traces)?;
+    let metrics = families.gateway;
+    metrics.info.with_label_values(&[gateway.as_str(), env!("CARGO_PKG_VERSION")]).set(1);
     let addresses: Vec<String> = options.neurons.iter().map(|neuron| neuron.control.clone()).collect();
     let quarantine = Arc::new(Mutex::new(Quarantine::default()));
     let (fleet, reports) = fleet_task::spawn(&addresses, clock, metrics.clone(), quarantine.clone());
     let readiness = Readiness::new();
     let admin = Admin {
         fleet: fleet.clone(),
-        registry: registry.clone(),
+        registry,
         readiness: readiness.clone(),
         clock,
         gateway: gateway.clone(),
         token: token.clone(),
     };
     let rollouts =
-        rollout::Surroundings { fleet: &fleet, clock, gateway: &gateway, token: &token, registry: &registry };
+        rollout::Surroundings { fleet: &fleet, clock, gateway: &gateway, token: &token, metrics: families.rollouts };
     let (rollout_routes, rollouts) = rollout::start(options.rollout.store.as_deref(), rollouts)?;
     let service = TowerToHyperService::new(router(Arc::new(admin)).merge(rollout_routes));
-    let admin_metrics = ServerMetrics::register(&registry, "cortex_admin")?;
-    let admin = Server::start(around.admin, &options.admin.server, service, admin_metrics).map_err(|source| {
+    let admin = Server::start(around.admin, &options.admin.server, service, families.admin).map_err(|source| {
         GatewayError::Bind { what: "the admin port", address: options.admin.bind.to_string(), source }
     })?;
     tracing::info!(address = %admin.local_addr(), %gateway, neurons = addresses.len(), "gateway starting");
@@ -215,6 +224,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         fleet,
         upstream: upstream(&options),
         metrics,
+        traces,
         clock,
         options: options.clone(),
         gateway,
@@ -224,8 +234,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     };
     let front = Arc::new(Front { proxy: Arc::new(proxy), gate: gate.clone(), readiness: readiness.clone() });
     let service = service_fn(move |request| front.clone().handle(request));
-    let api_metrics = ServerMetrics::register(&registry, "cortex_api")?;
-    let api = Server::start(around.api, &options.api.server, service, api_metrics)
+    let api = Server::start(around.api, &options.api.server, service, families.api)
         .map_err(|source| GatewayError::Bind { what: "the API port", address: options.api.bind.to_string(), source })?;
     readiness.set(READY);
     watched.supervision.ready();
@@ -249,7 +258,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     let (cut, ()) = tokio::join!(drain, stop_rollouts);
     let report = api.stop(tokio::time::Instant::now() + SHUTDOWN_MAX).await;
     attached.shutdown().await;
-    admin.stop(tokio::time::Instant::now() + SHUTDOWN_MAX).await;
+    let last = tokio::time::Instant::now() + SHUTDOWN_MAX;
+    tokio::join!(admin.stop(last), exporting.close(last));
     tracing::info!(cut, cut_connections = report.cut, "gateway stopped");
     Ok(if cut + report.cut > 0 { exit::CUT } else { exit::CLEAN })
 }

@@ -2,10 +2,38 @@
 
 use service::metrics::prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
 use service::metrics::{LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry, total};
+use service::server::ServerMetrics;
+use service::traces::TraceMetrics;
+
+use crate::rollout::RolloutMetrics;
+
+/// Everything that a gateway registers.
+pub(crate) struct Families {
+    pub(crate) gateway: Metrics,
+    pub(crate) rollouts: RolloutMetrics,
+    pub(crate) admin: ServerMetrics,
+    pub(crate) api: ServerMetrics,
+    pub(crate) traces: TraceMetrics,
+}
+
+impl Families {
+    /// Registers all of it.
+    pub(crate) fn register(registry: &Registry) -> Result<Self, MetricsError> {
+        Ok(Families {
+            gateway: Metrics::new(registry)?,
+            rollouts: RolloutMetrics::new(registry)?,
+            admin: ServerMetrics::register(registry, "cortex_admin")?,
+            api: ServerMetrics::register(registry, "cortex_api")?,
+            traces: TraceMetrics::register(registry, "cortex")?,
+        })
+    }
+}
 
 /// All metrics of one gateway.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
+    /// 1, with who it is.
+    pub(crate) info: IntGaugeVec,
     /// Requests that ended.
     pub(crate) requests: IntCounterVec,
     /// Attempts by worker and outcome.
@@ -32,6 +60,8 @@ pub(crate) struct Metrics {
     pub(crate) attached: IntGaugeVec,
     /// 1 for a worker whose name another live process uses.
     pub(crate) conflicted: IntGaugeVec,
+    /// Workers that may get new requests for a model.
+    pub(crate) replicas: IntGaugeVec,
 }
 
 impl Metrics {
@@ -43,6 +73,11 @@ impl Metrics {
     /// Registers them.
     pub(crate) fn new(registry: &Registry) -> Result<Self, MetricsError> {
         Ok(Metrics {
+            info: registry.gauge_vec(
+                "cortex_info",
+                "1, with the gateway's name and version.",
+                &["gateway", "version"],
+            )?,
             requests: registry.counter_vec(
                 "cortex_requests_total",
                 "Requests that ended, by outcome: ok, an error's code, or client_closed_request.",
@@ -106,6 +141,11 @@ impl Metrics {
                 "cortex_node_conflicted",
                 "1 for a worker whose node id another live process uses; neither gets requests.",
                 &["control_address"],
+            )?,
+            replicas: registry.gauge_vec(
+                "cortex_model_routable_replicas",
+                "Workers that may get new requests for a model that some worker is configured with or has.",
+                &["model"],
             )?,
         })
     }

@@ -10,16 +10,17 @@ use service::exit;
 use service::metrics::Registry;
 use service::notify::Notifier;
 use service::pages::{self, PagesArgs};
-use service::program::{AFTER_HELP, ConfigArgs, Document, complain, document, options, run};
+use service::program::{AFTER_HELP, ConfigArgs, Document, complain, document, metrics, options, run};
 use service::progress::Bar;
 use service::signals::Signals;
 use service::telemetry::LogOptions;
 use service::token;
+use service::traces::{TraceError, TraceSettings};
 use tokio::net::TcpListener;
 
 use crate::check;
 use crate::fetch::{self, Downloads};
-use crate::metrics::Metrics;
+use crate::metrics::{Families, Metrics};
 use crate::node::{self, NodeError, Surroundings};
 use crate::options::Options;
 use crate::pull;
@@ -41,6 +42,8 @@ enum Command {
     /// Look at the machine and at what the configuration names, without serving: say what was found, and what to do about
     /// each fault. Fails when something would stop the start.
     Check(CheckArgs),
+    /// Print all metrics that this program has, as a table.
+    Metrics,
     /// Print what there is to know about the configuration.
     Config {
         /// What to print.
@@ -93,6 +96,10 @@ pub fn main() -> ExitCode {
             let cache = fetch::settings(environment(), &options.harness.candle).cache;
             check::run(&options, cache.as_deref(), args.json)
         }),
+        Command::Metrics => metrics("neuron", Families::register).map(|table| {
+            print!("{table}");
+            exit::CLEAN
+        }),
         Command::Config { what } => {
             print!("{}", document::<Options>("neuron", what));
             Ok(exit::CLEAN)
@@ -116,7 +123,7 @@ fn loaded(args: &ConfigArgs) -> Result<Options, u8> {
 /// A configuration that can't work must not be restarted into.
 fn code_of(error: &NodeError) -> u8 {
     match error {
-        NodeError::Token(_) | NodeError::Name(_) | NodeError::Record(_) => exit::CONFIG,
+        NodeError::Token(_) | NodeError::Name(_) | NodeError::Record(_) | NodeError::Traces(_) => exit::CONFIG,
         _ => exit::FAILURE,
     }
 }
@@ -132,6 +139,7 @@ async fn serve(options: Options) -> Result<u8, NodeError> {
         signals: Signals::listen().map_err(bound)?.forward(),
         notifier: Notifier::from_variables(|name| std::env::var_os(name), std::process::id()),
         hub: environment(),
+        traces: TraceSettings::from_variables(|name| std::env::var(name).ok()).map_err(TraceError::from)?,
         host_name: host_name(),
         on_data_address: None,
     };

@@ -11,6 +11,7 @@ mod activation;
 mod canary;
 mod check;
 mod cli;
+mod compat;
 mod control;
 mod crumbs;
 mod data;

@@ -12,6 +12,7 @@ use service::notify::Notifier;
 use service::server::{Server, ServerMetrics};
 use service::signals::Signal;
 use service::token::{Token, TokenError, guard};
+use service::traces::{Program, TraceError, TraceSettings, Traces};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use words::{Incarnation, ModelId, ModelStatus, NodeId, NodeStatus};
@@ -23,7 +24,7 @@ use crate::fetch::{self, Downloads};
 use crate::harness::Harnesses;
 use crate::life::{self, Life, Parts};
 use crate::manager::Manager;
-use crate::metrics::Metrics;
+use crate::metrics::Families;
 use crate::models::Models;
 use crate::options::{Options, SHUTDOWN_MAX};
 use crate::publisher::Publisher;
@@ -45,6 +46,8 @@ pub struct Surroundings {
     pub hub: hub::Settings,
     /// The name when the options give none.
     pub host_name: String,
+    /// What the environment says of traces.
+    pub traces: TraceSettings,
     /// Told the data address once it is bound.
     pub on_data_address: Option<tokio::sync::oneshot::Sender<std::net::SocketAddr>>,
 }
@@ -79,6 +82,9 @@ pub enum NodeError {
     /// The name is no node id.
     #[error("node.id: {0}; set it in the configuration")]
     Name(words::IdError),
+    /// Traces are wanted and can't be exported.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// A metric could not be registered: a fault of ours.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricsError),
@@ -172,9 +178,12 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let record = state_dir.as_ref().map(StateDir::read_record).transpose().map_err(NodeError::Record)?;
     let first = first_status(&options, &around.host_name, state_dir.as_ref())?;
     let machine = NodeLife::start(first.incarnation, record.unwrap_or_default(), options.rules());
-    let publisher = Publisher::new(first);
     let registry = Registry::new();
-    let metrics = Metrics::new(&registry)?;
+    let families = Families::register(&registry)?;
+    let Families { worker: metrics, control: control_metrics, data: data_metrics, .. } = families;
+    let program = Program { name: "neuron", version: env!("CARGO_PKG_VERSION"), instance: first.node.as_str() };
+    let (traces, exporting) = Traces::start(&around.traces, program, families.traces)?;
+    let publisher = Publisher::new(first);
     let (sessions, gate, streams) = (Sessions::new(clock), Gate::new(), Streams::default());
     let settings = fetch::settings(around.hub, &options.harness.candle);
     let downloads = Downloads::new(settings, clock, metrics.clone());
@@ -201,11 +210,11 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         downloads,
         options: Arc::new(options.clone()),
         token: token.clone(),
-        registry: registry.clone(),
+        registry,
+        metrics: metrics.clone(),
     };
-    let control = serve("the control port", around.control, &options.control.server, control_router(plane), {
-        ServerMetrics::register(&registry, "neuron_control")?
-    })?;
+    let router = control_router(plane);
+    let control = serve("the control port", around.control, &options.control.server, router, control_metrics)?;
     tracing::info!(address = %control.local_addr(), "control port open");
 
     let plane = DataPlane {
@@ -214,11 +223,11 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         streams: streams.clone(),
         publisher: publisher.clone(),
         metrics: metrics.clone(),
+        traces,
         clock,
         options: options.clone(),
         token,
     };
-    let data_metrics = ServerMetrics::register(&registry, "neuron_data")?;
     let port = DataPort { plane: Some(plane), metrics: Some(data_metrics), on_address: around.on_data_address.take() };
     let refresher = tokio::spawn(refresh_loads(models.clone(), gate.clone(), publisher.clone()));
     let parts = Parts {
@@ -241,7 +250,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         cut_connections = data.stop(last).await.cut;
     }
     refresher.abort();
-    control.stop(tokio::time::Instant::now() + CONTROL_STOP_MAX.min(SHUTDOWN_MAX)).await;
+    let soon = tokio::time::Instant::now() + CONTROL_STOP_MAX.min(SHUTDOWN_MAX);
+    tokio::join!(control.stop(soon), exporting.close(last.max(soon)));
     tracing::info!(streams_cut = ended.cut, cut_connections, "worker stopped");
     // Disarmed last: whatever was wedged above, the process has ended by then.
     drop(ended.deadman);

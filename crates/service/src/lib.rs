@@ -1,4 +1,4 @@
-//! The process shell: config, tracing, metrics, the server loop with a bounded drain, signals.
+//! The process shell: config, logs, metrics, traces, the server loop with a bounded drain, signals.
 //!
 //! Of the domain only `words` is known here: points in time, and errors. Environment, clock and signals are read by the programs' `main` and by
 //! this crate's shells, and passed down from there.
@@ -21,3 +21,4 @@ pub mod signals;
 pub mod supervision;
 pub mod telemetry;
 pub mod token;
+pub mod traces;

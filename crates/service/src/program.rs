@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::{Sources, load};
+use crate::metrics::{MetricsError, Registry};
 use crate::telemetry::LogOptions;
 use crate::{document, exit, telemetry};
 
@@ -81,6 +82,19 @@ pub fn document<T: JsonSchema + Serialize + Default>(program: &str, what: Docume
         Document::Schema => format!("{:#}\n", document::schema::<T>()),
         Document::Reference => document::reference_markdown::<T>(program),
     }
+}
+
+/// Returns the table of what `register` registers, or says why there is none and gives the exit code.
+///
+/// # Errors
+/// The exit code for metrics that can't be registered.
+pub fn metrics<T>(program: &str, register: impl FnOnce(&Registry) -> Result<T, MetricsError>) -> Result<String, u8> {
+    let registry = Registry::new();
+    register(&registry).map_err(|error| {
+        complain(program, &error);
+        exit::FAILURE
+    })?;
+    Ok(registry.reference())
 }
 
 /// Starts logs and a runtime, runs the program to its end, and returns its exit code.

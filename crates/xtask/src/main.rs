@@ -26,7 +26,7 @@ enum Chore {
         #[arg(long)]
         once: bool,
     },
-    /// Write the generated files anew: examples, schemas and references of the configurations, gRPC code.
+    /// Write the generated files anew: examples, schemas and references of the configurations, metrics, gRPC code.
     Gen {
         /// Write nothing; fail where a file is stale.
         #[arg(long)]

@@ -5,6 +5,7 @@ mod chat;
 mod node;
 mod pull;
 mod status;
+mod targets;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,17 +14,20 @@ use clap::{CommandFactory, Parser, Subcommand};
 use service::exit;
 use service::notify::Notifier;
 use service::pages::{self, PagesArgs};
-use service::program::{AFTER_HELP, ConfigArgs, Document, complain, document, options, run};
+use service::program::{AFTER_HELP, ConfigArgs, Document, complain, document, metrics, options, run};
 use service::signals::Signals;
 use service::telemetry::LogOptions;
 use service::token;
+use service::traces::{TraceError, TraceSettings};
 use tokio::net::TcpListener;
 
 use chat::ChatArgs;
 use node::{NodeArgs, OrderArgs, UpgradeArgs};
 use status::StatusArgs;
+use targets::TargetsArgs;
 
 use crate::gateway::{self, GatewayError, Surroundings};
+use crate::metrics::Families;
 use crate::options::Options;
 
 /// One OpenAI-compatible endpoint over a fleet of GPU hosts that people own.
@@ -58,6 +62,10 @@ enum Command {
     Upgrade(UpgradeArgs),
     /// Have a worker fetch a model's files from their hub, without loading it.
     Pull(pull::PullArgs),
+    /// Print the workers as targets for Prometheus' file-based discovery.
+    Targets(TargetsArgs),
+    /// Print all metrics that this program has, as a table.
+    Metrics,
     /// Print what there is to know about the configuration.
     Config {
         /// What to print.
@@ -89,6 +97,11 @@ pub fn main() -> ExitCode {
         Command::Restart(args) => Ok(client_run(node::order(node::Action::Restart, args))),
         Command::Upgrade(args) => Ok(client_run(node::upgrade(args))),
         Command::Pull(args) => Ok(client_run(pull::pull(args))),
+        Command::Targets(args) => Ok(client_run(targets::print(args))),
+        Command::Metrics => metrics("cortex", Families::register).map(|table| {
+            print!("{table}");
+            exit::CLEAN
+        }),
         Command::Config { what } => {
             print!("{}", document::<Options>("cortex", what));
             Ok(exit::CLEAN)
@@ -110,7 +123,7 @@ fn client_run(command: impl Future<Output = anyhow::Result<u8>>) -> u8 {
 /// A configuration that can't work must not be restarted into.
 fn code_of(error: &GatewayError) -> u8 {
     match error {
-        GatewayError::Token(_) | GatewayError::Name(_) => exit::CONFIG,
+        GatewayError::Token(_) | GatewayError::Name(_) | GatewayError::Traces(_) => exit::CONFIG,
         _ => exit::FAILURE,
     }
 }
@@ -130,6 +143,7 @@ async fn serve(options: Options) -> Result<u8, GatewayError> {
         api: bind("the API port", options.api.bind).await?,
         signals: Signals::listen().map_err(signals)?.forward(),
         notifier: Notifier::from_variables(|name| std::env::var_os(name), std::process::id()),
+        traces: TraceSettings::from_variables(|name| std::env::var(name).ok()).map_err(TraceError::from)?,
     };
     gateway::run(options, around).await
 }

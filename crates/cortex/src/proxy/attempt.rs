@@ -8,6 +8,7 @@ use fleet::Target;
 use http::{HeaderName, HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use service::traces::Span;
 use tokio::time::{Instant, Sleep};
 use wire::EventSplitter;
 use wire::private::{self, Line, Refusal};
@@ -71,6 +72,7 @@ impl Attempt {
         body: Bytes,
         target: Target,
         number: u32,
+        span: &Span,
     ) -> Result<Self, Unopened> {
         let request = Request::builder()
             .method(Method::POST)
@@ -82,13 +84,13 @@ impl Attempt {
             .header(HeaderName::from_static(private::SEED_HEADER), HeaderValue::from(order.seed))
             .header(HeaderName::from_static(private::COMPLETION_ID_HEADER), header(&order.completion_id))
             .header(HeaderName::from_static(private::CREATED_HEADER), HeaderValue::from(order.created));
-        let request = match &order.traceparent {
-            Some(traceparent) => request.header("traceparent", traceparent),
-            None => request,
-        };
         let unsent = |error| Unopened { error, sent: false };
         let sent = |error| Unopened { error, sent: true };
-        let request = request.body(Full::new(body)).map_err(|error| unsent(Error::internal(error)))?;
+        let mut request = request.body(Full::new(body)).map_err(|error| unsent(Error::internal(error)))?;
+        for (name, value) in &order.trace {
+            value.iter().for_each(|value| _ = request.headers_mut().insert(name, value.clone()));
+        }
+        span.write(request.headers_mut());
         let patience = Duration::from_millis(proxy.options.proxy.first_event_timeout_ms);
         let response = tokio::time::timeout(patience, proxy.upstream.request(request)).await;
         let response = response.map_err(|_| sent(silent()))?.map_err(|error| match error.is_connect() {

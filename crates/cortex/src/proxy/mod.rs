@@ -14,6 +14,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use service::clock::Clock;
+use service::traces::Traces;
 use tokio::sync::watch;
 use wire::private::Meta;
 use wire::{ChatEncoder, DONE_EVENT, Identity, Usage, with_private};
@@ -33,6 +34,7 @@ pub(crate) struct Proxy {
     pub(crate) fleet: Fleet,
     pub(crate) upstream: Upstream,
     pub(crate) metrics: Metrics,
+    pub(crate) traces: Traces,
     pub(crate) clock: Clock,
     pub(crate) options: Options,
     pub(crate) gateway: GatewayId,
@@ -54,7 +56,8 @@ pub(crate) struct Order {
     pub(crate) completion_id: String,
     pub(crate) created: u64,
     pub(crate) seed: u64,
-    pub(crate) traceparent: Option<http::HeaderValue>,
+    /// What the client says of its own trace: passed on as it is where this gateway has no traces.
+    pub(crate) trace: [(http::HeaderName, Option<http::HeaderValue>); 2],
     /// Answers wanted.
     pub(crate) choices: u32,
     /// Whether the stream ends with its usage.

@@ -10,6 +10,7 @@ use fleet::{
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use service::metrics::prometheus::IntCounter;
+use service::traces::{KeyValue, Span, SpanKind};
 use tokio::sync::OwnedSemaphorePermit;
 use wire::private::{Line, Meta, Resume, ResumeChoice};
 use words::{Code, Error, Moment};
@@ -48,11 +49,14 @@ pub(crate) struct Relay {
     last_error: Option<Error>,
     rng: SmallRng,
     lines: Vec<Line>,
+    /// The request's span, and that of its open attempt.
+    span: Span,
+    attempt_span: Span,
 }
 
 impl Relay {
     /// Begins.
-    pub(crate) fn new(proxy: SharedProxy, order: Order) -> Self {
+    pub(crate) fn new(proxy: SharedProxy, order: Order, span: Span) -> Self {
         let arrived = proxy.clock.now();
         proxy.deposit();
         Relay {
@@ -74,6 +78,8 @@ impl Relay {
             outcome: None,
             last_error: None,
             lines: Vec::new(),
+            span,
+            attempt_span: Span::default(),
             proxy,
             order,
         }
@@ -111,14 +117,28 @@ impl Relay {
 
     /// Finds a worker and opens an attempt on it.
     async fn open(&mut self) -> Result<(), Ending> {
-        let target = self.find().await.map_err(Ending::NobodyFound)?;
+        let mut routing = self.span.child("route", SpanKind::Internal);
+        let target = self.find().await.map_err(|error| {
+            routing.fail(error.code().row().code);
+            Ending::NobodyFound(error)
+        })?;
+        drop(routing);
         self.proxy.fleet.sent(target.slot);
         let number = self.journey.open(target.slot);
         let body = self.body().map_err(Ending::Failed)?;
         let node = target.node.clone();
         let accepted = self.journey.accepted();
         tracing::debug!(request_id = self.order.request_id, node = %node, attempt = number, accepted, "attempt");
-        match Attempt::open(&self.proxy, &self.order, body, target, number).await {
+        self.attempt_span = self.span.child("proxy", SpanKind::Client);
+        self.attempt_span.note(|| {
+            [
+                KeyValue::new("cortex.node", node.to_string()),
+                KeyValue::new("cortex.attempt", i64::from(number)),
+                KeyValue::new("cortex.accepted_tokens", accepted as i64),
+                KeyValue::new("server.address", target.data_address.clone()),
+            ]
+        });
+        match Attempt::open(&self.proxy, &self.order, body, target, number, &self.attempt_span).await {
             Ok(attempt) => {
                 self.journey.reached();
                 self.attempt = Some(attempt);
@@ -327,8 +347,9 @@ impl Relay {
         self.last_token = now;
     }
 
-    fn count_attempt(&self, node: &str, outcome: &str) {
+    fn count_attempt(&mut self, node: &str, outcome: &'static str) {
         self.proxy.metrics.attempts.with_label_values(&[node, outcome]).inc();
+        end_span(std::mem::take(&mut self.attempt_span), outcome);
     }
 
     /// Does what the journey decides after an attempt that did not complete the answer; returns the bytes that
@@ -336,7 +357,7 @@ impl Relay {
     fn after(&mut self, ending: Ending) -> Result<Option<Bytes>, Error> {
         let reason = match &ending {
             Ending::Failed(error) | Ending::NobodyFound(error) => error.code().row().code,
-            Ending::HandedOver => "handed_over",
+            Ending::HandedOver => HANDED_OVER,
         };
         if let Some(attempt) = self.attempt.take() {
             self.count_attempt(attempt.target.node.as_str(), reason);
@@ -377,6 +398,17 @@ impl Relay {
     }
 }
 
+/// Ends the span of an attempt or a request. One that was handed over, or that its client left, has not failed.
+fn end_span(mut span: Span, outcome: &'static str) {
+    span.note(|| [KeyValue::new("cortex.outcome", outcome)]);
+    if !["ok", HANDED_OVER, Code::ClientClosed.row().code].contains(&outcome) {
+        span.fail(outcome);
+    }
+}
+
+/// How an attempt ended that another worker took over.
+const HANDED_OVER: &str = "handed_over";
+
 /// How soon a worker that computes others' past is asked again.
 const PREFILL_AGAIN: Duration = Duration::from_millis(20);
 
@@ -403,6 +435,20 @@ impl Drop for Relay {
         self.proxy.metrics.requests.with_label_values(&[label, outcome]).inc();
         self.proxy.metrics.request_seconds.with_label_values(&[label]).observe(seconds);
         let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
+        end_span(std::mem::take(&mut self.attempt_span), outcome);
+        let trace_id = self.span.trace_id();
+        self.span.note(|| {
+            [
+                KeyValue::new(
+                    "gen_ai.usage.input_tokens",
+                    self.meta.as_ref().map_or(0, |meta| i64::from(meta.prompt_tokens)),
+                ),
+                KeyValue::new("gen_ai.usage.output_tokens", self.journey.accepted() as i64),
+                KeyValue::new("cortex.attempts", i64::from(self.journey.attempt())),
+                KeyValue::new("cortex.continuations", i64::from(self.continuations)),
+            ]
+        });
+        end_span(std::mem::take(&mut self.span), outcome);
         tracing::info!(
             request_id = self.order.request_id,
             model,
@@ -414,6 +460,7 @@ impl Drop for Relay {
             seconds,
             outcome,
             client_left = self.outcome.is_none(),
+            trace_id,
             "request ended"
         );
     }

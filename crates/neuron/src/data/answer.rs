@@ -16,6 +16,7 @@ use crate::engine_thread::{CancelGuard, Message};
 use crate::models::ReadyModel;
 use crate::streams::{Ticket, Word};
 use service::gate::Admission;
+use service::traces::{KeyValue, Span, list};
 
 /// How often a silent answer shows a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -35,10 +36,13 @@ pub(super) struct Account {
     request_id: String,
     arrived: Moment,
     stream: bool,
+    /// Since when it is no longer queued.
+    begun: Option<Moment>,
     first_token: Option<Moment>,
     last_token: Option<Moment>,
     tokens: u32,
     outcome: Option<&'static str>,
+    span: Span,
 }
 
 impl Account {
@@ -48,9 +52,10 @@ impl Account {
         request_id: String,
         arrived: Moment,
         stream: bool,
+        span: Span,
     ) -> Self {
-        let (first_token, last_token, tokens, outcome) = (None, None, 0, None);
-        Account { plane, model, request_id, arrived, stream, first_token, last_token, tokens, outcome }
+        let (begun, first_token, last_token, tokens, outcome) = (None, None, None, 0, None);
+        Account { plane, model, request_id, arrived, stream, begun, first_token, last_token, tokens, outcome, span }
     }
 
     fn token(&mut self) {
@@ -65,6 +70,39 @@ impl Account {
         self.last_token = Some(now);
         self.tokens += 1;
     }
+
+    /// Takes the time of each part of the request that it came to.
+    fn parts(&self) {
+        let metrics = &self.model.metrics;
+        let wall = self.span.recording().then(|| self.plane.clock.wall());
+        for (name, part, from, to) in [
+            ("queue", &metrics.queue_seconds, Some(self.arrived), self.begun),
+            ("prefill", &metrics.prefill_seconds, self.begun, self.first_token),
+            ("decode", &metrics.decode_seconds, self.first_token, self.last_token),
+        ] {
+            let (Some(from), Some(to)) = (from, to) else { continue };
+            part.observe(to.since(from).as_secs_f64());
+            if let Some(wall) = &wall {
+                self.span.past(name, wall(from), wall(to));
+            }
+        }
+    }
+
+    /// Ends the request's span. A client that left is no failure.
+    fn end_span(&mut self, outcome: &'static str) {
+        self.span.note(|| {
+            [
+                KeyValue::new("gen_ai.usage.output_tokens", i64::from(self.tokens)),
+                KeyValue::new("cortex.outcome", outcome),
+            ]
+        });
+        if ["stop", "length"].contains(&outcome) {
+            self.span.note(|| [list("gen_ai.response.finish_reasons", &[outcome])]);
+        } else if outcome != Code::ClientClosed.row().code {
+            self.span.fail(outcome);
+        }
+        drop(std::mem::take(&mut self.span));
+    }
 }
 
 impl Drop for Account {
@@ -77,6 +115,8 @@ impl Drop for Account {
         });
         let seconds = now.since(self.arrived).as_secs_f64();
         self.plane.metrics.ended(model, outcome, seconds);
+        self.parts();
+        let trace_id = self.span.trace_id();
         let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
         let (request_id, tokens, stream) = (&self.request_id, self.tokens, self.stream);
         let client_left = self.outcome.is_none();
@@ -89,8 +129,10 @@ impl Drop for Account {
             seconds,
             outcome,
             client_left,
+            trace_id,
             "request ended"
         );
+        self.end_span(outcome);
     }
 }
 
@@ -282,6 +324,8 @@ impl Answer {
         };
         match event {
             EventKind::Started { cached } => {
+                // A request that made room for others starts again; it is no longer news.
+                self.account.begun.get_or_insert(self.account.plane.clock.now());
                 let meta = self.inside.as_mut().and_then(|inside| inside.meta.take());
                 let cached = self.start.cached.unwrap_or(cached as u32);
                 Ok(meta.map(|meta| Line::Meta(Box::new(Meta { cached, ..meta })).event()))

@@ -10,6 +10,7 @@ use axum::response::Response;
 use futures_util::StreamExt;
 use inference::{ChoiceStart, Priority, StopRules, Submission};
 use rand::Rng;
+use service::traces::{KeyValue, Span};
 use wire::chat::{ChatRequest, Tier};
 use wire::private::{self, Meta};
 use wire::{ChatEncoder, Folder, HTTP_SSE_CONTENT_TYPE, Identity};
@@ -75,10 +76,12 @@ pub(super) async fn complete(
 ) -> Result<Response, HttpError> {
     let private = Private::read(&headers, &plane);
     let request_id = HeaderValue::from_str(&private.request_id);
-    let result = admit(&plane, &headers, private, body).await;
+    let mut span = plane.traces.request(&headers, "chat");
+    let result = admit(&plane, &headers, private, body, &mut span).await;
     let mut response = match result {
         Ok(response) => response,
         Err(error) => {
+            span.fail(error.code().row().code);
             tracing::info!(request_id = ?request_id, code = error.code().row().code, %error, "request refused");
             axum::response::IntoResponse::into_response(HttpError(error))
         }
@@ -89,7 +92,13 @@ pub(super) async fn complete(
     Ok(response)
 }
 
-async fn admit(plane: &Arc<DataPlane>, headers: &HeaderMap, private: Private, body: Body) -> Result<Response, Error> {
+async fn admit(
+    plane: &Arc<DataPlane>,
+    headers: &HeaderMap,
+    private: Private,
+    body: Body,
+    span: &mut Span,
+) -> Result<Response, Error> {
     let arrived = plane.clock.now();
     let draining = || Error::new(Code::Draining, "this worker is draining and takes no new requests");
     let admission = match &private.canary {
@@ -150,13 +159,15 @@ async fn admit(plane: &Arc<DataPlane>, headers: &HeaderMap, private: Private, bo
     let wanted = submission.choices.len();
     let name = Fingerprint(*blake3::hash(private.id.as_bytes()).as_bytes());
     let (events, guard) = model.engine.submit(submission, name, plane.options.data.event_queue);
+    describe(span, &request, &meta, &private);
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
     let form = if request.stream {
         Form::Stream(ChatEncoder::new(identity, request.include_usage))
     } else {
         Form::Whole(Folder::new(identity, wanted))
     };
-    let account = Account::new(plane.clone(), model, private.request_id, arrived, request.stream);
+    let span = std::mem::take(span);
+    let account = Account::new(plane.clone(), model, private.request_id, arrived, request.stream, span);
     let (guard, inside) = match (private.attempt, private.gateway) {
         (Some(number), Some(gateway)) => {
             let ticket = plane.streams.enter(gateway, request.model.clone(), Some(guard));
@@ -167,6 +178,29 @@ async fn admit(plane: &Arc<DataPlane>, headers: &HeaderMap, private: Private, bo
     let private = inside.is_some();
     let answer = Answer::new(events, guard, admission, account, form, inside, start);
     respond(plane, answer, request.stream, private).await
+}
+
+/// Says what is asked, in the words of OpenTelemetry's conventions for generative models; never what is in it.
+fn describe(span: &mut Span, request: &ChatRequest, meta: &Meta, private: &Private) {
+    let sampling = &meta.sampling;
+    span.rename(|| format!("chat {}", request.model).into());
+    span.note(|| {
+        [
+            KeyValue::new("gen_ai.operation.name", "chat"),
+            KeyValue::new("gen_ai.provider.name", "cortex"),
+            KeyValue::new("gen_ai.request.model", request.model.to_string()),
+            KeyValue::new("gen_ai.request.choice.count", i64::from(request.choices)),
+            KeyValue::new("gen_ai.request.max_tokens", i64::from(sampling.max_tokens)),
+            KeyValue::new("gen_ai.request.temperature", f64::from(sampling.temperature)),
+            KeyValue::new("gen_ai.request.top_p", f64::from(sampling.top_p)),
+            KeyValue::new("gen_ai.request.seed", sampling.seed as i64),
+            KeyValue::new("gen_ai.response.model", request.model.to_string()),
+            KeyValue::new("gen_ai.response.id", private.id.clone()),
+            KeyValue::new("gen_ai.usage.input_tokens", i64::from(meta.prompt_tokens)),
+            KeyValue::new("cortex.request_id", private.request_id.clone()),
+            KeyValue::new("cortex.attempt", private.attempt.map_or(0, i64::from)),
+        ]
+    });
 }
 
 /// Renders and tokenises off the runtime: a long prompt takes milliseconds of pure computing.
