@@ -6,7 +6,7 @@ if command -v apt-get >/dev/null; then
     apt-get update -qq
     # Another one may be at work.
     apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends \
-        binutils busybox-static createrepo-c dnf gnupg jq patchelf rpm rpmlint systemd
+        binutils busybox-static createrepo-c dnf gnupg jq openssh-client rpm rpmlint rsync systemd
 else
-    dnf install -y binutils busybox createrepo_c dnf gnupg2 jq patchelf rpm-build rpm-sign rpmlint systemd
+    dnf install -y binutils busybox createrepo_c dnf gnupg2 jq openssh-clients rpm-build rpm-sign rpmlint rsync systemd
 fi
