@@ -34,6 +34,7 @@ cp deploy/tmpfiles/*.conf "$root/usr/lib/tmpfiles.d/"
 mkdir -p "$root/usr/share/polkit-1/rules.d" "$root/etc/cortex/upgrade.d" "$root/etc/credstore" "$root/srv/models"
 cp deploy/polkit/*.rules "$root/usr/share/polkit-1/rules.d/"
 cp examples/demo-model/demo-q8_0.gguf "$root/srv/models/"
+cp deploy/systemd/neuron.service.d/50-cuda.conf "$root/srv/"
 # A port outside loopback: only the credential makes that possible.
 install -m600 /dev/stdin "$root/etc/credstore/cortex.token" <<<"0123456789abcdef0123456789abcdef"
 cat >"$root/etc/cortex/neuron.toml" <<'TOML'

@@ -92,6 +92,17 @@ until_ok 10 shows neuron ActiveState active
 journalctl -u neuron | grep -q 'Watchdog timeout' || fail "something else than the watchdog restarted it"
 echo "one that is stuck is killed by the watchdog and started again"
 
+# Without a credential, on loopback, and with what the packages for GPUs add; there is no GPU here.
+systemctl stop neuron || fail "it does not stop"
+rm /etc/credstore/cortex.token
+sed -i 's|0.0.0.0:13231|127.0.0.1:13231|' /etc/cortex/neuron.toml
+mkdir -p /run/systemd/system/neuron.service.d
+cp /srv/50-cuda.conf /run/systemd/system/neuron.service.d/
+systemctl daemon-reload
+systemctl start neuron || fail "it does not start without a credential, under the drop-in of GPUs"
+is neuron PrivateDevices no
+echo "no credential is needed on loopback; the drop-in of GPUs is no burden where there is none"
+
 systemctl stop neuron cortex || fail "they do not stop"
 for unit in neuron cortex; do
     is $unit Result success
