@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Packages are made, linted, signed, published, installed into a root of their own, swapped, upgraded and removed, all for
-# real: check.sh [BIN_DIR]. BIN_DIR holds 'cortex' and 'neuron'; without it they are built by the profile $PROFILE (dev).
-# Needs what tools.sh installs, and root for chroot. Takes half a minute once the binaries are there.
+# real: check.sh [BIN_DIR | --tools]. --tools only says whether its tools are here. BIN_DIR holds 'cortex' and 'neuron';
+# without it they are built by the profile $PROFILE (dev). Needs what tools.sh installs, and root for chroot. Takes half a
+# minute once the binaries are there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -22,12 +23,13 @@ must_fail() { if "$@" >"$work/log" 2>&1; then
     fail "went through, and must not: $*"
 fi; }
 
-XTASK=${XTASK:-cargo xtask}
+read -ra xtask <<<"${XTASK:-cargo xtask}"
 refused_for() { grep -qiE "$1" "$work/log" || fail "refused for another reason than $1: $(cat "$work/log")"; }
 
 for tool in rpmbuild rpmlint dnf createrepo_c gpg jq rpmsign busybox systemd-analyze; do
     command -v "$tool" >/dev/null || fail "$tool is not here; bash rpm/tools.sh installs it"
 done
+[ "${1:-}" != --tools ] || exit 0
 [ "$(id -u)" = 0 ] || fail "chroot needs root"
 
 # -- Made: a prerelease and the stable one after it. The GPU's binary is a stand-in: the cpu's own, under its name.
@@ -48,9 +50,9 @@ done
 mkdir "$work/sources"
 cp -a deploy LICENSE-MIT LICENSE-APACHE "$work/sources/"
 echo '# another example' >>"$work/sources/deploy/neuron.example.toml"
-must $XTASK rpm --bin-dir "$work/bins" --out "$work/pre" --prerelease --artefact "ada=$work/bins/neuron"
-must $XTASK rpm --bin-dir "$work/bins" --out "$work/stable" --sources "$work/sources" --artefact "ada=$work/bins/neuron"
-say "made: $(ls "$work"/pre/*.rpm "$work"/stable/*.rpm | wc -l) packages"
+must "${xtask[@]}" rpm --bin-dir "$work/bins" --out "$work/pre" --prerelease --artefact "ada=$work/bins/neuron"
+must "${xtask[@]}" rpm --bin-dir "$work/bins" --out "$work/stable" --sources "$work/sources" --artefact "ada=$work/bins/neuron"
+say "made: $(find "$work/pre" "$work/stable" -maxdepth 1 -name '*.rpm' | wc -l) packages"
 
 must rpmlint --config rpm/rpmlint.toml "$work"/stable/*.rpm rpm/*.spec
 grep -E '[0-9]+ errors' "$work/log" | sed 's/^/== packages: rpmlint: /'
@@ -94,7 +96,7 @@ A shell and the C library of the machine that checks.
 %install
 install -Dm755 $(command -v busybox) %{buildroot}/usr/bin/busybox
 for name in sh rm cat ls; do ln -s busybox %{buildroot}/usr/bin/\$name; done
-for library in $(echo $libraries); do install -Dm755 \$library %{buildroot}/usr/\${library#/usr}; done
+for library in $(echo "$libraries" | tr '\n' ' '); do install -Dm755 \$library %{buildroot}/usr/\${library#/usr}; done
 # systemd's own targets, which the units name.
 install -d %{buildroot}/usr/lib/systemd/system
 cp -a /lib/systemd/system/*.target /lib/systemd/system/*.slice %{buildroot}/usr/lib/systemd/system/
@@ -104,7 +106,8 @@ mkdir -p %{buildroot}/etc %{buildroot}/dev %{buildroot}/tmp %{buildroot}/var/lib
 /*
 SPEC
 must rpmbuild -bb --quiet --define "_topdir $work/base/build" --define "_rpmdir $work/repo" "$work/base/base.spec"
-mv "$work"/repo/*/throw-away-base-*.rpm "$work/repo/" && rmdir "$work/repo/x86_64" 2>/dev/null || true
+mv "$work"/repo/*/throw-away-base-*.rpm "$work/repo/"
+find "$work/repo" -mindepth 1 -maxdepth 1 -type d -empty -delete
 # It is signed too: the repository is one of signed packages alone.
 must bash rpm/publish.sh "$work/repo" "$key"
 
@@ -175,7 +178,7 @@ printf 'x' | dd of="$(ls "$work"/repo/cortex-gateway-0.1.0-1.*.rpm)" bs=1 seek=2
 must_fail dnf install cortex-gateway
 refused_for 'digest|checksum|corrupt|signature'
 rm "$work"/repo/cortex-*.rpm
-must $XTASK rpm --bin-dir "$work/bins" --out "$work/unsigned" --release 2
+must "${xtask[@]}" rpm --bin-dir "$work/bins" --out "$work/unsigned" --release 2
 cp "$work"/unsigned/cortex-gateway-*.rpm "$work/repo/"
 createrepo_c --quiet --update "$work/repo"
 must_fail dnf --refresh install cortex-gateway

@@ -114,16 +114,16 @@ fn neuron(data: u16, control: u16, more: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_tells_how_it_starts_lives_and_leaves() {
     let (folder, data) = (tempfile::tempdir().unwrap(), free_port().unwrap());
-    let more = "[harness.fake]\nload_ms = 2500\nstep_ms = 10\n[drain]\nsettle_max_ms = 200\n";
+    let more = "[harness.fake]\nload_ms = 1500\nstep_ms = 10\n[drain]\nsettle_max_ms = 200\n";
     let config = neuron(data, free_port().unwrap(), more);
-    let mut worker = Watched::start(env!("CARGO_BIN_EXE_test-neuron"), folder.path(), &config, 1000);
+    let mut worker = Watched::start(env!("CARGO_BIN_EXE_test-neuron"), folder.path(), &config, 600);
     let ready = worker.until("READY=1");
     let extensions = worker.count("EXTEND_TIMEOUT_USEC=", Duration::ZERO..ready);
     assert!((1..=4).contains(&extensions), "one a second at most while it loads: {:?}", worker.heard);
     assert!(worker.place("STATUS=loading m (1 of 1), ") < worker.place("READY=1"), "{:?}", worker.heard);
-    worker.listen_for(Duration::from_millis(2200));
+    worker.listen_for(Duration::from_millis(1200));
     let alive = worker.count("WATCHDOG=1", ready..SOON);
-    assert!(alive >= 3, "at least every half of its span: {alive} in 2.2 s");
+    assert!(alive >= 3, "at least every half of its span: {alive} in 1.2 s");
     assert_eq!(worker.count("EXTEND_TIMEOUT_USEC=", ready..SOON), 0, "what runs has no timeout");
     worker.until("STATUS=serving; models: 1");
 
@@ -181,12 +181,12 @@ async fn a_gateway_tells_how_it_starts_lives_and_leaves() {
          [[neurons]]\ncontrol = \"127.0.0.1:{control}\"\n",
         free_port().unwrap()
     );
-    let mut gateway = Watched::start(env!("CARGO_BIN_EXE_test-cortex"), folders[1].path(), &config, 1000);
+    let mut gateway = Watched::start(env!("CARGO_BIN_EXE_test-cortex"), folders[1].path(), &config, 600);
     let ready = gateway.until("READY=1");
     gateway.until("STATUS=serving; 1 of 1 workers are routable");
-    gateway.listen_for(Duration::from_millis(2200));
+    gateway.listen_for(Duration::from_millis(1200));
     let alive = gateway.count("WATCHDOG=1", ready..SOON);
-    assert!(alive >= 3, "at least every half of its span: {alive} in 2.2 s");
+    assert!(alive >= 3, "at least every half of its span: {alive} in 1.2 s");
 
     let client = Client::new(&format!("http://127.0.0.1:{api}")).unwrap();
     let running = stream(&client, "leave with me", 200);

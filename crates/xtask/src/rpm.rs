@@ -171,6 +171,19 @@ mod tests {
     }
 
     #[test]
+    fn flavours_and_capabilities_are_the_same_wherever_they_are_named() {
+        let read = |name: &str| std::fs::read_to_string(root().join(name)).unwrap();
+        let (build, check) = (read("rpm/cuda.sh"), read("crates/neuron/src/check/gpu.rs"));
+        let workflows = ["prerelease", "release"].map(|name| read(&format!(".gitea/workflows/{name}.yml")));
+        for (flavour, compute) in FLAVOURS {
+            let Some(compute) = compute else { continue };
+            assert!(build.contains(&format!("{flavour}) capability={compute} ;;")), "{flavour}");
+            assert!(check.contains(&format!("\"{compute}\" => Some(\"cortex-neuron-{flavour}\")")), "{flavour}");
+            assert!(workflows.iter().all(|text| text.contains(flavour)), "{flavour}");
+        }
+    }
+
+    #[test]
     fn each_flavour_conflicts_with_all_others() {
         let spec = std::fs::read_to_string(root().join("rpm/cortex-neuron.spec")).unwrap();
         for (flavour, _) in FLAVOURS {
