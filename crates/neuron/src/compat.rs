@@ -4,6 +4,7 @@
 
 use service::metrics::prometheus::proto::{LabelPair, Metric, MetricFamily};
 use service::metrics::{Registry, render};
+use words::Code;
 
 /// Our name, and what vLLM calls it; two rows where its versions differ.
 const NAMES: [(&str, &str); 17] = [
@@ -28,8 +29,15 @@ const NAMES: [(&str, &str); 17] = [
 
 const REQUESTS: &str = "neuron_requests_total";
 
-/// How a request ended, in our words and vLLM's. It counts no failures.
-const ENDS: [(&str, &str); 3] = [("stop", "stop"), ("length", "length"), ("client_closed_request", "abort")];
+/// How a request ended, in vLLM's words, which are fewer; it counts no failures.
+fn finished_reason(outcome: &str) -> Option<&'static str> {
+    match Code::from_text(outcome) {
+        None if outcome == "length" => Some("length"),
+        None => Some("stop"),
+        Some(Code::ClientClosed) => Some("abort"),
+        Some(_) => None,
+    }
+}
 
 fn pair(name: &str, value: &str) -> LabelPair {
     let mut pair = LabelPair::default();
@@ -44,10 +52,7 @@ fn relabelled(mut metric: Metric) -> Option<Metric> {
     for label in metric.take_label() {
         labels.push(match label.name() {
             "model" => pair("model_name", label.value()),
-            "outcome" => {
-                let (_, theirs) = ENDS.iter().find(|(ours, _)| *ours == label.value())?;
-                pair("finished_reason", theirs)
-            }
+            "outcome" => pair("finished_reason", finished_reason(label.value())?),
             _ => label,
         });
     }
@@ -81,12 +86,14 @@ mod tests {
         let metrics = Metrics::new(&registry).unwrap();
         metrics.ended("m", "length", 0.5);
         metrics.ended("m", "overloaded", 0.5);
+        metrics.ended("m", Code::ClientClosed.row().code, 0.5);
         metrics.model("m").generation_tokens.inc_by(7);
         let text = vllm(&registry);
         for line in [
             "vllm:generation_tokens_total{engine=\"0\",model_name=\"m\"} 7",
             "vllm:request_success_total{engine=\"0\",finished_reason=\"length\",model_name=\"m\"} 1",
-            "vllm:e2e_request_latency_seconds_count{engine=\"0\",model_name=\"m\"} 2",
+            "vllm:request_success_total{engine=\"0\",finished_reason=\"abort\",model_name=\"m\"} 1",
+            "vllm:e2e_request_latency_seconds_count{engine=\"0\",model_name=\"m\"} 3",
             "# TYPE vllm:inter_token_latency_seconds histogram",
         ] {
             assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");

@@ -1,8 +1,11 @@
 //! Generated files: what the programs say of their own configuration, and the gRPC code.
 
+use std::path::Path;
+use std::process::Command;
+
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{cargo, root, run};
+use crate::{build_programs, cargo, root, run};
 
 const PROGRAMS: [&str; 2] = ["cortex", "neuron"];
 const DOCUMENTS: [(&str, &str); 3] =
@@ -11,14 +14,16 @@ const DOCUMENTS: [(&str, &str); 3] =
 const METRICS_HEAD: &str = "# Metrics\n\nGenerated from the programs' own registries; don't edit.\n";
 
 /// Returns what a program prints.
-fn said(program: &str, arguments: &[&str]) -> Result<Vec<u8>> {
-    let output = cargo().args(["run", "--quiet", "-p", program, "--"]).args(arguments).output()?;
+fn said(programs: &Path, program: &str, arguments: &[&str]) -> Result<Vec<u8>> {
+    let output = Command::new(programs.join(program)).args(arguments).output()?;
     ensure!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(output.stdout)
 }
 
 /// Writes the files, or fails where one is stale.
 pub(crate) fn run_all(check: bool) -> Result<()> {
+    let programs = build_programs()?;
+    let said = |program: &str, arguments: &[&str]| said(&programs, program, arguments);
     let mut files = Vec::new();
     let mut metrics = METRICS_HEAD.as_bytes().to_vec();
     for program in PROGRAMS {

@@ -84,6 +84,13 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Builds both programs together, so that every chore shares what is built; returns the folder they are in.
+fn build_programs() -> Result<PathBuf> {
+    run(cargo().args(["build", "--quiet", "-p", "cortex", "-p", "neuron"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(target.join("debug"))
+}
+
 /// Builds the programs without the heavy engine, which a paced one stands for, and runs them.
 fn soak(arguments: &[String]) -> Result<()> {
     let build = ["-p", "fleet-tests", "--no-default-features"];

@@ -357,7 +357,7 @@ impl Relay {
     fn after(&mut self, ending: Ending) -> Result<Option<Bytes>, Error> {
         let reason = match &ending {
             Ending::Failed(error) | Ending::NobodyFound(error) => error.code().row().code,
-            Ending::HandedOver => HANDED_OVER,
+            Ending::HandedOver => "handed_over",
         };
         if let Some(attempt) = self.attempt.take() {
             self.count_attempt(attempt.target.node.as_str(), reason);
@@ -398,16 +398,13 @@ impl Relay {
     }
 }
 
-/// Ends the span of an attempt or a request. One that was handed over, or that its client left, has not failed.
+/// Ends the span of an attempt or a request. An error's code means that it failed, unless its client left.
 fn end_span(mut span: Span, outcome: &'static str) {
     span.note(|| [KeyValue::new("cortex.outcome", outcome)]);
-    if !["ok", HANDED_OVER, Code::ClientClosed.row().code].contains(&outcome) {
+    if Code::from_text(outcome).is_some_and(|code| code != Code::ClientClosed) {
         span.fail(outcome);
     }
 }
-
-/// How an attempt ended that another worker took over.
-const HANDED_OVER: &str = "handed_over";
 
 /// How soon a worker that computes others' past is asked again.
 const PREFILL_AGAIN: Duration = Duration::from_millis(20);

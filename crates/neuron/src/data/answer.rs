@@ -88,7 +88,7 @@ impl Account {
         }
     }
 
-    /// Ends the request's span. A client that left is no failure.
+    /// Ends the request's span. An outcome that is no error's code is a finish reason; a client that left is no failure.
     fn end_span(&mut self, outcome: &'static str) {
         self.span.note(|| {
             [
@@ -96,10 +96,10 @@ impl Account {
                 KeyValue::new("cortex.outcome", outcome),
             ]
         });
-        if ["stop", "length"].contains(&outcome) {
-            self.span.note(|| [list("gen_ai.response.finish_reasons", &[outcome])]);
-        } else if outcome != Code::ClientClosed.row().code {
-            self.span.fail(outcome);
+        match Code::from_text(outcome) {
+            None => self.span.note(|| [list("gen_ai.response.finish_reasons", &[outcome])]),
+            Some(Code::ClientClosed) => {}
+            Some(_) => self.span.fail(outcome),
         }
         drop(std::mem::take(&mut self.span));
     }

@@ -184,6 +184,10 @@ where
         'a: 'b,
         Self: 'b,
     {
-        Box::pin(async move { tokio::time::timeout(self.patience, self.ask(request)).await? })
+        Box::pin(async move {
+            let asked = async { tokio::time::timeout(self.patience, self.ask(request)).await? };
+            // The exporter keeps the cause to itself.
+            asked.await.inspect_err(|error: &HttpError| tracing::debug!(?error, "the collector could not be asked"))
+        })
     }
 }
