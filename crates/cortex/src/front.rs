@@ -7,7 +7,9 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use rand::Rng;
+use service::addresses::Addresses;
 use service::gate::Gate;
+use service::server::Peer;
 use service::traces::{KeyValue, Span};
 use wire::chat::{Peek, without_private_fields};
 use wire::models::{Model, ModelList};
@@ -22,6 +24,7 @@ pub(crate) struct Front {
     pub(crate) proxy: SharedProxy,
     pub(crate) gate: Gate,
     pub(crate) readiness: Readiness,
+    pub(crate) addresses: Addresses,
 }
 
 impl Front {
@@ -91,6 +94,8 @@ impl Front {
     ) -> Result<Response<BoxBody>, Error> {
         let draining = || Error::new(Code::Draining, "this gateway is draining and takes no new requests");
         let admission = self.gate.enter().ok_or_else(draining)?;
+        let place = request.extensions().get::<Peer>().map(|peer| self.addresses.enter(peer.0));
+        let place = place.map(|place| place.ok_or_else(|| self.too_many())).transpose()?;
         check_media_type(request.headers())?;
         let trace = ["traceparent", "tracestate"].map(|name| {
             let value = request.headers().get(name).cloned();
@@ -123,8 +128,14 @@ impl Front {
             keep_alive: Duration::from_millis(api.keep_alive_ms),
         };
         describe(span, &order);
-        let relay = Relay::new(self.proxy.clone(), order, std::mem::take(span));
-        respond(relay, stream, pace, self.proxy.cut.clone(), admission).await
+        let relay = Box::new(Relay::new(self.proxy.clone(), order, std::mem::take(span)));
+        respond(relay, stream, pace, self.proxy.cut.clone(), (admission, place)).await
+    }
+
+    fn too_many(&self) -> Error {
+        self.proxy.metrics.limited.inc();
+        let most = self.proxy.options.api.max_requests_per_address;
+        Error::new(Code::RateLimited, format!("{most} requests of this address are running; wait until one has ended"))
     }
 
     fn models(&self) -> ModelList {

@@ -9,6 +9,7 @@ use hyper::service::service_fn;
 use hyper_util::service::TowerToHyperService;
 use lifecycle::{Drain, DrainFacts, DrainStep};
 use rand::Rng;
+use service::addresses::Addresses;
 use service::clock::Clock;
 use service::gate::Gate;
 use service::metrics::{MetricsError, Registry};
@@ -29,7 +30,7 @@ use crate::fleet_task::{self, Fleet};
 use crate::front::Front;
 use crate::metrics::{Families, Metrics};
 use crate::options::{Options, SHUTDOWN_MAX};
-use crate::proxy::{BoxBody, Proxy, full, upstream};
+use crate::proxy::{BoxBody, Proxy, Upstream, full};
 use crate::rollout;
 
 /// What a gateway takes from its surroundings.
@@ -222,7 +223,10 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     let budget = RetryBudget::new(clock.now(), options.proxy.retry_ratio, options.proxy.retry_floor_per_second);
     let proxy = Proxy {
         fleet,
-        upstream: upstream(&options),
+        upstream: Upstream::new(
+            Duration::from_millis(options.proxy.connect_timeout_ms),
+            options.proxy.idle_connections,
+        ),
         metrics,
         traces,
         clock,
@@ -232,8 +236,14 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         quarantine,
         cut: cut_watch,
     };
-    let front = Arc::new(Front { proxy: Arc::new(proxy), gate: gate.clone(), readiness: readiness.clone() });
-    let service = service_fn(move |request| front.clone().handle(request));
+    let front = Arc::new(Front {
+        proxy: Arc::new(proxy),
+        gate: gate.clone(),
+        readiness: readiness.clone(),
+        addresses: Addresses::new(options.api.max_requests_per_address),
+    });
+    // Boxed: it would be moved several times for each request, and each connection would keep room for it.
+    let service = service_fn(move |request| Box::pin(front.clone().handle(request)));
     let api = Server::start(around.api, &options.api.server, service, families.api)
         .map_err(|source| GatewayError::Bind { what: "the API port", address: options.api.bind.to_string(), source })?;
     readiness.set(READY);

@@ -48,6 +48,8 @@ pub(crate) struct Metrics {
     pub(crate) gap: HistogramVec,
     /// Clients that left.
     pub(crate) client_left: IntCounter,
+    /// Requests refused for their address.
+    pub(crate) limited: IntCounter,
     /// Tokens passed on.
     pub(crate) tokens: IntCounterVec,
     /// From arrival to first token.
@@ -113,6 +115,13 @@ impl Metrics {
             )?,
             client_left: registry
                 .counter_vec("cortex_client_disconnects_total", "Clients that left before the end.", &[])?
+                .with_label_values::<&str>(&[]),
+            limited: registry
+                .counter_vec(
+                    "cortex_requests_limited_total",
+                    "Requests refused, for their client's address had too many.",
+                    &[],
+                )?
                 .with_label_values::<&str>(&[]),
             tokens: registry.counter_vec("cortex_generation_tokens_total", "Tokens passed on.", &["model"])?,
             first_token: registry.histogram_vec(

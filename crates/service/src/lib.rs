@@ -3,6 +3,7 @@
 //! Of the domain only `words` is known here: points in time, and errors. Environment, clock and signals are read by the programs' `main` and by
 //! this crate's shells, and passed down from there.
 
+pub mod addresses;
 pub mod body;
 pub mod clock;
 pub mod command;

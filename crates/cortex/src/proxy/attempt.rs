@@ -6,23 +6,30 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use fleet::Target;
 use http::{HeaderName, HeaderValue, Method, Request, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Limited};
 use service::traces::Span;
 use tokio::time::{Instant, Sleep};
 use wire::EventSplitter;
 use wire::private::{self, Line, Refusal};
 use words::{Code, Error};
 
+use super::upstream::Answer;
 use super::{Order, Proxy};
 
 /// Most bytes of a worker's refusal.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
+const REQUEST_ID: HeaderName = HeaderName::from_static(private::REQUEST_ID_HEADER);
+const ATTEMPT: HeaderName = HeaderName::from_static(private::ATTEMPT_HEADER);
+const GATEWAY: HeaderName = HeaderName::from_static(private::GATEWAY_HEADER);
+const SEED: HeaderName = HeaderName::from_static(private::SEED_HEADER);
+const COMPLETION_ID: HeaderName = HeaderName::from_static(private::COMPLETION_ID_HEADER);
+const CREATED: HeaderName = HeaderName::from_static(private::CREATED_HEADER);
+
 /// An open attempt.
 pub(super) struct Attempt {
     pub(super) target: Target,
-    body: Incoming,
+    body: Answer,
     splitter: EventSplitter,
     /// Kept over the events: a timer that is set anew for each costs more than the event.
     timer: Pin<Box<Sleep>>,
@@ -78,15 +85,15 @@ impl Attempt {
             .method(Method::POST)
             .uri(format!("http://{}/v1/chat/completions", target.data_address))
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .header(HeaderName::from_static(private::REQUEST_ID_HEADER), header(&order.request_id))
-            .header(HeaderName::from_static(private::ATTEMPT_HEADER), HeaderValue::from(number))
-            .header(HeaderName::from_static(private::GATEWAY_HEADER), header(proxy.gateway.as_str()))
-            .header(HeaderName::from_static(private::SEED_HEADER), HeaderValue::from(order.seed))
-            .header(HeaderName::from_static(private::COMPLETION_ID_HEADER), header(&order.completion_id))
-            .header(HeaderName::from_static(private::CREATED_HEADER), HeaderValue::from(order.created));
+            .header(REQUEST_ID, header(&order.request_id))
+            .header(ATTEMPT, HeaderValue::from(number))
+            .header(GATEWAY, header(proxy.gateway.as_str()))
+            .header(SEED, HeaderValue::from(order.seed))
+            .header(COMPLETION_ID, header(&order.completion_id))
+            .header(CREATED, HeaderValue::from(order.created));
         let unsent = |error| Unopened { error, sent: false };
         let sent = |error| Unopened { error, sent: true };
-        let mut request = request.body(Full::new(body)).map_err(|error| unsent(Error::internal(error)))?;
+        let mut request = request.body(body).map_err(|error| unsent(Error::internal(error)))?;
         for (name, value) in &order.trace {
             value.iter().for_each(|value| _ = request.headers_mut().insert(name, value.clone()));
         }
@@ -164,7 +171,7 @@ impl Attempt {
 }
 
 /// Reads a worker's error response. One without our code is no answer of a worker.
-async fn refusal(response: http::Response<Incoming>) -> Error {
+async fn refusal(response: http::Response<Answer>) -> Error {
     let status = response.status();
     let code = response.headers().get(private::ERROR_HEADER).and_then(|value| value.to_str().ok()).map(str::to_string);
     let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());

@@ -21,6 +21,9 @@ use service::traces::{KeyValue, Span, list};
 /// How often a silent answer shows a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
+/// Most tokens that are held back for a gateway: what a crash costs at most besides its own second.
+const HELD_MAX: usize = 64;
+
 /// What the events become.
 pub(super) enum Form {
     /// Chunks, one a token.
@@ -169,6 +172,9 @@ pub(super) struct Answer {
     form: Form,
     inside: Option<Inside>,
     start: Start,
+    /// Token lines of an answer that is not streamed. Its client sees nothing before the end, so they go out together: at
+    /// once the first, the others each second, or when there are many, or when something else is said.
+    held: Vec<Line>,
     /// Status 200 is out, so failures become events.
     committed: bool,
     state: State,
@@ -217,6 +223,7 @@ impl Answer {
             committed: inside.is_some(),
             inside,
             start,
+            held: Vec::new(),
             state: State::Waiting,
             ticker,
             spoke: false,
@@ -263,7 +270,7 @@ impl Answer {
                     Err(error) => return Some(self.fail(&error)),
                 },
                 word = told(&mut self.inside) => match word {
-                    Word::Offered => return Some(Line::Offer.event()),
+                    Word::Offered => return Some(self.with_held(Line::Offer)),
                     Word::Orphaned => {
                         self.ended(Error::new(Code::ClientClosed, "the gateway's session is lost"));
                         return None;
@@ -297,6 +304,9 @@ impl Answer {
     fn sign_of_life(&mut self) -> Option<Bytes> {
         let turns = self.account.model.engine.turns();
         let alive = std::mem::replace(&mut self.turns, turns) != turns;
+        if !self.held.is_empty() {
+            return Some(with_private(&std::mem::take(&mut self.held), &[]));
+        }
         if std::mem::take(&mut self.spoke) {
             return None;
         }
@@ -392,7 +402,35 @@ impl Answer {
             ids: vec![id],
             finish: finish.map(reason),
         });
-        (private.is_some() || !public.is_empty()).then(|| with_private(private.as_slice(), &public))
+        match (private, &self.form) {
+            (Some(line), Form::Whole(_)) => self.hold(line),
+            (private, _) => {
+                (private.is_some() || !public.is_empty()).then(|| with_private(private.as_slice(), &public))
+            }
+        }
+    }
+
+    /// Holds a token line back, joined to the one before where it goes on from it; returns what is due.
+    fn hold(&mut self, line: Line) -> Option<Bytes> {
+        match (self.held.last_mut(), line) {
+            (
+                Some(Line::Tokens { choice, index, ids, finish, .. }),
+                Line::Tokens { choice: of, index: at, ids: more, finish: end, .. },
+            ) if *choice == of && finish.is_none() && *index + ids.len() as u32 == at => {
+                ids.extend(more);
+                *finish = end;
+            }
+            (_, line) => self.held.push(line),
+        }
+        let ids = |line: &Line| if let Line::Tokens { ids, .. } = line { ids.len() } else { 0 };
+        let due = self.account.tokens == 1 || self.held.iter().map(ids).sum::<usize>() >= HELD_MAX;
+        due.then(|| with_private(&std::mem::take(&mut self.held), &[]))
+    }
+
+    /// Makes an event of a line and of what was held back before it.
+    fn with_held(&mut self, line: Line) -> Bytes {
+        self.held.push(line);
+        with_private(&std::mem::take(&mut self.held), &[])
     }
 
     fn done(&mut self, usage: Usage) -> Bytes {
@@ -401,7 +439,8 @@ impl Answer {
             completion: usage.completion_tokens as u32,
             cached: self.start.cached.unwrap_or(usage.cached_tokens as u32),
         };
-        let private = self.inside.as_ref().map(|_| Line::Usage(usage));
+        let usage_line = self.inside.as_ref().map(|_| Line::Usage(usage));
+        let private: Vec<Line> = self.held.drain(..).chain(usage_line).collect();
         let public = match &self.form {
             Form::Stream(encoder) => {
                 let done = Bytes::from_static(DONE_EVENT);
@@ -412,14 +451,14 @@ impl Answer {
                 vec![if self.inside.is_some() { data_event(&json) } else { json.into() }]
             }
         };
-        with_private(private.as_slice(), &public)
+        with_private(&private, &public)
     }
 
     /// Turns a failure into the last bytes: a private refusal for a gateway, an error event for a client.
     fn fail(&mut self, error: &Error) -> Bytes {
         super::errors::log(error);
         match self.inside {
-            Some(_) => Line::Refusal(error.into()).event(),
+            Some(_) => self.with_held(Line::Refusal(error.into())),
             None => error_event(error),
         }
     }
