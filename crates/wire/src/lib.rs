@@ -4,13 +4,16 @@ pub mod chat;
 mod completion;
 mod envelope;
 pub mod fields;
+pub mod generation;
 pub mod models;
+mod peek;
 pub mod private;
 pub mod shaping;
 mod sse;
 
 pub use completion::{ChatEncoder, Folder, Identity, Usage, with_private};
 pub use envelope::{ErrorEnvelope, ErrorResponse, check_media_type, error_event};
+pub use peek::{Peek, without_private_fields};
 pub use sse::{DONE_EVENT, EventSplitter, EventTooLarge, HTTP_SSE_CONTENT_TYPE, KEEP_ALIVE_EVENT, data_event};
 
 #[cfg(test)]
