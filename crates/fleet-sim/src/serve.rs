@@ -190,7 +190,7 @@ impl Node {
                     context.send(stream.conn, ACCEPTOR, Message::Said(token));
                 }
                 // Nobody here asks for either.
-                EventKind::Scored { .. } | EventKind::Embedded(_) => {}
+                EventKind::Scored { .. } | EventKind::Embedded { .. } => {}
                 EventKind::Done(_) if context.stormy() && context.rng.random_bool(0.005) => {
                     context.count(Count::LostEnd);
                     let conn = stream.conn;

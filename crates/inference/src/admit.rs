@@ -221,15 +221,15 @@ impl Scheduler {
         &mut self,
         request: RequestKey,
         found: usize,
-        replays: Vec<(u32, crate::text::Piece)>,
+        replays: Vec<(u32, crate::text::Piece, bool)>,
         events: &mut Vec<Event>,
     ) {
         let prompt = self.requests.get(&request).map_or(0, |entry| entry.usage.prompt_tokens);
         events.push(Event { request, kind: EventKind::Started { cached: found.min(prompt) } });
-        for (choice, piece) in replays {
+        for (choice, piece, runs) in replays {
             let finish = piece.finish;
             events.push(Event { request, kind: EventKind::Resumed { choice, text: piece.text, finish } });
-            if finish.is_some() {
+            if finish.is_some() && !runs {
                 self.close_choice(request, events);
             }
         }

@@ -201,8 +201,13 @@ pub enum EventKind {
         /// How likely it was.
         score: Score,
     },
-    /// The prompt as one vector, of [`crate::engine::Capabilities::width`] numbers.
-    Embedded(Vec<f32>),
+    /// The prompt as one vector.
+    Embedded {
+        /// The choice.
+        choice: u32,
+        /// [`crate::engine::Capabilities::width`] numbers.
+        vector: Vec<f32>,
+    },
     /// Every choice has ended.
     Done(Usage),
     /// The request ended without its answer.

@@ -20,7 +20,7 @@ use crate::engine::{BlockId, Capabilities, SequenceId};
 use crate::ledger::Ledger;
 use crate::prefix::{PrefixBlock, PrefixHash};
 use crate::queue::{Queue, Waiting};
-use crate::request::{Event, EventKind, Limits, Load, Priority, RequestKey, Submission, Task, Usage};
+use crate::request::{Event, EventKind, Limits, Load, Priority, RequestKey, Scoring, Submission, Task, Usage};
 use crate::sequence::{Choice, Sequence, first_awaited};
 use crate::text::{Assembler, Piece, TokenBytes};
 
@@ -121,31 +121,31 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Replays the accepted ids; returns the choices that these have not ended, and what they released.
-    fn begin(&self, submission: Submission) -> (Vec<Choice>, Vec<(u32, Piece)>) {
+    /// Replays the accepted ids; returns the choices that run, and what they released, with whether their choice runs.
+    fn begin(&self, submission: Submission) -> (Vec<Choice>, Vec<(u32, Piece, bool)>) {
         let limit = self.most_said(&submission);
         let (mut choices, mut replays) = (Vec::new(), Vec::new());
         for (index, start) in (submission.first_choice..).zip(submission.choices) {
             let mut assembler = Assembler::new(self.table.clone(), submission.stop.clone(), limit);
             let piece = replay(&mut assembler, &start.accepted);
             let ended = piece.finish.is_some();
-            if !start.accepted.is_empty() {
-                replays.push((index, piece));
+            // A choice that is over runs again where its tokens are to be scored.
+            let runs = !ended || matches!(submission.task, Task::Score(Scoring { accepted: true, .. }));
+            let mut said = start.accepted;
+            if !said.is_empty() {
+                replays.push((index, piece, runs));
             }
-            if !ended {
+            let ended_by = if ended { said.pop() } else { None };
+            if runs {
                 choices.push(Choice {
                     request: submission.request,
                     index,
                     prompt: submission.prompt.clone(),
                     task: submission.task,
-                    awaits: first_awaited(
-                        submission.task,
-                        submission.prompt.len(),
-                        start.accepted.len(),
-                        choices.is_empty(),
-                    ),
+                    awaits: first_awaited(submission.task, submission.prompt.len(), said.len(), choices.is_empty()),
+                    ended_by,
                     pooled: Vec::new(),
-                    said: start.accepted,
+                    said,
                     positions: submission.prompt.len() + limit,
                     assembler,
                     sampling: submission.sampling,

@@ -20,6 +20,8 @@ pub(crate) struct Choice {
     pub(crate) task: Task,
     /// The first position whose output is wanted and still to come; at most its last.
     pub(crate) awaits: usize,
+    /// The accepted token that ended it, where it only runs to be scored again; then it ends once more.
+    pub(crate) ended_by: Option<u32>,
     /// Sums of the hidden states before it, for a mean.
     pub(crate) pooled: Vec<f64>,
     /// Most positions it can take, prompt included.

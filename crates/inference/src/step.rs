@@ -77,6 +77,15 @@ impl Scheduler {
             let Some(seq) = self.running.get_mut(&row.sequence) else { continue };
             let Capabilities { vocab_size: vocabulary, width, .. } = self.capabilities;
             let said = match (row.wanted, output) {
+                (Wanted::Logits(count), RowOutput::Logits(logits))
+                    if seq.choice.ended_by.is_some() && logits.len() == count * vocabulary =>
+                {
+                    score_known(&mut seq.choice, count, &logits, vocabulary, events);
+                    if seq.computed == seq.choice.len() {
+                        self.end_choice(row.sequence, request, events);
+                    }
+                    continue;
+                }
                 (Wanted::Nothing, _) => continue,
                 (Wanted::Token, RowOutput::Token(id)) => Some((id, None)),
                 (Wanted::Token, RowOutput::Logits(logits)) if logits.len() == vocabulary => {
@@ -92,7 +101,8 @@ impl Scheduler {
                 }
                 (Wanted::Hidden(count), RowOutput::Hidden(hidden)) if hidden.len() == count * width => {
                     if let Some(vector) = seq.choice.pool(&hidden, width) {
-                        events.push(Event { request, kind: EventKind::Embedded(vector) });
+                        let choice = seq.choice.index;
+                        events.push(Event { request, kind: EventKind::Embedded { choice, vector } });
                         self.end_choice(row.sequence, request, events);
                     }
                     continue;
@@ -181,10 +191,10 @@ impl Scheduler {
 
 /// Tells how likely the tokens were that a choice has already, of which `logits` are the last `count` positions computed.
 fn score_known(choice: &mut Choice, count: usize, logits: &[f32], vocabulary: usize, events: &mut Vec<Event>) {
-    let known = choice.awaits + 1..choice.len();
-    for (position, logits) in known.zip(logits.chunks_exact(vocabulary)).take(count) {
-        let Some(id) = choice.span(position..position + 1).next() else { return };
-        choice.awaits = position;
+    for (position, logits) in (choice.awaits + 1..).zip(logits.chunks_exact(vocabulary)).take(count) {
+        let id = if position < choice.len() { choice.span(position..position + 1).next() } else { choice.ended_by };
+        let Some(id) = id else { return };
+        choice.awaits = position.min(choice.len() - 1);
         if let Some(score) = choice.score(logits, id) {
             let kind = EventKind::Scored { choice: choice.index, position, id, score };
             events.push(Event { request: choice.request, kind });

@@ -1,6 +1,7 @@
 //! Scores and embeddings are functions of the tokens alone, whatever the chunks, the cache, preemptions and resumes.
 #![allow(clippy::unwrap_used)]
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -26,7 +27,12 @@ fn scores(rig: &Rig, key: u64, prompt: usize) -> BTreeMap<(u32, usize), Score> {
 
 fn embedded(rig: &Rig, key: u64) -> Vec<Vec<f32>> {
     let of_key = rig.events.iter().filter(|event| event.request.0 == key);
-    of_key.filter_map(|event| if let EventKind::Embedded(v) = &event.kind { Some(v.clone()) } else { None }).collect()
+    of_key
+        .filter_map(|event| match &event.kind {
+            EventKind::Embedded { vector, .. } => Some(vector.clone()),
+            _ => None,
+        })
+        .collect()
 }
 
 fn mean(prompt: &str) -> Vec<f32> {
@@ -114,6 +120,37 @@ proptest! {
             prop_assert_eq!((usage.prompt_tokens, usage.completion_tokens), (prompt.len(), 0));
         }
         prop_assert_eq!(rig.scheduler.load().blocks_used, 0);
+    }
+}
+
+#[test]
+fn a_choice_that_is_over_is_scored_again_where_a_whole_answer_needs_it() {
+    for (stop_at, accepted) in [(3usize, true), (3, false), (1, true)] {
+        let said = oracle("ten tokens", 8);
+        let stop = Arc::new(crate::StopRules { strings: vec![], tokens: vec![said[stop_at - 1]] });
+        let over = ChoiceStart { accepted: said[..stop_at].to_vec() };
+        let whole = ChoiceStart { accepted: said.clone() };
+        let scoring = Scoring { top: 2, prompt: false, accepted };
+        for choices in [vec![over.clone(), ChoiceStart::default()], vec![ChoiceStart::default(), over]] {
+            let mut rig = Rig::new(capabilities(), limits());
+            let ended = choices.iter().position(|choice| !choice.accepted.is_empty()).unwrap() as u32;
+            rig.submit(Submission {
+                choices,
+                stop: stop.clone(),
+                task: Task::Score(scoring),
+                ..submission(0, "ten tokens", 8)
+            });
+            rig.run_out();
+            assert!(done(&rig.events, 0).is_some());
+            let told = scores(&rig, 0, 10).keys().filter(|(choice, _)| *choice == ended).count();
+            assert_eq!(told, if accepted { stop_at - 1 } else { 0 }, "all but the end token");
+            assert_eq!(ids(&rig.events, 0, ended), [], "nothing is said again");
+        }
+        let mut rig = Rig::new(capabilities(), limits());
+        rig.submit(Submission { choices: vec![whole], task: Task::Score(scoring), ..submission(0, "ten tokens", 8) });
+        rig.run_out();
+        assert_eq!(scores(&rig, 0, 10).len(), if accepted { 8 } else { 0 }, "ended by its length");
+        assert_eq!(done(&rig.events, 0).unwrap().completion_tokens, 8);
     }
 }
 

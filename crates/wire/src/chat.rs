@@ -4,7 +4,8 @@ use serde_json::{Map, Value};
 use words::{Code, Error};
 
 use crate::fields;
-use crate::generation::{Checked, Generation};
+use crate::generation::{Checked, Generation, flag};
+use crate::logprobs;
 
 /// Most messages.
 pub const MESSAGES_MAX: usize = 4096;
@@ -25,12 +26,23 @@ impl ChatRequest {
     /// `InvalidRequest` with the field in `param`, or `UnsupportedParameter`.
     pub fn parse(body: &[u8]) -> Result<Self, Error> {
         let mut checked = Checked::read(body, fields::CHAT)?;
-        let generation = checked.generation()?;
+        let mut generation = checked.generation()?;
+        generation.logprobs = logprobs(&checked.map)?;
         Ok(ChatRequest { messages: messages(checked.map.remove("messages"))?, generation })
     }
 }
 
-fn messages(value: Option<Value>) -> Result<Vec<Value>, Error> {
+/// Reads how many of the likeliest tokens are told beside each; `None` when tokens are not told.
+fn logprobs(map: &Map<String, Value>) -> Result<Option<u32>, Error> {
+    let (wanted, top) = (flag(map, "logprobs"), logprobs::top(map, "top_logprobs")?);
+    match (wanted, top) {
+        (false, Some(1..)) => Err(Error::invalid("top_logprobs", "'top_logprobs' needs 'logprobs' to be true")),
+        (false, _) => Ok(None),
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+    }
+}
+
+pub(crate) fn messages(value: Option<Value>) -> Result<Vec<Value>, Error> {
     let Some(Value::Array(items)) = value else {
         return Err(Error::invalid("messages", "'messages' must be an array of messages"));
     };

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::logprobs::{ChatLogprobs, TokenLogprob};
 use crate::private::Line;
 use crate::sse::data_event;
 
@@ -32,7 +33,7 @@ struct Chunk<'a> {
 struct ChunkChoice<'a> {
     index: u32,
     delta: Delta<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<ChatLogprobs<'a>>,
     finish_reason: Option<&'static str>,
 }
 
@@ -58,7 +59,7 @@ pub struct Usage {
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
-struct UsageObject {
+pub(crate) struct UsageObject {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
@@ -110,15 +111,20 @@ impl ChatEncoder {
         self.chunk(&[ChunkChoice { index, delta, logprobs: None, finish_reason }], None)
     }
 
+    fn scored(&self, index: u32, delta: Delta<'_>, scored: Option<&[TokenLogprob]>) -> Bytes {
+        let logprobs = scored.map(ChatLogprobs);
+        self.chunk(&[ChunkChoice { index, delta, logprobs, finish_reason: None }], None)
+    }
+
     /// The role event, first of each choice.
     pub fn role(&self, choice: u32) -> Bytes {
         let delta = Delta { role: Some("assistant"), content: Some(""), refusal: Some(None) };
         self.choice(choice, delta, None)
     }
 
-    /// A content event.
-    pub fn content(&self, choice: u32, text: &str) -> Bytes {
-        self.choice(choice, Delta { content: Some(text), ..Delta::default() }, None)
+    /// A content event, with the tokens it is of when those are told.
+    pub fn content(&self, choice: u32, text: &str, scored: Option<&[TokenLogprob]>) -> Bytes {
+        self.scored(choice, Delta { content: Some(text), ..Delta::default() }, scored)
     }
 
     /// The finish event, last of each choice.
@@ -158,7 +164,14 @@ pub fn with_private(lines: &[Line], events: &[Bytes]) -> Bytes {
 #[derive(Debug)]
 pub struct Folder {
     identity: Identity,
-    choices: Vec<(String, Option<&'static str>)>,
+    choices: Vec<Folded>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Folded {
+    content: String,
+    scored: Option<Vec<TokenLogprob>>,
+    finish: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -175,7 +188,7 @@ struct Completion<'a> {
 struct CompletionChoice<'a> {
     index: u32,
     message: Message<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<ChatLogprobs<'a>>,
     finish_reason: Option<&'static str>,
 }
 
@@ -187,32 +200,40 @@ struct Message<'a> {
 }
 
 impl Folder {
-    /// Makes the fold of `choices` choices.
-    pub fn new(identity: Identity, choices: usize) -> Self {
-        Folder { identity, choices: vec![(String::new(), None); choices] }
+    /// Makes the fold of `choices` choices; `scored` says that tokens are told.
+    pub fn new(identity: Identity, choices: usize, scored: bool) -> Self {
+        let begin = Folded { scored: scored.then(Vec::new), ..Folded::default() };
+        Folder { identity, choices: vec![begin; choices] }
+    }
+
+    /// Adds tokens to a choice.
+    pub fn score(&mut self, choice: u32, scored: &[TokenLogprob]) {
+        if let Some(all) = self.choices.get_mut(choice as usize).and_then(|folded| folded.scored.as_mut()) {
+            all.extend_from_slice(scored);
+        }
     }
 
     /// Adds text to a choice.
     pub fn content(&mut self, choice: u32, text: &str) {
-        if let Some((content, _)) = self.choices.get_mut(choice as usize) {
-            content.push_str(text);
+        if let Some(folded) = self.choices.get_mut(choice as usize) {
+            folded.content.push_str(text);
         }
     }
 
     /// Ends a choice.
     pub fn finish(&mut self, choice: u32, reason: &'static str) {
-        if let Some((_, finish)) = self.choices.get_mut(choice as usize) {
-            *finish = Some(reason);
+        if let Some(folded) = self.choices.get_mut(choice as usize) {
+            folded.finish = Some(reason);
         }
     }
 
     /// Returns the whole answer.
     pub fn done(&self, usage: Usage) -> String {
-        let choices = self.choices.iter().enumerate().map(|(index, (content, finish_reason))| CompletionChoice {
-            index: index as u32,
-            message: Message { role: "assistant", content, refusal: None },
-            logprobs: None,
-            finish_reason: *finish_reason,
+        let choices = (0..).zip(&self.choices).map(|(index, folded)| CompletionChoice {
+            index,
+            message: Message { role: "assistant", content: &folded.content, refusal: None },
+            logprobs: folded.scored.as_deref().map(ChatLogprobs),
+            finish_reason: folded.finish,
         });
         let completion = Completion {
             id: &self.identity.id,
@@ -243,8 +264,8 @@ mod tests {
     #[test]
     fn usage_is_null_until_the_last_event_and_absent_unless_asked_for() {
         let asked = ChatEncoder::new(identity(), true);
-        assert_eq!(data(&asked.content(0, "x"))["usage"], Value::Null);
-        assert!(data(&asked.content(0, "x")).as_object().unwrap().contains_key("usage"));
+        assert_eq!(data(&asked.content(0, "x", None))["usage"], Value::Null);
+        assert!(data(&asked.content(0, "x", None)).as_object().unwrap().contains_key("usage"));
         let last = data(&asked.usage(Usage { prompt: 3, completion: 4, cached: 2 }).unwrap());
         assert_eq!(last["choices"], json!([]));
         assert_eq!(
@@ -253,7 +274,7 @@ mod tests {
             "prompt_tokens_details": {"cached_tokens": 2}})
         );
         let unasked = ChatEncoder::new(identity(), false);
-        assert!(!data(&unasked.content(0, "x")).as_object().unwrap().contains_key("usage"));
+        assert!(!data(&unasked.content(0, "x", None)).as_object().unwrap().contains_key("usage"));
         assert!(unasked.usage(Usage::default()).is_none());
     }
 
@@ -267,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_fold_has_every_key_that_clients_expect() {
-        let mut folder = Folder::new(identity(), 1);
+        let mut folder = Folder::new(identity(), 1, false);
         folder.content(0, "a");
         folder.content(0, "b");
         folder.finish(0, "length");
@@ -282,6 +303,20 @@ mod tests {
             serde_json::from_str::<Value>(&folder.done(Usage { prompt: 1, completion: 2, cached: 0 })).unwrap(),
             wanted
         );
+    }
+
+    #[test]
+    fn tokens_are_told_with_their_bytes_and_rivals() {
+        let scored =
+            TokenLogprob { bytes: b"\xc3".to_vec(), logprob: Some(-0.5), top: vec![(b"a".to_vec(), -0.25)], offset: 0 };
+        let wanted = json!({"content": [{"token": "\u{fffd}", "logprob": -0.5, "bytes": [195],
+            "top_logprobs": [{"token": "a", "logprob": -0.25, "bytes": [97]}]}], "refusal": null});
+        let chunk = data(&ChatEncoder::new(identity(), false).content(0, "", Some(std::slice::from_ref(&scored))));
+        assert_eq!((&chunk["choices"][0]["logprobs"], &chunk["choices"][0]["delta"]["content"]), (&wanted, &json!("")));
+        let mut folder = Folder::new(identity(), 1, true);
+        folder.score(0, &[scored]);
+        let whole: Value = serde_json::from_str(&folder.done(Usage::default())).unwrap();
+        assert_eq!(whole["choices"][0]["logprobs"], wanted);
     }
 
     #[test]

@@ -14,7 +14,7 @@ fn a_client_librarys_types_accept_every_chunk_and_the_fold() {
     let encoder = ChatEncoder::new(identity(), true);
     let events = [
         encoder.role(0),
-        encoder.content(0, "é\"\n"),
+        encoder.content(0, "é\"\n", None),
         encoder.finish(0, "length"),
         encoder.usage(Usage { prompt: 3, completion: 4, cached: 1 }).unwrap(),
     ];
@@ -24,7 +24,7 @@ fn a_client_librarys_types_accept_every_chunk_and_the_fold() {
     assert_eq!(chunks[2].choices[0].finish_reason, Some(FinishReason::Length));
     assert_eq!(chunks[3].usage.as_ref().unwrap().total_tokens, 7);
 
-    let mut folder = Folder::new(identity(), 1);
+    let mut folder = Folder::new(identity(), 1, false);
     folder.content(0, "hello");
     folder.finish(0, "stop");
     let whole: CreateChatCompletionResponse =

@@ -85,7 +85,7 @@ impl Rig {
                 EventKind::Token { id, .. } => self.tokens.entry(event.request.0).or_default().push((now, id)),
                 EventKind::Done(usage) => _ = self.done.insert(event.request.0, usage.cached_tokens),
                 EventKind::Failed(_, words) => bail!("request {}: {words}", event.request.0),
-                EventKind::Started { .. } | EventKind::Resumed { .. } => {}
+                kind => assert!(matches!(kind, EventKind::Started { .. } | EventKind::Resumed { .. })),
             }
         }
         Ok(true)
