@@ -1,5 +1,6 @@
 //! `harness = "candle"`: models in this process, from GGUF files.
 
+use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -7,13 +8,13 @@ use std::sync::Arc;
 use engine_candle::{
     Arithmetic, CandleEngine, DeviceChoice, KernelOptions, LoadError, LoadProgress, Options, THREADS_MAX,
 };
-use inference::TokenBytes;
+use inference::{Pooling, TokenBytes};
 use model_files::model::{ModelFiles, ModelFilesError, resolve};
 use model_files::template::TemplateError;
 use serde_json::Value;
 use words::{Code, Error, Fingerprint};
 
-use super::{ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
+use super::{ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes, Spelled};
 use crate::options::{CandleOptions, KvType};
 use crate::sampling::Defaults;
 
@@ -143,6 +144,7 @@ impl Harness for CandleHarness {
             token_bytes: Arc::new(TokenBytes::new(files.tokenizer.pieces().iter().map(|piece| &piece.bytes))),
             end_tokens: files.tokenizer.end_tokens().to_vec(),
             defaults,
+            pooling: pooling(&files),
             continue_fingerprint: print,
             exact_fingerprint: Fingerprint(*blake3::hash(exact.as_bytes()).as_bytes()),
             device,
@@ -165,6 +167,18 @@ fn load_failure(error: LoadError) -> LoadFailure {
     LoadFailure { error, transient: is_transient }
 }
 
+/// How the model's makers say that its embeddings are pooled, in llama.cpp's numbers; a model that says nothing was made
+/// to generate, and its last token has seen all the others.
+fn pooling(files: &ModelFiles) -> Result<Pooling, String> {
+    match files.header.u64(&format!("{}.pooling_type", files.architecture)) {
+        Some(1) => Ok(Pooling::Mean),
+        None | Some(0 | 3) => Ok(Pooling::Last),
+        Some(2) => Err("its first token".into()),
+        Some(4) => Err("rank".into()),
+        Some(other) => Err(format!("a way that is unknown here, number {other}")),
+    }
+}
+
 /// Prompts through the model's own template and tokenizer.
 struct FilesText(ModelFiles);
 
@@ -183,5 +197,29 @@ impl ChatText for FilesText {
         tokenizer
             .encode(&text, !begun)
             .map_err(|error| Error::new(Code::InvalidRequest, error.to_string()).at("messages"))
+    }
+
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
+        let encoded = self.0.tokenizer.encode(text, special);
+        encoded.map_err(|error| Error::new(Code::InvalidRequest, error.to_string()))
+    }
+
+    fn spell(&self, id: u32) -> Spelled<'_> {
+        let tokenizer = &self.0.tokenizer;
+        match tokenizer.pieces().get(id as usize) {
+            Some(piece) if !piece.control => Spelled { bytes: Cow::Borrowed(&piece.bytes), shown: true },
+            _ => {
+                Spelled { bytes: Cow::Borrowed(tokenizer.token_text(id).unwrap_or_default().as_bytes()), shown: false }
+            }
+        }
+    }
+
+    fn decode(&self, ids: &[u32]) -> String {
+        self.0.tokenizer.decode(ids)
+    }
+
+    fn embedding_end(&self) -> Option<u32> {
+        let wanted = self.0.header.bool("tokenizer.ggml.add_eos_token") == Some(true);
+        self.0.tokenizer.eos().filter(|_| wanted)
     }
 }

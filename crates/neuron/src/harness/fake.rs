@@ -1,15 +1,16 @@
 //! `harness = "fake"`: the paced oracle engine, for tests of everything around an engine.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use inference::engine::{Batch, BlockId, Capabilities, Engine, EngineError, Outputs};
-use inference::{FAKE_END_TOKEN, FakeEngine, fake_token_bytes};
+use inference::{FAKE_END_TOKEN, FakeEngine, Pooling, fake_token_bytes};
 use serde_json::Value;
 use words::{Code, Error, Fingerprint};
 
-use super::{ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
+use super::{ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes, Spelled};
 use crate::options::FakeOptions;
 use crate::sampling::Defaults;
 
@@ -69,6 +70,7 @@ impl Harness for FakeHarness {
             token_bytes: Arc::new(fake_token_bytes()),
             end_tokens: vec![FAKE_END_TOKEN],
             defaults: Defaults::default(),
+            pooling: Ok(Pooling::Mean),
             continue_fingerprint: print,
             exact_fingerprint: print,
             device: "none".into(),
@@ -118,6 +120,27 @@ impl Engine for Paced {
 struct FakeText;
 
 impl ChatText for FakeText {
+    fn encode(&self, text: &str, _special: bool) -> Result<Vec<u32>, Error> {
+        Ok(text.bytes().map(u32::from).collect())
+    }
+
+    fn spell(&self, id: u32) -> Spelled<'_> {
+        match u8::try_from(id) {
+            Ok(byte) => Spelled { bytes: Cow::Owned(vec![byte]), shown: true },
+            Err(_) if id == FAKE_END_TOKEN => Spelled { bytes: Cow::Borrowed(b"<end>"), shown: false },
+            Err(_) => Spelled { bytes: Cow::Borrowed(b""), shown: false },
+        }
+    }
+
+    fn decode(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| self.spell(*id).bytes.into_owned()).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn embedding_end(&self) -> Option<u32> {
+        None
+    }
+
     fn prompt(&self, messages: &[Value], _now: u64) -> Result<Vec<u32>, Error> {
         let mut text = String::new();
         for message in messages {
