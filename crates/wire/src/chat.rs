@@ -7,6 +7,7 @@ use words::{Code, Error, ModelId};
 use crate::fields;
 use crate::private::{RESUME_FIELD, Resume};
 use crate::shaping::Shaping;
+use crate::tools::Tools;
 
 /// Most stop strings.
 pub const STOP_STRINGS_MAX: usize = 16;
@@ -24,6 +25,8 @@ pub struct ChatRequest {
     pub model: ModelId,
     /// Messages with plain-text contents, as the chat template takes them.
     pub messages: Vec<Value>,
+    /// What the model may call.
+    pub tools: Tools,
     /// Whether the answer is a stream.
     pub stream: bool,
     /// Whether a stream ends with the usage.
@@ -87,6 +90,7 @@ impl ChatRequest {
         Ok(ChatRequest {
             model: model(map.get("model"))?,
             messages: messages(map.remove("messages"))?,
+            tools: Tools::read(&mut map)?,
             stream: flag(&map, "stream"),
             include_usage,
             temperature: number(&map, "temperature", 0.0, 2.0)?,

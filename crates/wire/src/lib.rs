@@ -8,6 +8,7 @@ pub mod models;
 pub mod private;
 pub mod shaping;
 mod sse;
+pub mod tools;
 
 pub use completion::{ChatEncoder, Folder, Identity, Usage, with_private};
 pub use envelope::{ErrorEnvelope, ErrorResponse, check_media_type, error_event};
