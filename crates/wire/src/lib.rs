@@ -5,6 +5,7 @@ mod completion;
 mod envelope;
 pub mod fields;
 pub mod models;
+pub mod output;
 pub mod private;
 pub mod shaping;
 mod sse;
