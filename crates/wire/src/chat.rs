@@ -5,8 +5,10 @@ use serde_json::{Map, Value};
 use words::{Code, Error, ModelId};
 
 use crate::fields;
+use crate::messages::messages;
 use crate::private::{RESUME_FIELD, Resume};
 use crate::shaping::Shaping;
+use crate::template::variables;
 use crate::tools::Tools;
 
 /// Most stop strings.
@@ -15,18 +17,18 @@ pub const STOP_STRINGS_MAX: usize = 16;
 pub const STOP_BYTES_MAX: usize = 1024;
 /// Most answers to one request; a worker may allow fewer.
 pub const CHOICES_MAX: u32 = 128;
-/// Most messages.
-pub const MESSAGES_MAX: usize = 4096;
 
 /// A checked request. Numbers are finite and in range; `None` means that the model's defaults decide.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatRequest {
     /// Which model.
     pub model: ModelId,
-    /// Messages with plain-text contents, as the chat template takes them.
+    /// Messages with plain-text contents, as the chat template takes them; the arguments of calls are JSON texts.
     pub messages: Vec<Value>,
     /// What the model may call.
     pub tools: Tools,
+    /// Further variables of the chat template.
+    pub variables: Map<String, Value>,
     /// Whether the answer is a stream.
     pub stream: bool,
     /// Whether a stream ends with the usage.
@@ -91,6 +93,7 @@ impl ChatRequest {
             model: model(map.get("model"))?,
             messages: messages(map.remove("messages"))?,
             tools: Tools::read(&mut map)?,
+            variables: variables(&mut map)?,
             stream: flag(&map, "stream"),
             include_usage,
             temperature: number(&map, "temperature", 0.0, 2.0)?,
@@ -305,82 +308,6 @@ fn stop(value: Option<&Value>) -> Result<Vec<String>, Error> {
         return wrong(format!("each string of 'stop' must have 1 to {STOP_BYTES_MAX} bytes"));
     }
     Ok(strings)
-}
-
-fn messages(value: Option<Value>) -> Result<Vec<Value>, Error> {
-    let Some(Value::Array(items)) = value else {
-        return Err(Error::invalid("messages", "'messages' must be an array of messages"));
-    };
-    if items.is_empty() || items.len() > MESSAGES_MAX {
-        let message = format!("'messages' must have 1 to {MESSAGES_MAX} messages, it has {}", items.len());
-        return Err(Error::invalid("messages", message));
-    }
-    items.into_iter().enumerate().map(|(i, item)| message(i, item)).collect()
-}
-
-fn message(i: usize, item: Value) -> Result<Value, Error> {
-    let at = |field: &str| format!("messages[{i}]{field}");
-    let Value::Object(mut map) = item else {
-        return Err(Error::invalid(at(""), format!("'{}' must be an object", at(""))));
-    };
-    let role = match map.get("role").and_then(Value::as_str) {
-        Some("system" | "developer") => "system",
-        Some("user") => "user",
-        Some("assistant") => "assistant",
-        Some("tool" | "function") => {
-            let message = "messages of tools are not supported; send their text as a user message";
-            return Err(Error::new(Code::UnsupportedParameter, message).at(at(".role")));
-        }
-        _ => {
-            let message = format!("'{}' must be system, developer, user or assistant", at(".role"));
-            return Err(Error::invalid(at(".role"), message));
-        }
-    };
-    for field in ["tool_calls", "function_call", "audio"] {
-        let empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
-        if map.get(field).is_some_and(|value| !empty(value)) {
-            let message = format!("'{}' is not supported", at(&format!(".{field}")));
-            return Err(Error::new(Code::UnsupportedParameter, message).at(at(&format!(".{field}"))));
-        }
-    }
-    let content = content(&at(".content"), map.remove("content"), role)?;
-    let mut out = Map::new();
-    out.insert("role".into(), role.into());
-    out.insert("content".into(), content.into());
-    if let Some(name) = map.remove("name").filter(|name| !name.is_null()) {
-        if !name.is_string() {
-            return Err(Error::invalid(at(".name"), format!("'{}' must be a string", at(".name"))));
-        }
-        out.insert("name".into(), name);
-    }
-    Ok(Value::Object(out))
-}
-
-/// Joins text parts with a line feed, as vLLM does for templates that take plain text.
-fn content(at: &str, value: Option<Value>, role: &str) -> Result<String, Error> {
-    match value {
-        Some(Value::String(text)) => Ok(text),
-        // An assistant turn without text is legal.
-        None | Some(Value::Null) if role == "assistant" => Ok(String::new()),
-        Some(Value::Array(parts)) if !parts.is_empty() => {
-            let mut texts = Vec::with_capacity(parts.len());
-            for (k, part) in parts.iter().enumerate() {
-                match (part["type"].as_str(), part["text"].as_str()) {
-                    (Some("text"), Some(text)) => texts.push(text),
-                    (Some("text"), None) | (None, _) => {
-                        let message = format!("'{at}[{k}]' must be an object with 'type' and 'text'");
-                        return Err(Error::invalid(format!("{at}[{k}]"), message));
-                    }
-                    (Some(kind), _) => {
-                        let message = format!("'{at}[{k}]' has type '{kind}'; this server takes text only");
-                        return Err(Error::new(Code::UnsupportedParameter, message).at(format!("{at}[{k}]")));
-                    }
-                }
-            }
-            Ok(texts.join("\n"))
-        }
-        _ => Err(Error::invalid(at, format!("'{at}' must be a string or a non-empty array of text parts"))),
-    }
 }
 
 #[cfg(test)]

@@ -4,11 +4,13 @@ pub mod chat;
 mod completion;
 mod envelope;
 pub mod fields;
+pub mod messages;
 pub mod models;
 pub mod output;
 pub mod private;
 pub mod shaping;
 mod sse;
+pub mod template;
 pub mod tools;
 
 pub use completion::{ChatEncoder, Folder, Identity, Usage, with_private};
