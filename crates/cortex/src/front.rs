@@ -8,9 +8,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use hyper::body::Incoming;
 use rand::Rng;
 use service::gate::Gate;
-use wire::chat::{Peek, without_private_fields};
 use wire::models::{Model, ModelList};
 use wire::private::REQUEST_ID_HEADER;
+use wire::{Peek, without_private_fields};
 use words::{Code, Error, ModelState, RequestId};
 
 use crate::gateway::Readiness;

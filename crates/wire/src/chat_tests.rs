@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use crate::{Peek, without_private_fields};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -70,13 +71,13 @@ fn what_is_not_json_is_refused_in_words() {
 #[test]
 fn the_newer_name_of_the_token_limit_wins() {
     let both = request(json!({"max_tokens": 5, "max_completion_tokens": 9})).unwrap();
-    assert_eq!(both.max_tokens, Some(9));
-    assert_eq!(request(json!({"max_tokens": null})).unwrap().max_tokens, None);
+    assert_eq!(both.generation.max_tokens, Some(9));
+    assert_eq!(request(json!({"max_tokens": null})).unwrap().generation.max_tokens, None);
 }
 
 #[test]
 fn negative_seeds_are_seeds() {
-    assert_eq!(request(json!({"seed": -1})).unwrap().seed, Some(u64::MAX));
+    assert_eq!(request(json!({"seed": -1})).unwrap().generation.seed, Some(u64::MAX));
 }
 
 #[test]

@@ -4,9 +4,11 @@ pub mod chat;
 mod completion;
 mod envelope;
 pub mod fields;
+pub mod generation;
 pub mod messages;
 pub mod models;
 pub mod output;
+mod peek;
 pub mod private;
 pub mod shaping;
 mod sse;
@@ -15,6 +17,7 @@ pub mod tools;
 
 pub use completion::{ChatEncoder, Folder, Identity, Usage, with_private};
 pub use envelope::{ErrorEnvelope, ErrorResponse, check_media_type, error_event};
+pub use peek::{Peek, without_private_fields};
 pub use sse::{DONE_EVENT, EventSplitter, EventTooLarge, HTTP_SSE_CONTENT_TYPE, KEEP_ALIVE_EVENT, data_event};
 
 #[cfg(test)]

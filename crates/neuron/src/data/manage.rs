@@ -13,7 +13,7 @@ use words::{Code, Error, ModelId, ModelState, ModelStatus};
 
 use super::{DataPlane, HttpError};
 use crate::activation::spec_of;
-use crate::data::chat::read_body;
+use crate::data::admission::read_body;
 use crate::harness::{DEFAULT_HARNESS, LoadSpec};
 use crate::options::ModelEntry;
 

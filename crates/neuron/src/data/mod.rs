@@ -1,5 +1,6 @@
 //! The data plane: OpenAI's API and the model list, over HTTP.
 
+mod admission;
 mod answer;
 mod chat;
 mod errors;
@@ -11,6 +12,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::Method;
 use axum::routing::{get, post};
+use wire::chat::ChatRequest;
 use words::{Code, Error};
 
 use crate::metrics::Metrics;
@@ -38,7 +40,7 @@ pub(crate) struct DataPlane {
 /// Makes the routes.
 pub(crate) fn router(plane: Arc<DataPlane>) -> Router {
     Router::new()
-        .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/chat/completions", post(admission::answer::<ChatRequest>))
         .route("/v1/models", get(manage::list_openai))
         .route("/v1/models/{*id}", get(manage::get_openai))
         .route("/models", get(manage::list))
