@@ -11,13 +11,15 @@ use futures_util::StreamExt;
 use inference::{ChoiceStart, Priority, StopRules, Submission};
 use rand::Rng;
 use wire::generation::{Generation, Tier};
+use wire::output::{Opening, OutputParser, Style};
 use wire::private::{self, Meta};
 use wire::{HTTP_SSE_CONTENT_TYPE, Identity};
 use words::{Code, Error, Fingerprint, GatewayId, RolloutId};
 
 use super::answer::{Account, Answer, Form, Inside, Start};
+use super::output::Output;
 use super::{DataPlane, HttpError};
-use crate::harness::ChatText;
+use crate::harness::{ChatText, Prompt};
 use crate::models::ReadyModel;
 use crate::sampling;
 
@@ -32,11 +34,21 @@ pub(super) trait Ask: Sized + Send + 'static {
     /// Returns what it says besides its text.
     fn generation(&self) -> &Generation;
 
-    /// Makes the prompt; called off the runtime. `now` is what templates see as the time, in Unix seconds.
-    fn prompt(&self, text: &dyn ChatText, now: u64) -> Result<Vec<u32>, Error>;
+    /// Refuses what a model of this style can't do.
+    fn check(&self, _style: &Style) -> Result<(), Error> {
+        Ok(())
+    }
 
-    /// Says what the events become; `choices` is how many answers are given.
-    fn form(&self, identity: Identity, choices: usize) -> Form;
+    /// Makes the prompt; called off the runtime. `now` is what templates see as the time, in Unix seconds.
+    fn prompt(&self, text: &dyn ChatText, now: u64) -> Result<Prompt, Error>;
+
+    /// Returns what takes each answer's text apart.
+    fn parser(&self, _style: &Style, _opening: Opening) -> OutputParser {
+        OutputParser::default()
+    }
+
+    /// Says what the events become; `choices` is how many answers are given, `plain` whether all text is content.
+    fn form(&self, identity: Identity, choices: usize, plain: bool) -> Form;
 }
 
 /// What a gateway fixes, so that a later attempt can't differ.
@@ -127,7 +139,8 @@ async fn admit<A: Ask>(
     drop(bytes);
     let model = plane.models.ready(&asked.generation().model)?;
     plane.metrics.unknown_fields(model.id.as_str(), asked.generation().unknown_fields);
-    let (prompt, asked) = tokenize(&model, asked, private.created).await?;
+    asked.check(&model.style)?;
+    let (Prompt { ids: prompt, opening }, asked) = tokenize(&model, asked, private.created).await?;
     let request = asked.generation();
     let room = model.context_length.saturating_sub(prompt.len());
     if room == 0 {
@@ -149,7 +162,11 @@ async fn admit<A: Ask>(
         cached: 0,
     };
     let choices = starts(request, &meta, plane.options.scheduler.max_choices)?;
+    let output = Output::new(asked.parser(&model.style, opening), model.token_bytes.clone(), &choices);
+    let plain = output.plain();
     let start = Start {
+        output,
+        prompt_tokens: meta.prompt_tokens,
         begun: choices.iter().map(|choice| !choice.accepted.is_empty()).collect(),
         cached: request.resume.as_ref().map(|resume| resume.meta.cached),
     };
@@ -176,7 +193,7 @@ async fn admit<A: Ask>(
     let name = Fingerprint(*blake3::hash(private.id.as_bytes()).as_bytes());
     let (events, guard) = model.engine.submit(submission, name, plane.options.data.event_queue);
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
-    let form = asked.form(identity, wanted);
+    let form = asked.form(identity, wanted, plain);
     let account = Account::new(plane.clone(), model, private.request_id, arrived, request.stream);
     let (guard, inside) = match (private.attempt, private.gateway) {
         (Some(number), Some(gateway)) => {
@@ -191,7 +208,7 @@ async fn admit<A: Ask>(
 }
 
 /// Renders and tokenises off the runtime: a long prompt takes milliseconds of pure computing.
-async fn tokenize<A: Ask>(model: &Arc<ReadyModel>, asked: A, now: u64) -> Result<(Vec<u32>, A), Error> {
+async fn tokenize<A: Ask>(model: &Arc<ReadyModel>, asked: A, now: u64) -> Result<(Prompt, A), Error> {
     let text = model.text.clone();
     let work = tokio::task::spawn_blocking(move || asked.prompt(&*text, now).map(|prompt| (prompt, asked)));
     work.await.map_err(Error::internal)?

@@ -5,6 +5,7 @@ mod answer;
 mod chat;
 mod errors;
 mod manage;
+mod output;
 
 use std::sync::Arc;
 

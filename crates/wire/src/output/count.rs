@@ -12,7 +12,7 @@ enum Phase {
 
 /// A token counts when the reasoning was not over before it; those of the tags do.
 #[derive(Clone, Debug)]
-pub struct ReasoningCount {
+pub(super) struct ReasoningCount {
     tags: ReasoningStyle,
     phase: Phase,
     /// The last bytes, as far as a tag may begin in them.
@@ -22,7 +22,7 @@ pub struct ReasoningCount {
 
 impl ReasoningCount {
     /// Makes the count of one choice.
-    pub fn new(tags: ReasoningStyle, opening: Opening) -> Self {
+    pub(super) fn new(tags: ReasoningStyle, opening: Opening) -> Self {
         let phase = match opening {
             Opening::Free => Phase::Before(0),
             Opening::Inside => Phase::Inside,
@@ -32,7 +32,7 @@ impl ReasoningCount {
     }
 
     /// Takes the next token's bytes.
-    pub fn push(&mut self, bytes: &[u8]) {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
         if matches!(self.phase, Phase::After) {
             return;
         }
@@ -62,7 +62,7 @@ impl ReasoningCount {
     }
 
     /// Returns the tokens of the reasoning so far.
-    pub fn tokens(&self) -> u32 {
+    pub(super) fn tokens(&self) -> u32 {
         self.tokens
     }
 }

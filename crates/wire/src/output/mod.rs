@@ -13,12 +13,12 @@ mod reasoning;
 mod style;
 
 pub use calls::{CALL_BYTES_MAX, CALLS_MAX};
-pub use count::ReasoningCount;
 pub use json::ARGUMENTS_DEPTH_MAX;
 pub use style::{Opening, Overrides, ReasoningStyle, Style, ToolStyle};
 
 use crate::tools::Tools;
 use calls::Calls;
+use count::ReasoningCount;
 use reasoning::Reasoning;
 
 /// Most bytes of white space that are held back to see what follows.
@@ -69,18 +69,32 @@ impl Deltas {
     }
 }
 
-/// One choice's text on its way into parts.
-#[derive(Clone, Debug)]
+/// One choice's text on its way into parts. The default one searches for nothing.
+#[derive(Clone, Debug, Default)]
 pub struct OutputParser {
     reasoning: Option<Reasoning>,
     calls: Option<Calls>,
+    count: Option<ReasoningCount>,
 }
 
 impl OutputParser {
     /// Makes the parser of one choice; without a style nothing is searched for, and all text is content.
     pub fn new(style: &Style, opening: Opening, tools: &Tools) -> Self {
         let calls = style.tools.filter(|_| tools.active()).map(|style| Calls::new(style, tools));
-        OutputParser { reasoning: style.reasoning.map(|tags| Reasoning::new(tags, opening)), calls }
+        let reasoning = style.reasoning.map(|tags| Reasoning::new(tags, opening));
+        OutputParser { reasoning, calls, count: style.reasoning.map(|tags| ReasoningCount::new(tags, opening)) }
+    }
+
+    /// Takes the bytes of the next token, for the count of reasoning alone.
+    pub fn count(&mut self, token: &[u8]) {
+        if let Some(count) = &mut self.count {
+            count.push(token);
+        }
+    }
+
+    /// Returns how many of the counted tokens were reasoning.
+    pub fn reasoning_tokens(&self) -> u32 {
+        self.count.as_ref().map_or(0, ReasoningCount::tokens)
     }
 
     /// Whether all text is content.
