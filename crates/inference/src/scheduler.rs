@@ -20,8 +20,8 @@ use crate::engine::{BlockId, Capabilities, SequenceId};
 use crate::ledger::Ledger;
 use crate::prefix::{PrefixBlock, PrefixHash};
 use crate::queue::{Queue, Waiting};
-use crate::request::{Event, EventKind, Limits, Load, Priority, RequestKey, Submission, Usage};
-use crate::sequence::{Choice, Sequence, first_own};
+use crate::request::{Event, EventKind, Limits, Load, Priority, RequestKey, Submission, Task, Usage};
+use crate::sequence::{Choice, Sequence, first_awaited};
 use crate::text::{Assembler, Piece, TokenBytes};
 
 /// What a request keeps from its submission to its end, queued or running.
@@ -125,7 +125,7 @@ impl Scheduler {
     fn begin(&self, submission: Submission) -> (Vec<Choice>, Vec<(u32, Piece)>) {
         let limit = self.most_said(&submission);
         let (mut choices, mut replays) = (Vec::new(), Vec::new());
-        for (index, start) in (0u32..).zip(submission.choices) {
+        for (index, start) in (submission.first_choice..).zip(submission.choices) {
             let mut assembler = Assembler::new(self.table.clone(), submission.stop.clone(), limit);
             let piece = replay(&mut assembler, &start.accepted);
             let ended = piece.finish.is_some();
@@ -137,6 +137,14 @@ impl Scheduler {
                     request: submission.request,
                     index,
                     prompt: submission.prompt.clone(),
+                    task: submission.task,
+                    awaits: first_awaited(
+                        submission.task,
+                        submission.prompt.len(),
+                        start.accepted.len(),
+                        choices.is_empty(),
+                    ),
+                    pooled: Vec::new(),
                     said: start.accepted,
                     positions: submission.prompt.len() + limit,
                     assembler,
@@ -161,8 +169,9 @@ impl Scheduler {
         if submission.prompt.is_empty() {
             return invalid("the prompt has no tokens");
         }
-        if submission.choices.is_empty() || submission.max_tokens == 0 {
-            return invalid("a request needs a choice and at least one token to generate");
+        let embeds = matches!(submission.task, Task::Embed(_));
+        if submission.choices.is_empty() || embeds != (submission.max_tokens == 0) {
+            return invalid("a request needs a choice and, but for an embedding, at least one token to generate");
         }
         let rows = submission.choices.len();
         if rows > self.limits.max_choices {
@@ -181,7 +190,7 @@ impl Scheduler {
             return invalid("a resume has more accepted ids than max_tokens allows");
         }
         let prompt = submission.prompt.len();
-        if prompt >= context || prompt + longest > context {
+        if prompt + usize::from(!embeds) > context || prompt + longest > context {
             return Err(words::Error::new(
                 Code::ContextLengthExceeded,
                 format!("the prompt has {prompt} tokens; the model's context holds {context}, the answer included"),
@@ -207,7 +216,8 @@ impl Scheduler {
     fn blocks_needed(&self, submission: &Submission) -> usize {
         let prompt = submission.prompt.len();
         let each = self.ledger.blocks_for(prompt + self.most_said(submission));
-        let shared = |accepted: &[u32]| first_own(prompt, accepted.len()) / self.ledger.block_tokens();
+        let own = |accepted: &[u32]| prompt.min(first_awaited(submission.task, prompt, accepted.len(), false));
+        let shared = |accepted: &[u32]| own(accepted) / self.ledger.block_tokens();
         let others = submission.choices.iter().skip(1).map(|choice| each - shared(&choice.accepted));
         each + others.sum::<usize>()
     }

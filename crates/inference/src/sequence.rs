@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::engine::Wanted;
 use crate::engine::{BlockId, SequenceId};
 use crate::prefix::{PrefixHash, prefix_hash};
-use crate::request::RequestKey;
-use crate::sampling::{Context, Sampling, sample, shape, shapes};
+use crate::request::{Pooling, RequestKey, Score, Scoring, Task};
+use crate::sampling::{Context, Sampling, sample, score, shape, shapes};
 use crate::text::Assembler;
 
 /// A choice without blocks: all that a preemption keeps.
@@ -16,6 +17,11 @@ pub(crate) struct Choice {
     pub(crate) prompt: Arc<[u32]>,
     /// Accepted and generated ids.
     pub(crate) said: Vec<u32>,
+    pub(crate) task: Task,
+    /// The first position whose output is wanted and still to come; at most its last.
+    pub(crate) awaits: usize,
+    /// Sums of the hidden states before it, for a mean.
+    pub(crate) pooled: Vec<f64>,
     /// Most positions it can take, prompt included.
     pub(crate) positions: usize,
     pub(crate) assembler: Assembler,
@@ -35,6 +41,44 @@ impl Choice {
             shape(&mut logits, &self.sampling, &context);
         }
         sample(&logits, &self.sampling, self.index, self.said.len() as u32)
+    }
+
+    /// Says how likely the token at `position` was; `None` when nobody asked.
+    pub(crate) fn score(&self, logits: &[f32], id: u32) -> Option<Score> {
+        let Task::Score(Scoring { top, .. }) = self.task else { return None };
+        (!self.assembler.ends().contains(&id)).then(|| score(logits, id, top))
+    }
+
+    /// Says what a row must give that computes its positions from `start` up to `end`.
+    pub(crate) fn wanted(&self, start: usize, end: usize) -> Wanted {
+        match (end.saturating_sub(self.awaits.max(start)), self.task) {
+            (0, _) => Wanted::Nothing,
+            (_, Task::Generate) => Wanted::Token,
+            (count, Task::Score(_)) => Wanted::Logits(count),
+            (count, Task::Embed(_)) => Wanted::Hidden(count),
+        }
+    }
+
+    /// Takes hidden states of its next positions, in order; returns the pooled one once it has had its last.
+    ///
+    /// Sums are taken one position after another, so that chunks change nothing.
+    pub(crate) fn pool(&mut self, hidden: &[f32], width: usize) -> Option<Vec<f32>> {
+        let states = hidden.chunks_exact(width.max(1));
+        self.awaits += states.len();
+        if self.task == Task::Embed(Pooling::Mean) {
+            self.pooled.resize(width, 0.0);
+            for state in states.clone() {
+                self.pooled.iter_mut().zip(state).for_each(|(sum, number)| *sum += f64::from(*number));
+            }
+        }
+        if self.awaits < self.len() {
+            return None;
+        }
+        let mean = |sum: &f64| (sum / self.len() as f64) as f32;
+        match self.task {
+            Task::Embed(Pooling::Mean) => Some(self.pooled.iter().map(mean).collect()),
+            _ => states.last().map(<[f32]>::to_vec),
+        }
     }
 
     /// Returns its tokens so far, prompt included.
@@ -65,14 +109,18 @@ impl Choice {
 
     /// Returns the first position that it computes for itself when a sibling has computed the prompt.
     pub(crate) fn first_own(&self) -> usize {
-        first_own(self.prompt.len(), self.said.len())
+        self.prompt.len().min(self.awaits)
     }
 }
 
-/// Returns the first position that a choice computes for itself when a sibling has computed the prompt: what it
-/// said, or else the prompt's last token, whose logits it needs.
-pub(crate) fn first_own(prompt: usize, said: usize) -> usize {
-    prompt - usize::from(said == 0)
+/// Returns the first position whose output a choice wants. `leads` says that it is its request's first to run.
+pub(crate) fn first_awaited(task: Task, prompt: usize, said: usize, leads: bool) -> usize {
+    match task {
+        Task::Embed(Pooling::Mean) => 0,
+        Task::Score(scoring) if scoring.prompt && leads => 0,
+        Task::Score(scoring) if scoring.accepted => prompt - 1,
+        _ => prompt + said - 1,
+    }
 }
 
 /// A choice in the batch, with its blocks.

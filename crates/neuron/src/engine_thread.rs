@@ -328,7 +328,15 @@ mod tests {
     impl Engine for Panics {
         fn capabilities(&self) -> Capabilities {
             let (max_batch, max_step_tokens, block_tokens, blocks) = (1, 1, 1, 1);
-            Capabilities { max_batch, max_step_tokens, block_tokens, blocks, context_length: 1, vocab_size: 1 }
+            Capabilities {
+                max_batch,
+                max_step_tokens,
+                block_tokens,
+                blocks,
+                context_length: 1,
+                vocab_size: 1,
+                width: 1,
+            }
         }
 
         fn step(&mut self, _batch: &Batch) -> Result<Outputs, EngineError> {

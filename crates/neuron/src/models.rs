@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use inference::sampling::Sampling;
-use inference::{ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission, TokenBytes};
+use inference::{
+    ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission, Task, TokenBytes,
+};
 use lifecycle::{DrainBudget, ModelInput, next_model_state};
 use tokio::sync::watch;
 use wire::output::Style;
@@ -76,6 +78,8 @@ impl ReadyModel {
             request: self.request_key(),
             prompt: prompt.into(),
             choices: vec![ChoiceStart::default()],
+            first_choice: 0,
+            task: Task::Generate,
             sampling: Sampling::GREEDY,
             bias: Arc::new([]),
             max_tokens,

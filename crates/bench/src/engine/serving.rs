@@ -9,7 +9,9 @@ use anyhow::{Result, bail};
 use engine_candle::{Arithmetic, CandleEngine, KernelOptions, KvType};
 use inference::engine::Engine;
 use inference::sampling::Sampling;
-use inference::{ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission, TokenBytes};
+use inference::{
+    ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission, Task, TokenBytes,
+};
 use words::Moment;
 
 use super::Report;
@@ -58,6 +60,8 @@ impl Rig {
             request: RequestKey(key),
             prompt: prompt.into(),
             choices: vec![ChoiceStart::default()],
+            first_choice: 0,
+            task: Task::Generate,
             sampling: Sampling::GREEDY,
             bias: Arc::new([]),
             max_tokens,

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use futures_util::StreamExt;
-use inference::{ChoiceStart, Priority, StopRules, Submission};
+use inference::{ChoiceStart, Priority, StopRules, Submission, Task};
 use rand::Rng;
 use wire::generation::{Generation, Tier};
 use wire::output::{Opening, OutputParser, Style};
@@ -179,6 +179,8 @@ async fn admit<A: Ask>(
         request: model.request_key(),
         prompt: prompt.into(),
         choices,
+        first_choice: 0,
+        task: Task::Generate,
         sampling: sampling::scheduled(&resolved),
         bias: request.shaping.bias.as_slice().into(),
         max_tokens: resolved.max_tokens as usize,

@@ -61,6 +61,7 @@ impl Harness for FakeHarness {
             blocks: context_length.div_ceil(BLOCK_TOKENS) * sizes.max_running,
             context_length,
             vocab_size: 0,
+            width: 0,
         });
         // All fake engines of one context length continue each other's streams, whatever their model is called.
         let print = Fingerprint(*blake3::hash(format!("fake {context_length}").as_bytes()).as_bytes());
