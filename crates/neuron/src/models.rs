@@ -82,6 +82,7 @@ impl ReadyModel {
             task: Task::Generate,
             sampling: Sampling::GREEDY,
             bias: Arc::new([]),
+            constraint: None,
             max_tokens,
             stop: Arc::new(StopRules { strings: Vec::new(), tokens: self.end_tokens.clone() }),
             priority: Priority::High,

@@ -183,6 +183,7 @@ async fn admit<A: Ask>(
         task: Task::Generate,
         sampling: sampling::scheduled(&resolved),
         bias: request.shaping.bias.as_slice().into(),
+        constraint: None,
         max_tokens: resolved.max_tokens as usize,
         stop: Arc::new(StopRules { strings: request.stop.clone(), tokens: ends(request, &model) }),
         // A client in the middle of its answer comes before one that has none.
