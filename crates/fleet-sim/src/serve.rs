@@ -109,6 +109,7 @@ impl Node {
             task: Task::Generate,
             sampling: Sampling::GREEDY,
             bias: Arc::default(),
+            constraint: None,
             max_tokens: ask.order.max_tokens,
             stop: ask.order.stop.clone(),
             priority: ask.order.priority,

@@ -4,6 +4,7 @@
 //! the [`Scheduler`] is a synchronous machine, and the [`engine::Engine`] below it is one synchronous call.
 
 mod admit;
+pub mod constraint;
 pub mod engine;
 mod fake;
 mod ledger;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use words::{Code, Moment};
 
+use crate::constraint::Grammar;
 use crate::sampling::Sampling;
 use crate::text::StopRules;
 
@@ -108,6 +109,8 @@ pub struct Submission {
     pub sampling: Sampling,
     /// Added to the logits of these tokens; engines that choose tokens by themselves know nothing of it.
     pub bias: Arc<[(u32, f32)]>,
+    /// What every choice must be; see [`crate::constraint`]. Without effect on an embedding.
+    pub constraint: Option<Arc<dyn Grammar>>,
     /// Most tokens a choice may have, accepted ones included; at least one, and none for an embedding.
     pub max_tokens: usize,
     /// When a choice ends by what it says.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use words::{Code, Moment};
 
+use crate::constraint::Violation;
 use crate::engine::{BlockId, Capabilities, SequenceId};
 use crate::ledger::Ledger;
 use crate::prefix::{PrefixBlock, PrefixHash};
@@ -40,6 +41,9 @@ pub(crate) struct Request {
     /// The first position that a leader computed.
     pub(crate) computed_from: Option<usize>,
 }
+
+/// The choices of a request that have not ended, and what their accepted ids released.
+type Begun = (Vec<Choice>, Vec<(u32, Piece, bool)>);
 
 /// The scheduler of one engine. Deterministic: equal calls give equal batches and events.
 pub struct Scheduler {
@@ -89,7 +93,8 @@ impl Scheduler {
     ///
     /// # Errors
     /// `ContextLengthExceeded` when it can never fit, `Overloaded` when the queue is full, `InvalidRequest` when
-    /// it breaks [`Submission`]'s own bounds. A refused request leaves no trace.
+    /// it breaks [`Submission`]'s own bounds, `ResumeMismatch` when accepted ids break its constraint. A refused
+    /// request leaves no trace.
     pub fn submit(&mut self, now: Moment, submission: Submission) -> Result<(), words::Error> {
         self.check(&submission)?;
         let accepted: usize = submission.choices.iter().map(|choice| choice.accepted.len()).sum();
@@ -99,63 +104,66 @@ impl Scheduler {
         if before >= self.limits.max_waiting && !self.fits_now(&submission) {
             return Err(words::Error::new(Code::Overloaded, "the model's queue is full; try again shortly"));
         }
+        let usage = Usage { prompt_tokens: submission.prompt.len(), completion_tokens: accepted, ..Usage::default() };
+        let (request, class, deadline) = (submission.request, submission.priority, submission.deadline);
+        let open = submission.choices.len();
+        let (choices, replays) = self.begin(submission)?;
         let arrival = self.next_arrival;
         self.next_arrival += 1;
-        let usage = Usage { prompt_tokens: submission.prompt.len(), completion_tokens: accepted, ..Usage::default() };
-        let (request, class) = (submission.request, submission.priority);
         let entry = Request {
             usage,
-            open: submission.choices.len(),
+            open,
             paused: false,
             class,
             arrival,
             since: now,
-            deadline: submission.deadline,
+            deadline,
             preemptions: 0,
             leader: None,
             computed_from: None,
         };
         self.requests.insert(request, entry);
-        let (choices, replays) = self.begin(submission);
         self.queue.push(Waiting { request, class, arrival, since: now, ran: false, resumed, choices, replays });
         Ok(())
     }
 
-    /// Replays the accepted ids; returns the choices that run, and what they released, with whether their choice runs.
-    fn begin(&self, submission: Submission) -> (Vec<Choice>, Vec<(u32, Piece, bool)>) {
+    /// Replays the accepted ids.
+    fn begin(&self, submission: Submission) -> Result<Begun, Violation> {
         let limit = self.most_said(&submission);
         let (mut choices, mut replays) = (Vec::new(), Vec::new());
         for (index, start) in (submission.first_choice..).zip(submission.choices) {
-            let mut assembler = Assembler::new(self.table.clone(), submission.stop.clone(), limit);
-            let piece = replay(&mut assembler, &start.accepted);
+            let mut choice = Choice {
+                request: submission.request,
+                index,
+                prompt: submission.prompt.clone(),
+                task: submission.task,
+                awaits: 0,
+                ended_by: None,
+                pooled: Vec::new(),
+                said: Vec::with_capacity(start.accepted.len()),
+                positions: submission.prompt.len() + limit,
+                assembler: Assembler::new(self.table.clone(), submission.stop.clone(), limit),
+                matcher: submission.constraint.as_ref().map(|grammar| grammar.open()).transpose()?,
+                sampling: submission.sampling,
+                bias: submission.bias.clone(),
+                salt: submission.salt,
+                hashes: Vec::new(),
+            };
+            let piece = replay(&mut choice, &start.accepted)?;
             let ended = piece.finish.is_some();
             // A choice that is over runs again where its tokens are to be scored.
             let runs = !ended || matches!(submission.task, Task::Score(Scoring { accepted: true, .. }));
-            let mut said = start.accepted;
-            if !said.is_empty() {
+            if !start.accepted.is_empty() {
                 replays.push((index, piece, runs));
             }
-            let ended_by = if ended { said.pop() } else { None };
+            choice.ended_by = if ended { choice.said.pop() } else { None };
+            let (prompt, said) = (submission.prompt.len(), choice.said.len());
+            choice.awaits = first_awaited(submission.task, prompt, said, choices.is_empty());
             if runs {
-                choices.push(Choice {
-                    request: submission.request,
-                    index,
-                    prompt: submission.prompt.clone(),
-                    task: submission.task,
-                    awaits: first_awaited(submission.task, submission.prompt.len(), said.len(), choices.is_empty()),
-                    ended_by,
-                    pooled: Vec::new(),
-                    said,
-                    positions: submission.prompt.len() + limit,
-                    assembler,
-                    sampling: submission.sampling,
-                    bias: submission.bias.clone(),
-                    salt: submission.salt,
-                    hashes: Vec::new(),
-                });
+                choices.push(choice);
             }
         }
-        (choices, replays)
+        Ok((choices, replays))
     }
 
     /// Returns the most tokens that a choice can say.
@@ -351,17 +359,17 @@ impl Scheduler {
     }
 }
 
-fn replay(assembler: &mut Assembler, accepted: &[u32]) -> Piece {
+fn replay(choice: &mut Choice, accepted: &[u32]) -> Result<Piece, Violation> {
     let mut whole = Piece::default();
     for id in accepted {
-        let piece = assembler.push(*id);
+        let piece = choice.take(*id)?;
         whole.text.push_str(&piece.text);
         whole.finish = piece.finish;
         if whole.finish.is_some() {
             break;
         }
     }
-    whole
+    Ok(whole)
 }
 
 #[cfg(test)]

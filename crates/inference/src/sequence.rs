@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::engine::Wanted;
-use crate::engine::{BlockId, SequenceId};
+use crate::constraint::{Matcher, Violation, next_mask};
+use crate::engine::{BlockId, SequenceId, Wanted};
 use crate::prefix::{PrefixHash, prefix_hash};
-use crate::request::{Pooling, RequestKey, Score, Scoring, Task};
+use crate::request::{FinishReason, Pooling, RequestKey, Score, Scoring, Task};
 use crate::sampling::{Context, Sampling, sample, score, shape, shapes};
-use crate::text::Assembler;
+use crate::text::{Assembler, Piece};
 
 /// A choice without blocks: all that a preemption keeps.
 pub(crate) struct Choice {
@@ -27,6 +27,8 @@ pub(crate) struct Choice {
     /// Most positions it can take, prompt included.
     pub(crate) positions: usize,
     pub(crate) assembler: Assembler,
+    /// Where it is in its grammar, when it has one.
+    pub(crate) matcher: Option<Box<dyn Matcher>>,
     pub(crate) sampling: Sampling,
     pub(crate) bias: Arc<[(u32, f32)]>,
     pub(crate) salt: [u8; 32],
@@ -36,13 +38,46 @@ pub(crate) struct Choice {
 
 impl Choice {
     /// Chooses its next token from what the engine computed.
-    pub(crate) fn choose(&self, mut logits: Vec<f32>) -> u32 {
+    ///
+    /// # Errors
+    /// [`Violation`] when its grammar lets no token come.
+    pub(crate) fn choose(&mut self, mut logits: Vec<f32>) -> Result<u32, Violation> {
         let (prompt, said, ends) = (&*self.prompt, self.said.as_slice(), self.assembler.ends());
         let context = Context { prompt, said, bias: &self.bias, ends };
         if shapes(&self.sampling, &context) {
             shape(&mut logits, &self.sampling, &context);
         }
-        sample(&logits, &self.sampling, self.index, self.said.len() as u32)
+        let index = self.said.len() as u32;
+        let Some(matcher) = &mut self.matcher else { return Ok(sample(&logits, &self.sampling, self.index, index)) };
+        let mask = next_mask(matcher.as_mut(), ends, logits.len())?;
+        mask.apply(&mut logits);
+        let id = sample(&logits, &self.sampling, self.index, index);
+        // Where bias, a least length or the model itself rule out all that may come, the grammar wins.
+        if mask.allows(id) { Ok(id) } else { mask.first().ok_or(Violation::DeadEnd) }
+    }
+
+    /// Takes its next token: what it releases, and whether it ends the choice.
+    ///
+    /// # Errors
+    /// [`Violation`] when its grammar lets no such token come.
+    pub(crate) fn take(&mut self, id: u32) -> Result<Piece, Violation> {
+        let ends = self.assembler.ends().contains(&id);
+        let mut piece = self.assembler.push(id);
+        self.awaits = self.len();
+        self.said.push(id);
+        let Some(matcher) = &mut self.matcher else { return Ok(piece) };
+        if ends {
+            // The grammar may know its text all the same; then it is no violation that the answer ends early.
+            let fits = matcher.may_end()? || matcher.mask()?.allows(id);
+            return if fits { Ok(piece) } else { Err(Violation::Foreign(id)) };
+        }
+        matcher.accept(id)?;
+        if matcher.is_over() && piece.finish != Some(FinishReason::Stop) {
+            // Whole, even if no further token had been left.
+            piece.text.push_str(&self.assembler.flush());
+            piece.finish = Some(FinishReason::Stop);
+        }
+        Ok(piece)
     }
 
     /// Says how likely the token at `position` was; `None` when nobody asked.
@@ -55,6 +90,8 @@ impl Choice {
     pub(crate) fn wanted(&self, start: usize, end: usize) -> Wanted {
         match (end.saturating_sub(self.awaits.max(start)), self.task) {
             (0, _) => Wanted::Nothing,
+            // A device that samples by itself knows no grammar.
+            (_, Task::Generate) if self.matcher.is_some() => Wanted::Logits(1),
             (_, Task::Generate) => Wanted::Token,
             (count, Task::Score(_)) => Wanted::Logits(count),
             (count, Task::Embed(_)) => Wanted::Hidden(count),

@@ -76,7 +76,7 @@ impl Scheduler {
             self.hand_over(row.sequence);
             let Some(seq) = self.running.get_mut(&row.sequence) else { continue };
             let Capabilities { vocab_size: vocabulary, width, .. } = self.capabilities;
-            let said = match (row.wanted, output) {
+            let chosen = match (row.wanted, output) {
                 (Wanted::Logits(count), RowOutput::Logits(logits))
                     if seq.choice.ended_by.is_some() && logits.len() == count * vocabulary =>
                 {
@@ -87,17 +87,18 @@ impl Scheduler {
                     continue;
                 }
                 (Wanted::Nothing, _) => continue,
-                (Wanted::Token, RowOutput::Token(id)) => Some((id, None)),
+                (Wanted::Token, RowOutput::Token(id)) => Ok((id, None)),
                 (Wanted::Token, RowOutput::Logits(logits)) if logits.len() == vocabulary => {
-                    Some((seq.choice.choose(logits), None))
+                    seq.choice.choose(logits).map(|id| (id, None))
                 }
                 (Wanted::Logits(count), RowOutput::Logits(logits)) if logits.len() == count * vocabulary => {
                     score_known(&mut seq.choice, count, &logits, vocabulary, events);
-                    let last = logits[(count - 1) * vocabulary..].to_vec();
-                    (seq.computed == seq.choice.len()).then(|| {
-                        let id = seq.choice.choose(last);
-                        (id, seq.choice.score(&logits[(count - 1) * vocabulary..], id).map(Box::new))
-                    })
+                    if seq.computed < seq.choice.len() {
+                        continue;
+                    }
+                    let last = &logits[(count - 1) * vocabulary..];
+                    let chosen = seq.choice.choose(last.to_vec());
+                    chosen.map(|id| (id, seq.choice.score(last, id).map(Box::new)))
                 }
                 (Wanted::Hidden(count), RowOutput::Hidden(hidden)) if hidden.len() == count * width => {
                     if let Some(vector) = seq.choice.pool(&hidden, width) {
@@ -113,11 +114,16 @@ impl Scheduler {
                     continue;
                 }
             };
-            let Some((id, score)) = said else { continue };
             let (choice, index) = (seq.choice.index, seq.choice.said.len() as u32);
-            let Piece { text, finish } = seq.choice.assembler.push(id);
-            seq.choice.awaits = seq.choice.len();
-            seq.choice.said.push(id);
+            let taken = chosen.and_then(|(id, score)| Ok((id, score, seq.choice.take(id)?)));
+            let (id, score, Piece { text, finish }) = match taken {
+                Ok(taken) => taken,
+                Err(violation) => {
+                    let (code, message) = violation.told();
+                    self.fail(request, code, message, events);
+                    continue;
+                }
+            };
             if let Some(entry) = self.requests.get_mut(&request) {
                 entry.usage.completion_tokens += 1;
             }

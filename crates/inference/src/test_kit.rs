@@ -50,6 +50,7 @@ pub(crate) fn submission(key: u64, prompt: &str, max_tokens: usize) -> Submissio
         task: Task::Generate,
         sampling: Sampling::GREEDY,
         bias: Arc::new([]),
+        constraint: None,
         max_tokens,
         stop: Arc::default(),
         priority: Priority::Normal,

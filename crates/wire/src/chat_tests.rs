@@ -41,10 +41,16 @@ fn bad_values_name_their_field() {
         (json!({"messages": "hi"}), "messages"),
         (json!({"messages": [7]}), "messages[0]"),
         (json!({"messages": [{"role": "robot", "content": ""}]}), "messages[0].role"),
-        (json!({"messages": [{"role": "tool", "content": ""}]}), "messages[0].role"),
+        (json!({"messages": [{"role": "tool", "content": ""}]}), "messages[0].tool_call_id"),
         (json!({"messages": [{"role": "user"}]}), "messages[0].content"),
         (json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "messages[0].content[0]"),
-        (json!({"messages": [{"role": "assistant", "content": null, "tool_calls": [{}]}]}), "messages[0].tool_calls"),
+        (
+            json!({"messages": [{"role": "assistant", "content": null, "tool_calls": [{}]}]}),
+            "messages[0].tool_calls[0].id",
+        ),
+        (json!({"tools": [{"type": "function"}]}), "tools[0].function"),
+        (json!({"chat_template_kwargs": {"tools": []}}), "chat_template_kwargs.tools"),
+        (json!({"reasoning_effort": "some"}), "reasoning_effort"),
     ] {
         assert_eq!(at(extra.clone()), param, "{extra}");
     }
@@ -63,21 +69,6 @@ fn what_is_not_json_is_refused_in_words() {
         let error = ChatRequest::parse(body.as_bytes()).unwrap_err();
         assert!(error.message().contains(words), "{error}");
     }
-}
-
-#[test]
-fn text_parts_are_joined_and_developer_speaks_as_system() {
-    let parts = json!({"messages": [
-        {"role": "developer", "content": "be brief"},
-        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "ann"},
-        {"role": "assistant"},
-    ]});
-    let wanted = json!([
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "a\nb", "name": "ann"},
-        {"role": "assistant", "content": ""},
-    ]);
-    assert_eq!(Value::Array(request(parts).unwrap().messages), wanted);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::completion::{ChatEncoder, Folder, Identity, Usage};
 use crate::embeddings::EmbeddingFolder;
 use crate::logprobs::TokenLogprob;
+use crate::output::Delta;
 use crate::text::{TextEncoder, TextFolder};
 
 /// What a client asks a model for.
@@ -75,19 +76,28 @@ pub enum Encoder {
 }
 
 impl Encoder {
-    /// The first event of a choice; `None` where the dialect has none. `scored` are an echoed prompt's tokens.
-    pub fn begin(&self, choice: u32, scored: Option<&[TokenLogprob]>) -> Option<Bytes> {
+    /// The first event of a choice; `None` where the dialect has none. `plain` says that all text is content, `scored` are
+    /// an echoed prompt's tokens.
+    pub fn begin(&self, choice: u32, plain: bool, scored: Option<&[TokenLogprob]>) -> Option<Bytes> {
         match self {
-            Encoder::Chat(encoder) => Some(encoder.role(choice)),
+            Encoder::Chat(encoder) => Some(encoder.role(choice, plain)),
             Encoder::Text(encoder) => encoder.begin(choice, scored),
         }
     }
 
-    /// A piece of text, with the tokens it is of when those are told.
-    pub fn content(&self, choice: u32, text: &str, scored: Option<&[TokenLogprob]>) -> Bytes {
-        match self {
-            Encoder::Chat(encoder) => encoder.content(choice, text, scored),
-            Encoder::Text(encoder) => encoder.content(choice, text, scored),
+    /// Parts of an answer, with the tokens they are of when those are told: then there is an event even without a part.
+    pub fn parts(&self, choice: u32, parts: &[Delta], scored: Option<&[TokenLogprob]>) -> Vec<Bytes> {
+        let event = |part: &Delta, scored| match (self, part) {
+            (Encoder::Chat(encoder), part) => encoder.part(choice, part, scored),
+            (Encoder::Text(encoder), Delta::Content(text)) => encoder.content(choice, text, scored),
+            // Only messages are taken apart.
+            (Encoder::Text(encoder), _) => encoder.content(choice, "", scored),
+        };
+        match parts.split_first() {
+            Some((first, rest)) => {
+                [event(first, scored)].into_iter().chain(rest.iter().map(|part| event(part, None))).collect()
+            }
+            None => scored.map(|scored| event(&Delta::Content(String::new()), Some(scored))).into_iter().collect(),
         }
     }
 
@@ -130,12 +140,13 @@ pub enum Fold {
 }
 
 impl Fold {
-    /// Adds text to a choice.
-    pub fn content(&mut self, choice: u32, text: &str) {
-        match self {
-            Fold::Chat(folder) => folder.content(choice, text),
-            Fold::Text(folder) => folder.content(choice, text),
-            Fold::Embeddings(_) => {}
+    /// Adds a part of the answer to a choice.
+    pub fn part(&mut self, choice: u32, part: &Delta) {
+        match (self, part) {
+            (Fold::Chat(folder), part) => folder.part(choice, part),
+            (Fold::Text(folder), Delta::Content(text)) => folder.content(choice, text),
+            // Only messages are taken apart.
+            (Fold::Text(_), _) | (Fold::Embeddings(_), _) => {}
         }
     }
 

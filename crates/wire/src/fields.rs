@@ -100,15 +100,18 @@ pub const CHAT: &[Field] = &[
     honoured("logprobs", Kind::Bool),
     honoured("top_logprobs", Kind::Integer),
     refused("response_format", Kind::Object, &[r#"{"type":"text"}"#]),
-    refused("tools", Kind::List, &["[]"]),
-    refused("tool_choice", Kind::TextOrObject, &[r#""none""#, r#""auto""#]),
-    refused("parallel_tool_calls", Kind::Bool, &["true", "false"]),
+    // Of type function; for models whose template takes tools, and whose calls can be told from text.
+    honoured("tools", Kind::List),
+    honoured("tool_choice", Kind::TextOrObject),
+    // False: a choice ends with its first call.
+    honoured("parallel_tool_calls", Kind::Bool),
     refused("functions", Kind::List, &["[]"]),
     refused("function_call", Kind::TextOrObject, &[r#""none""#, r#""auto""#]),
     refused("modalities", Kind::List, &[r#"["text"]"#]),
     refused("audio", Kind::Object, &[]),
     refused("prediction", Kind::Object, &[]),
-    refused("reasoning_effort", Kind::Text, &[r#""medium""#]),
+    // A variable of the chat template; none and minimal turn thinking off where the template knows how.
+    honoured("reasoning_effort", Kind::Text),
     refused("verbosity", Kind::Text, &[r#""medium""#]),
     refused("web_search_options", Kind::Object, &[]),
     refused("moderation", Kind::Object, &[]),
@@ -128,7 +131,8 @@ pub const CHAT: &[Field] = &[
     honoured("min_tokens", Kind::Integer),
     honoured("ignore_eos", Kind::Bool),
     honoured("stop_token_ids", Kind::List),
-    refused("chat_template_kwargs", Kind::Object, &["{}"]),
+    // Further variables of the chat template, but for those that the server sets.
+    honoured("chat_template_kwargs", Kind::Object),
 ];
 
 /// Every field of OpenAI's text completion request, then the extensions.
@@ -238,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_value_that_would_be_ignored_is_refused_by_name() {
-        assert_eq!(code(json!({"tools": [{}]})), Err((Code::UnsupportedParameter, "tools".into())));
+        assert_eq!(code(json!({"functions": [{}]})), Err((Code::UnsupportedParameter, "functions".into())));
         let schema = json!({"response_format": {"type": "json_object"}});
         assert_eq!(code(schema), Err((Code::UnsupportedParameter, "response_format".into())));
     }

@@ -8,13 +8,17 @@ mod envelope;
 pub mod fields;
 pub mod generation;
 mod logprobs;
+pub mod messages;
 pub mod models;
+pub mod output;
 mod peek;
 pub mod private;
 pub mod shaping;
 mod sse;
+pub mod template;
 pub mod text;
 pub mod tokens;
+pub mod tools;
 
 pub use completion::{ChatEncoder, Folder, Identity, Usage, with_private};
 pub use endpoint::{Encoder, Endpoint, Fold};

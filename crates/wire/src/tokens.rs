@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use words::{Error, ModelId};
 
-use crate::chat::messages;
+use crate::messages::messages;
 use crate::fields;
 use crate::generation::{Checked, flag, model};
 

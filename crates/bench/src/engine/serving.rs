@@ -64,6 +64,7 @@ impl Rig {
             task: Task::Generate,
             sampling: Sampling::GREEDY,
             bias: Arc::new([]),
+            constraint: None,
             max_tokens,
             stop: Arc::new(StopRules::default()),
             priority: Priority::Normal,

@@ -64,11 +64,11 @@ pub(crate) struct Order {
 
 impl Order {
     /// Says what a worker could not say any more after every choice had finished: usage and end.
-    fn completion(&self, meta: Option<&Meta>, completion: usize) -> Bytes {
+    fn completion(&self, meta: Option<&Meta>, completion: usize, reasoning: u32) -> Bytes {
         let identity =
             Identity { id: self.completion_id.clone(), created: self.created, model: self.model.to_string() };
         let (prompt, cached) = meta.map_or((0, 0), |meta| (meta.prompt_tokens, meta.cached));
-        let usage = Usage { prompt, completion: completion as u32, cached };
+        let usage = Usage { prompt, completion: completion as u32, cached, reasoning };
         let usage = Encoder::of(self.endpoint, identity, self.include_usage).usage(usage);
         let events: Vec<Bytes> = usage.into_iter().chain([Bytes::from_static(DONE_EVENT)]).collect();
         with_private(&[], &events)

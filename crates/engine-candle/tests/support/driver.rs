@@ -59,6 +59,7 @@ pub fn submission(key: u64, request: &Request) -> Submission {
         choices: request.choices.iter().map(|accepted| ChoiceStart { accepted: accepted.clone() }).collect(),
         sampling: request.sampling,
         bias: Arc::new([]),
+        constraint: None,
         max_tokens: request.max_tokens,
         stop: Arc::new(StopRules::default()),
         priority: request.priority,

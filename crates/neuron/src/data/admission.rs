@@ -11,15 +11,17 @@ use futures_util::StreamExt;
 use inference::{ChoiceStart, Pooling, Priority, StopRules, Submission, Task};
 use rand::Rng;
 use wire::generation::{Generation, Tier};
+use wire::output::{Opening, OutputParser, Style};
 use wire::private::{self, Line, Meta};
 use wire::{Endpoint, HTTP_SSE_CONTENT_TYPE, Identity};
 use words::{Code, Error, Fingerprint, GatewayId, Moment, RolloutId};
 
 use super::answer::{Account, Answer, Form, Inside, Start};
+use super::output::Output;
 use super::parts::Parts;
 use super::telling::Telling;
 use super::{DataPlane, HttpError};
-use crate::harness::ChatText;
+use crate::harness::{ChatText, Prompt};
 use crate::models::ReadyModel;
 use crate::sampling;
 use service::gate::Admission;
@@ -37,9 +39,14 @@ pub(super) trait Ask: Sized + Send + 'static {
     /// Returns what it says besides its text.
     fn generation(&self) -> &Generation;
 
+    /// Refuses what a model of this style can't do.
+    fn check(&self, _style: &Style) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Makes the prompts, at least one and each of a token at least; called off the runtime. `now` is what templates see
     /// as the time, in Unix seconds.
-    fn prompts(&self, text: &dyn ChatText, now: u64) -> Result<Vec<Vec<u32>>, Error>;
+    fn prompts(&self, text: &dyn ChatText, now: u64) -> Result<Vec<Prompt>, Error>;
 
     /// Says what is wanted of the engine.
     fn task(&self, asked: &Asked) -> Result<Task, Error>;
@@ -49,13 +56,20 @@ pub(super) trait Ask: Sized + Send + 'static {
         false
     }
 
-    /// Says what the events become.
-    fn form(&self, identity: Identity, asked: &Asked) -> Form;
+    /// Returns what takes each answer's text apart.
+    fn parser(&self, _style: &Style, _opening: Opening) -> OutputParser {
+        OutputParser::default()
+    }
+
+    /// Says what the events become; `plain` says that all text is content.
+    fn form(&self, identity: Identity, asked: &Asked, plain: bool) -> Form;
 }
 
 /// What a request became at its model.
 pub(super) struct Asked {
     pub(super) prompts: Vec<Vec<u32>>,
+    /// How answers to the first one begin.
+    pub(super) opening: Opening,
     pub(super) text: Arc<dyn ChatText>,
     pub(super) pooling: Result<Pooling, String>,
     /// Numbers in a hidden state.
@@ -174,6 +188,7 @@ async fn admit<A: Ask>(
     drop(bytes);
     let model = plane.models.ready(&ask.generation().model)?;
     plane.metrics.unknown_fields(model.id.as_str(), ask.generation().unknown_fields);
+    ask.check(&model.style)?;
     let (asked, ask) = tokenize(&model, ask, private.created).await?;
     let (request, task) = (ask.generation(), ask.task(&asked)?);
     let room = room::<A>(&model, &asked.prompts, task)?;
@@ -188,16 +203,22 @@ async fn admit<A: Ask>(
         cached: 0,
     };
     let each = request.choices as usize;
-    let accepted = accepted(request, &meta, each, asked.prompts.len(), plane.options.scheduler.max_choices)?;
-    let begun = accepted.iter().map(|ids| request.stream && !ids.is_empty()).collect();
+    let starts = starts(request, &meta, each, asked.prompts.len(), plane.options.scheduler.max_choices)?;
+    let output = Output::new(ask.parser(&model.style, asked.opening), model.token_bytes.clone(), &starts);
+    let plain = output.plain();
     let telling = matches!(task, Task::Score(_)).then(|| {
-        let from_start = vec![Vec::new(); accepted.len()];
-        let told = if request.stream { &accepted } else { &from_start };
+        let from_start = vec![ChoiceStart::default(); starts.len()];
+        let told = if request.stream { &starts } else { &from_start };
         Telling::new(model.text.clone(), &asked.prompts, ask.echoes(), told)
     });
-    // Of several prompts the cache is not told: no single moment knows what all of them found.
-    let cached = request.resume.as_ref().map(|resume| resume.meta.cached).or((asked.prompts.len() > 1).then_some(0));
-    let start = Start { begun, telling, cached };
+    let start = Start {
+        output,
+        prompt_tokens: meta.prompt_tokens,
+        begun: starts.iter().map(|start| request.stream && !start.accepted.is_empty()).collect(),
+        telling,
+        // Of several prompts the cache is not told: no single moment knows what all of them found.
+        cached: request.resume.as_ref().map(|resume| resume.meta.cached).or((asked.prompts.len() > 1).then_some(0)),
+    };
     let class = match request.tier {
         Tier::Priority => Priority::High,
         Tier::Default => Priority::Normal,
@@ -208,11 +229,12 @@ async fn admit<A: Ask>(
     let submission = |(i, prompt): (usize, &Vec<u32>)| Submission {
         request: model.request_key(),
         prompt: prompt.as_slice().into(),
-        choices: accepted[i * each..(i + 1) * each].iter().map(|ids| ChoiceStart { accepted: ids.clone() }).collect(),
+        choices: starts[i * each..(i + 1) * each].to_vec(),
         first_choice: (i * each) as u32,
         task,
         sampling: sampling::scheduled(&resolved),
         bias: bias.clone(),
+        constraint: None,
         max_tokens: if matches!(task, Task::Embed(_)) { 0 } else { resolved.max_tokens as usize },
         stop: stop.clone(),
         // A client in the middle of its answer comes before one that has none.
@@ -225,7 +247,7 @@ async fn admit<A: Ask>(
     let name = Fingerprint(*blake3::hash(private.id.as_bytes()).as_bytes());
     let (parts, guard) = Parts::submit(&model.engine, name, plane.options.data.event_queue, submissions);
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
-    let form = ask.form(identity, &asked);
+    let form = ask.form(identity, &asked, plain);
     let account = Account::new(plane.clone(), model.clone(), private.request_id, arrived, request.stream);
     let (guard, inside) = match (private.attempt, private.gateway) {
         (Some(number), Some(gateway)) => {
@@ -244,7 +266,9 @@ async fn tokenize<A: Ask>(model: &Arc<ReadyModel>, ask: A, now: u64) -> Result<(
     let (text, pooling, width) = (model.text.clone(), model.pooling.clone(), model.width);
     let work = tokio::task::spawn_blocking(move || {
         let prompts = ask.prompts(&*text, now)?;
-        Ok((Asked { prompts, text, pooling, width }, ask))
+        let opening = prompts.first().map_or(Opening::default(), |prompt| prompt.opening);
+        let prompts = prompts.into_iter().map(|prompt| prompt.ids).collect();
+        Ok((Asked { prompts, opening, text, pooling, width }, ask))
     });
     work.await.map_err(Error::internal)?
 }
@@ -290,17 +314,17 @@ fn hash_of(prompts: &[Vec<u32>]) -> Fingerprint {
 }
 
 /// Returns what each choice of each prompt has; a resume must agree with what this worker makes of the request.
-fn accepted(
+fn starts(
     request: &Generation,
     meta: &Meta,
     each: usize,
     prompts: usize,
     most: usize,
-) -> Result<Vec<Vec<u32>>, Error> {
+) -> Result<Vec<ChoiceStart>, Error> {
     if each > most {
         return Err(Error::invalid("n", format!("'n' may be {most} at most on this worker, it is {each}")));
     }
-    let Some(resume) = &request.resume else { return Ok(vec![Vec::new(); each * prompts]) };
+    let Some(resume) = &request.resume else { return Ok(vec![ChoiceStart::default(); each * prompts]) };
     let theirs = &resume.meta;
     let same = theirs.prompt_hash == meta.prompt_hash
         && theirs.prompt_tokens == meta.prompt_tokens
@@ -310,7 +334,7 @@ fn accepted(
         let message = "this worker would not generate what the earlier attempt did";
         return Err(Error::new(Code::ResumeMismatch, message));
     }
-    Ok(resume.choices.iter().map(|choice| choice.ids.clone()).collect())
+    Ok(resume.choices.iter().map(|choice| ChoiceStart { accepted: choice.ids.clone() }).collect())
 }
 
 /// Sends out an answer that took no engine: to a gateway as the one event of a stream.

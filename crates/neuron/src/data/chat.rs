@@ -3,12 +3,14 @@
 use inference::{Scoring, Task};
 use wire::chat::ChatRequest;
 use wire::generation::Generation;
+use wire::output::{Opening, OutputParser, Style};
+use wire::tools::ToolChoice;
 use wire::{ChatEncoder, Encoder, Endpoint, Fold, Folder, Identity};
-use words::Error;
+use words::{Code, Error};
 
 use super::admission::{Ask, Asked};
 use super::answer::Form;
-use crate::harness::ChatText;
+use crate::harness::{ChatInput, ChatText, Prompt};
 
 impl Ask for ChatRequest {
     const ENDPOINT: Endpoint = Endpoint::Chat;
@@ -22,8 +24,36 @@ impl Ask for ChatRequest {
         &self.generation
     }
 
-    fn prompts(&self, text: &dyn ChatText, now: u64) -> Result<Vec<Vec<u32>>, Error> {
-        Ok(vec![text.prompt(&self.messages, now)?])
+    fn check(&self, style: &Style) -> Result<(), Error> {
+        if !self.tools.active() {
+            return Ok(());
+        }
+        let refused = |at: &str, message: &str| Err(Error::new(Code::UnsupportedParameter, message).at(at));
+        if !style.takes_tools {
+            return refused("tools", "this model's chat template takes no tools; leave 'tools' out");
+        }
+        if style.tools.is_none() {
+            let message = "this server can't tell the tool calls of this model from its text; an operator may name their \
+                           form by 'tool_parser' of the model";
+            return refused("tools", message);
+        }
+        match self.tools.choice {
+            ToolChoice::None | ToolChoice::Auto => Ok(()),
+            // A model can only be asked to call; what it says has to be constrained.
+            ToolChoice::Required | ToolChoice::Named(_) => {
+                refused("tool_choice", "'tool_choice' may be none or auto; this server can't force a call yet")
+            }
+        }
+    }
+
+    fn prompts(&self, text: &dyn ChatText, now: u64) -> Result<Vec<Prompt>, Error> {
+        let tools = if self.tools.active() { self.tools.definitions.as_slice() } else { &[] };
+        let input = ChatInput { messages: &self.messages, tools, variables: &self.variables };
+        Ok(vec![text.prompt(&input, now)?])
+    }
+
+    fn parser(&self, style: &Style, opening: Opening) -> OutputParser {
+        OutputParser::new(style, opening, &self.tools)
     }
 
     fn task(&self, _asked: &Asked) -> Result<Task, Error> {
@@ -34,13 +64,13 @@ impl Ask for ChatRequest {
         Ok(self.generation.logprobs.map_or(Task::Generate, scoring))
     }
 
-    fn form(&self, identity: Identity, _asked: &Asked) -> Form {
+    fn form(&self, identity: Identity, _asked: &Asked, plain: bool) -> Form {
         let generation = &self.generation;
         match generation.stream {
             true => Form::Stream(Encoder::Chat(ChatEncoder::new(identity, generation.include_usage))),
             false => {
                 let scored = generation.logprobs.is_some();
-                Form::Whole(Fold::Chat(Folder::new(identity, generation.choices as usize, scored)))
+                Form::Whole(Fold::Chat(Folder::new(identity, generation.choices as usize, plain, scored)))
             }
         }
     }

@@ -2,23 +2,24 @@
 
 use inference::{Scoring, Task};
 use wire::generation::Generation;
-use wire::text::{CompletionRequest, Echo, Prompt, TextEncoder, TextFolder};
+use wire::output::Opening;
+use wire::text::{self, CompletionRequest, Echo, TextEncoder, TextFolder};
 use wire::{Encoder, Endpoint, Fold, Identity};
 use words::Error;
 
 use super::admission::{Ask, Asked};
 use super::answer::Form;
-use crate::harness::ChatText;
+use crate::harness::{ChatText, Prompt};
 
 /// Tokenises a prompt; `at` names it in errors.
-pub(super) fn tokens_of(text: &dyn ChatText, prompt: &Prompt, at: &str) -> Result<Vec<u32>, Error> {
+pub(super) fn tokens_of(text: &dyn ChatText, prompt: &text::Prompt, at: &str) -> Result<Prompt, Error> {
     let ids = match prompt {
-        Prompt::Text(prompt) => text.encode(prompt, true).map_err(|error| error.at(at))?,
-        Prompt::Tokens(ids) => ids.clone(),
+        text::Prompt::Text(prompt) => text.encode(prompt, true).map_err(|error| error.at(at))?,
+        text::Prompt::Tokens(ids) => ids.clone(),
     };
     match ids.is_empty() {
         true => Err(Error::invalid(at, format!("'{at}' has no tokens; this model needs a text to begin from"))),
-        false => Ok(ids),
+        false => Ok(Prompt { ids, opening: Opening::default() }),
     }
 }
 
@@ -28,9 +29,9 @@ pub(super) fn place(field: &str, i: usize, count: usize) -> String {
 }
 
 fn echo(request: &CompletionRequest, asked: &Asked) -> Echo {
-    let text = |(prompt, ids): (&Prompt, &Vec<u32>)| match prompt {
-        Prompt::Text(text) => text.clone(),
-        Prompt::Tokens(_) => asked.text.decode(ids),
+    let text = |(prompt, ids): (&text::Prompt, &Vec<u32>)| match prompt {
+        text::Prompt::Text(text) => text.clone(),
+        text::Prompt::Tokens(_) => asked.text.decode(ids),
     };
     let prompts: Vec<String> = match request.echo {
         true => request.prompts.iter().zip(&asked.prompts).map(text).collect(),
@@ -51,7 +52,7 @@ impl Ask for CompletionRequest {
         &self.generation
     }
 
-    fn prompts(&self, text: &dyn ChatText, _now: u64) -> Result<Vec<Vec<u32>>, Error> {
+    fn prompts(&self, text: &dyn ChatText, _now: u64) -> Result<Vec<Prompt>, Error> {
         let all = self.prompts.iter().enumerate();
         all.map(|(i, prompt)| tokens_of(text, prompt, &place(Self::TEXT, i, self.prompts.len()))).collect()
     }
@@ -68,7 +69,7 @@ impl Ask for CompletionRequest {
         self.echo
     }
 
-    fn form(&self, identity: Identity, asked: &Asked) -> Form {
+    fn form(&self, identity: Identity, asked: &Asked, _plain: bool) -> Form {
         let (generation, echo) = (&self.generation, echo(self, asked));
         match generation.stream {
             true => Form::Stream(Encoder::Text(TextEncoder::new(identity, generation.include_usage, echo))),

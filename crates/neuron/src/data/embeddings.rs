@@ -3,14 +3,14 @@
 use inference::Task;
 use wire::embeddings::{EmbeddingFolder, EmbeddingRequest};
 use wire::generation::Generation;
-use wire::text::Prompt;
+use wire::text;
 use wire::{Endpoint, Fold, Identity};
 use words::{Code, Error};
 
 use super::admission::{Ask, Asked};
 use super::answer::Form;
 use super::completions::{place, tokens_of};
-use crate::harness::ChatText;
+use crate::harness::{ChatText, Prompt};
 
 impl Ask for EmbeddingRequest {
     const ENDPOINT: Endpoint = Endpoint::Embeddings;
@@ -24,15 +24,15 @@ impl Ask for EmbeddingRequest {
         &self.generation
     }
 
-    fn prompts(&self, text: &dyn ChatText, _now: u64) -> Result<Vec<Vec<u32>>, Error> {
-        let tokens = |(i, input): (usize, &Prompt)| {
-            let mut ids = tokens_of(text, input, &place(Self::TEXT, i, self.inputs.len()))?;
-            if let (Prompt::Text(_), Some(end)) = (input, text.embedding_end())
-                && ids.last() != Some(&end)
+    fn prompts(&self, text: &dyn ChatText, _now: u64) -> Result<Vec<Prompt>, Error> {
+        let tokens = |(i, input): (usize, &text::Prompt)| {
+            let mut prompt = tokens_of(text, input, &place(Self::TEXT, i, self.inputs.len()))?;
+            if let (text::Prompt::Text(_), Some(end)) = (input, text.embedding_end())
+                && prompt.ids.last() != Some(&end)
             {
-                ids.push(end);
+                prompt.ids.push(end);
             }
-            Ok(ids)
+            Ok(prompt)
         };
         self.inputs.iter().enumerate().map(tokens).collect()
     }
@@ -50,7 +50,7 @@ impl Ask for EmbeddingRequest {
         Ok(Task::Embed(*pooling))
     }
 
-    fn form(&self, identity: Identity, asked: &Asked) -> Form {
+    fn form(&self, identity: Identity, asked: &Asked, _plain: bool) -> Form {
         let inputs = asked.prompts.len();
         Form::Whole(Fold::Embeddings(EmbeddingFolder::new(identity.model, self.format, self.dimensions, inputs)))
     }

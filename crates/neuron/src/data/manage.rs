@@ -93,6 +93,8 @@ pub(crate) fn spec_from_request(entries: &[ModelEntry], request: LoadRequest) ->
         path: request.path.map(PathBuf::from).or(configured.path),
         quant: request.quant.or(configured.quant),
         device: request.device.or(configured.device),
+        tool_parser: configured.tool_parser,
+        reasoning_parser: configured.reasoning_parser,
         required: false,
     })
 }

@@ -7,6 +7,7 @@ mod completions;
 mod embeddings;
 mod errors;
 mod manage;
+mod output;
 mod parts;
 mod telling;
 mod tokens;

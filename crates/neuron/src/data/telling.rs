@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use inference::Score;
+use inference::{ChoiceStart, Score};
 use wire::TokenLogprob;
 
 use crate::harness::ChatText;
@@ -29,11 +29,11 @@ pub(super) struct Telling {
 }
 
 impl Telling {
-    /// Begins. `accepted` are the ids that each choice's client has already; none for an answer told from its start.
-    pub(super) fn new(text: Arc<dyn ChatText>, prompts: &[Vec<u32>], echo: bool, accepted: &[Vec<u32>]) -> Self {
+    /// Begins. `starts` are the ids that each choice's client has already; none for an answer told from its start.
+    pub(super) fn new(text: Arc<dyn ChatText>, prompts: &[Vec<u32>], echo: bool, starts: &[ChoiceStart]) -> Self {
         let mut telling =
-            Telling { text, prompts: Vec::new(), each: accepted.len() / prompts.len().max(1), echo, said: Vec::new() };
-        telling.said = accepted.iter().map(|ids| ids.iter().map(|id| telling.characters(*id)).sum()).collect();
+            Telling { text, prompts: Vec::new(), each: starts.len() / prompts.len().max(1), echo, said: Vec::new() };
+        telling.said = starts.iter().map(|start| start.accepted.iter().map(|id| telling.characters(*id)).sum()).collect();
         for prompt in prompts {
             telling.prompts.push(Told { length: prompt.len(), tokens: Vec::new(), characters: 0 });
             if let (true, Some(first)) = (echo, prompt.first()) {

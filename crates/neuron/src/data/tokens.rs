@@ -6,12 +6,14 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use serde_json::Map;
 use wire::Endpoint;
 use wire::tokens::{DetokenizeRequest, Detokenized, Source, TokenizeRequest, Tokenized};
 use words::{Code, Error};
 
 use super::DataPlane;
 use super::admission::{Entered, Private, answered, enter, one_json};
+use crate::harness::ChatInput;
 use crate::models::ReadyModel;
 
 /// Runs `work` off the runtime: long texts take milliseconds of pure computing.
@@ -41,7 +43,9 @@ fn tokens(model: &ReadyModel, request: &TokenizeRequest, now: u64) -> Result<Tok
         Source::Prompt(text) => {
             model.text.encode(text, request.add_special_tokens).map_err(|error| error.at("prompt"))?
         }
-        Source::Messages(messages) => model.text.prompt(messages, now)?,
+        Source::Messages(messages) => {
+            model.text.prompt(&ChatInput { messages, tools: &[], variables: &Map::new() }, now)?.ids
+        }
     };
     let spell = |id: &u32| String::from_utf8_lossy(&model.text.spell(*id).bytes).into_owned();
     let token_strs = request.return_token_strs.then(|| tokens.iter().map(spell).collect());

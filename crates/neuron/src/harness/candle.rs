@@ -11,10 +11,12 @@ use engine_candle::{
 use inference::{Pooling, TokenBytes};
 use model_files::model::{ModelFiles, ModelFilesError, resolve};
 use model_files::template::TemplateError;
-use serde_json::Value;
+use wire::output::Style;
 use words::{Code, Error, Fingerprint};
 
-use super::{ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes, Spelled};
+use super::{
+    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Prompt, Sizes, Spelled, told_apart,
+};
 use crate::options::{CandleOptions, KvType};
 use crate::sampling::Defaults;
 
@@ -116,6 +118,9 @@ impl Harness for CandleHarness {
         let context_length = inference::engine::Engine::capabilities(&engine).context_length;
         let print = files.continue_fingerprint(context_length, control::STREAM_FORMAT);
         let print = Fingerprint(print.map_err(|error| files_failure(&error))?);
+        let style = files.template.as_ref().map(|template| Style::of_template(template.source())).unwrap_or_default();
+        let style = style.with(spec.overrides);
+        let print = told_apart(print, spec.overrides);
         let exact = format!("{print} {}", engine.exactness());
         let defaults = Defaults {
             temperature: files.defaults.temperature,
@@ -137,18 +142,21 @@ impl Harness for CandleHarness {
             arithmetic = engine.arithmetic(),
             weight_mib = engine.weight_bytes() >> 20,
             cuda = cfg!(feature = "cuda"),
+            tool_calls = ?style.tools,
+            reasoning = ?style.reasoning.map(|tags| tags.open),
             "weights loaded"
         );
         Ok(LoadedModel {
             engine: Box::new(engine),
-            token_bytes: Arc::new(TokenBytes::new(files.tokenizer.pieces().iter().map(|piece| &piece.bytes))),
+            token_bytes: Arc::new(token_bytes(&files, &style)),
             end_tokens: files.tokenizer.end_tokens().to_vec(),
             defaults,
             pooling: pooling(&files),
             continue_fingerprint: print,
             exact_fingerprint: Fingerprint(*blake3::hash(exact.as_bytes()).as_bytes()),
             device,
-            text: Arc::new(FilesText(files)),
+            text: Arc::new(FilesText { files, style }),
+            style,
         })
     }
 }
@@ -179,33 +187,49 @@ fn pooling(files: &ModelFiles) -> Result<Pooling, String> {
     }
 }
 
+/// Returns what tokens add to the output. The marks of a style are to be seen by its parser, which takes them away.
+fn token_bytes(files: &ModelFiles, style: &Style) -> TokenBytes {
+    let marks = style.marks();
+    TokenBytes::new((0..).zip(files.tokenizer.pieces()).map(|(id, piece)| {
+        let mark = files.tokenizer.token_text(id).filter(|text| piece.control && marks.contains(text));
+        mark.map_or(piece.bytes.as_slice(), str::as_bytes)
+    }))
+}
+
 /// Prompts through the model's own template and tokenizer.
-struct FilesText(ModelFiles);
+struct FilesText {
+    files: ModelFiles,
+    style: Style,
+}
 
 impl ChatText for FilesText {
-    fn prompt(&self, messages: &[Value], now: u64) -> Result<Vec<u32>, Error> {
-        let text = self.0.render(messages, now as i64).map_err(|error| match error {
-            TemplateError::Raised(_) => Error::new(Code::TemplateRejected, error.to_string()).at("messages"),
+    fn prompt(&self, input: &ChatInput<'_>, now: u64) -> Result<Prompt, Error> {
+        let rendered = self.files.render(input.messages, input.tools, input.variables, now as i64);
+        let text = rendered.map_err(|error| match error {
+            TemplateError::Raised(_) | TemplateError::Absent => {
+                Error::new(Code::TemplateRejected, error.to_string()).at("messages")
+            }
             TemplateError::Source(_) | TemplateError::Render(_) => {
                 Error::new(Code::TemplateRejected, "the model's chat template can't render these messages")
                     .because(error)
             }
         })?;
         // Most templates write the begin token themselves; it must not stand there twice.
-        let tokenizer = &self.0.tokenizer;
+        let tokenizer = &self.files.tokenizer;
         let begun = tokenizer.bos().and_then(|id| tokenizer.token_text(id)).is_some_and(|bos| text.starts_with(bos));
-        tokenizer
+        let ids = tokenizer
             .encode(&text, !begun)
-            .map_err(|error| Error::new(Code::InvalidRequest, error.to_string()).at("messages"))
+            .map_err(|error| Error::new(Code::InvalidRequest, error.to_string()).at("messages"))?;
+        Ok(Prompt { ids, opening: self.style.opening(&text) })
     }
 
     fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
-        let encoded = self.0.tokenizer.encode(text, special);
+        let encoded = self.files.tokenizer.encode(text, special);
         encoded.map_err(|error| Error::new(Code::InvalidRequest, error.to_string()))
     }
 
     fn spell(&self, id: u32) -> Spelled<'_> {
-        let tokenizer = &self.0.tokenizer;
+        let tokenizer = &self.files.tokenizer;
         match tokenizer.pieces().get(id as usize) {
             Some(piece) if !piece.control => Spelled { bytes: Cow::Borrowed(&piece.bytes), shown: true },
             _ => {
@@ -215,11 +239,11 @@ impl ChatText for FilesText {
     }
 
     fn decode(&self, ids: &[u32]) -> String {
-        self.0.tokenizer.decode(ids)
+        self.files.tokenizer.decode(ids)
     }
 
     fn embedding_end(&self) -> Option<u32> {
-        let wanted = self.0.header.bool("tokenizer.ggml.add_eos_token") == Some(true);
-        self.0.tokenizer.eos().filter(|_| wanted)
+        let wanted = self.files.header.bool("tokenizer.ggml.add_eos_token") == Some(true);
+        self.files.tokenizer.eos().filter(|_| wanted)
     }
 }
