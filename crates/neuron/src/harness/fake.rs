@@ -112,11 +112,15 @@ impl Engine for Paced {
         let scripts = self.scripts.step(batch);
         let mut outputs = self.engine.step(batch)?;
         for (output, said) in outputs.rows.iter_mut().zip(scripts) {
-            match (output, said) {
-                (RowOutput::Token(token), Some(said)) => *token = said,
-                (RowOutput::Logits(logits), Some(said)) => {
-                    let says = |id: usize| if id == said as usize { SURE } else { 0.0 };
-                    logits.iter_mut().enumerate().for_each(|(id, logit)| *logit = says(id));
+            match (output, said.as_slice()) {
+                (RowOutput::Token(token), [Some(said)]) => *token = *said,
+                (RowOutput::Logits(logits), said) => {
+                    let vocabulary = self.engine.capabilities().vocab_size;
+                    for (logits, said) in logits.chunks_exact_mut(vocabulary).zip(said) {
+                        let Some(said) = said else { continue };
+                        let says = |id: usize| if id == *said as usize { SURE } else { 0.0 };
+                        logits.iter_mut().enumerate().for_each(|(id, logit)| *logit = says(id));
+                    }
                 }
                 _ => {}
             }
