@@ -11,7 +11,6 @@ use inference::sampling::Sampling;
 use inference::{ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission, TokenBytes};
 use lifecycle::{DrainBudget, ModelInput, next_model_state};
 use tokio::sync::watch;
-use wire::output::Style;
 use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelState, ModelStatus};
 
 use crate::crumbs::Crumbs;
@@ -37,7 +36,6 @@ pub(crate) struct ReadyModel {
     pub(crate) id: ModelId,
     pub(crate) engine: EngineHandle,
     pub(crate) text: Arc<dyn ChatText>,
-    pub(crate) style: Style,
     pub(crate) token_bytes: Arc<TokenBytes>,
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) defaults: Defaults,
@@ -355,7 +353,6 @@ impl Models {
             id: id.clone(),
             engine,
             text: loaded.text,
-            style: loaded.style,
             token_bytes: loaded.token_bytes,
             end_tokens: loaded.end_tokens,
             defaults: loaded.defaults,

@@ -139,7 +139,8 @@ async fn admit<A: Ask>(
     drop(bytes);
     let model = plane.models.ready(&asked.generation().model)?;
     plane.metrics.unknown_fields(model.id.as_str(), asked.generation().unknown_fields);
-    asked.check(&model.style)?;
+    let style = model.text.style();
+    asked.check(&style)?;
     let (Prompt { ids: prompt, opening }, asked) = tokenize(&model, asked, private.created).await?;
     let request = asked.generation();
     let room = model.context_length.saturating_sub(prompt.len());
@@ -162,7 +163,7 @@ async fn admit<A: Ask>(
         cached: 0,
     };
     let choices = starts(request, &meta, plane.options.scheduler.max_choices)?;
-    let output = Output::new(asked.parser(&model.style, opening), model.token_bytes.clone(), &choices);
+    let output = Output::new(asked.parser(&style, opening), model.token_bytes.clone(), &choices);
     let plain = output.plain();
     let start = Start {
         output,
