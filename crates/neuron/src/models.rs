@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use inference::sampling::Sampling;
-use inference::{ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission, TokenBytes};
+use inference::{
+    ChoiceStart, EventKind, Limits, Pooling, Priority, RequestKey, Scheduler, StopRules, Submission, Task, TokenBytes,
+};
 use lifecycle::{DrainBudget, ModelInput, next_model_state};
 use tokio::sync::watch;
 use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelState, ModelStatus};
@@ -40,6 +42,12 @@ pub(crate) struct ReadyModel {
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) defaults: Defaults,
     pub(crate) context_length: usize,
+    /// Tokens there are.
+    pub(crate) vocabulary: usize,
+    /// Numbers in a hidden state.
+    pub(crate) width: usize,
+    /// How its embeddings are pooled; in words what can't be done.
+    pub(crate) pooling: Result<Pooling, String>,
     pub(crate) continue_fingerprint: Fingerprint,
     pub(crate) exact_fingerprint: Fingerprint,
     pub(crate) metrics: ModelMetrics,
@@ -74,15 +82,19 @@ impl ReadyModel {
             request: self.request_key(),
             prompt: prompt.into(),
             choices: vec![ChoiceStart::default()],
+            first_choice: 0,
+            task: Task::Generate,
             sampling: Sampling::GREEDY,
             bias: Arc::new([]),
+            constraint: None,
             max_tokens,
             stop: Arc::new(StopRules { strings: Vec::new(), tokens: self.end_tokens.clone() }),
             priority: Priority::High,
             deadline: None,
             salt: [0; 32],
         };
-        let (mut events, _guard) = self.engine.submit(submission, Fingerprint::default(), ASK_QUEUE);
+        let _guard = self.engine.guard(vec![submission.request]);
+        let mut events = self.engine.submit(submission, Fingerprint::default(), ASK_QUEUE);
         while let Some(message) = events.recv().await {
             match message {
                 Message::Event(EventKind::Token { text, .. }) if taken(&text).is_break() => return Ok(true),
@@ -357,6 +369,9 @@ impl Models {
             end_tokens: loaded.end_tokens,
             defaults: loaded.defaults,
             context_length: capabilities.context_length,
+            vocabulary: capabilities.vocab_size,
+            width: capabilities.width,
+            pooling: loaded.pooling,
             continue_fingerprint: loaded.continue_fingerprint,
             exact_fingerprint: loaded.exact_fingerprint,
             metrics,

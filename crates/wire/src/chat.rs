@@ -4,7 +4,8 @@ use serde_json::{Map, Value};
 use words::Error;
 
 use crate::fields;
-use crate::generation::{Checked, Generation};
+use crate::generation::{Checked, Generation, flag};
+use crate::logprobs;
 use crate::messages::messages;
 use crate::template::variables;
 use crate::tools::Tools;
@@ -29,10 +30,21 @@ impl ChatRequest {
     /// `InvalidRequest` with the field in `param`, or `UnsupportedParameter`.
     pub fn parse(body: &[u8]) -> Result<Self, Error> {
         let mut checked = Checked::read(body, fields::CHAT)?;
-        let generation = checked.generation()?;
+        let mut generation = checked.generation()?;
         let map = &mut checked.map;
+        generation.logprobs = logprobs(map)?;
         let (messages, tools, variables) = (messages(map.remove("messages"))?, Tools::read(map)?, variables(map)?);
         Ok(ChatRequest { messages, tools, variables, generation })
+    }
+}
+
+/// Reads how many of the likeliest tokens are told beside each; `None` when tokens are not told.
+fn logprobs(map: &Map<String, Value>) -> Result<Option<u32>, Error> {
+    let (wanted, top) = (flag(map, "logprobs"), logprobs::top(map, "top_logprobs")?);
+    match (wanted, top) {
+        (false, Some(1..)) => Err(Error::invalid("top_logprobs", "'top_logprobs' needs 'logprobs' to be true")),
+        (false, _) => Ok(None),
+        (true, top) => Ok(Some(top.unwrap_or(0))),
     }
 }
 

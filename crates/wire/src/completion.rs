@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::logprobs::{ChatLogprobs, TokenLogprob};
 use crate::output::{self, call_id};
 use crate::private::Line;
 use crate::sse::data_event;
@@ -33,7 +34,7 @@ struct Chunk<'a> {
 struct ChunkChoice<'a> {
     index: u32,
     delta: Delta<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<ChatLogprobs<'a>>,
     finish_reason: Option<&'static str>,
 }
 
@@ -96,7 +97,7 @@ pub struct Usage {
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
-struct UsageObject {
+pub(crate) struct UsageObject {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
@@ -161,15 +162,15 @@ impl ChatEncoder {
         self.choice(choice, Delta { role: Some("assistant"), content, refusal: Some(None), ..Delta::default() }, None)
     }
 
-    /// A content event.
-    pub fn content(&self, choice: u32, text: &str) -> Bytes {
-        self.choice(choice, Delta { content: Some(Some(text)), ..Delta::default() }, None)
+    /// A content event, with the tokens it is of when those are told.
+    pub fn content(&self, choice: u32, text: &str, scored: Option<&[TokenLogprob]>) -> Bytes {
+        self.scored(choice, Delta { content: Some(Some(text)), ..Delta::default() }, scored)
     }
 
-    /// The event of a part of the message.
-    pub fn part(&self, choice: u32, part: &output::Delta) -> Bytes {
+    /// The event of a part of the message, with the tokens it is of when those are told.
+    pub fn part(&self, choice: u32, part: &output::Delta, scored: Option<&[TokenLogprob]>) -> Bytes {
         let delta = match part {
-            output::Delta::Content(text) => return self.content(choice, text),
+            output::Delta::Content(text) => return self.content(choice, text, scored),
             output::Delta::Reasoning(text) => Delta { reasoning_content: Some(text), ..Delta::default() },
             output::Delta::Call { index, name } => {
                 let call = Call::new(&self.identity, choice, *index, name, "");
@@ -180,7 +181,12 @@ impl ChatEncoder {
                 Delta { tool_calls: Some([CallDelta { index: *index, call }]), ..Delta::default() }
             }
         };
-        self.choice(choice, delta, None)
+        self.scored(choice, delta, scored)
+    }
+
+    fn scored(&self, index: u32, delta: Delta<'_>, scored: Option<&[TokenLogprob]>) -> Bytes {
+        let logprobs = scored.map(ChatLogprobs);
+        self.chunk(&[ChunkChoice { index, delta, logprobs, finish_reason: None }], None)
     }
 
     /// The finish event, last of each choice.
@@ -231,6 +237,7 @@ struct Folded {
     reasoning: String,
     /// Names and arguments.
     calls: Vec<(String, String)>,
+    scored: Option<Vec<TokenLogprob>>,
     finish: Option<&'static str>,
 }
 
@@ -248,7 +255,7 @@ struct Completion<'a> {
 struct CompletionChoice<'a> {
     index: u32,
     message: Message<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<ChatLogprobs<'a>>,
     finish_reason: Option<&'static str>,
 }
 
@@ -264,9 +271,18 @@ struct Message<'a> {
 }
 
 impl Folder {
-    /// Makes the fold of `choices` choices. Empty contents are null when they may be so: not `plain`.
-    pub fn new(identity: Identity, choices: usize, plain: bool) -> Self {
-        Folder { identity, plain, choices: vec![Folded::default(); choices] }
+    /// Makes the fold of `choices` choices. Empty contents are null when they may be so: not `plain`. `scored` says that
+    /// tokens are told.
+    pub fn new(identity: Identity, choices: usize, plain: bool, scored: bool) -> Self {
+        let begin = Folded { scored: scored.then(Vec::new), ..Folded::default() };
+        Folder { identity, plain, choices: vec![begin; choices] }
+    }
+
+    /// Adds tokens to a choice.
+    pub fn score(&mut self, choice: u32, scored: &[TokenLogprob]) {
+        if let Some(all) = self.choices.get_mut(choice as usize).and_then(|folded| folded.scored.as_mut()) {
+            all.extend_from_slice(scored);
+        }
     }
 
     /// Adds a part of the message to a choice.
@@ -310,7 +326,7 @@ impl Folder {
         let choices = (0..).zip(&self.choices).map(|(index, folded)| CompletionChoice {
             index,
             message: self.message(index, folded),
-            logprobs: None,
+            logprobs: folded.scored.as_deref().map(ChatLogprobs),
             finish_reason: folded.finish,
         });
         let completion = Completion {
@@ -342,8 +358,8 @@ mod tests {
     #[test]
     fn usage_is_null_until_the_last_event_and_absent_unless_asked_for() {
         let asked = ChatEncoder::new(identity(), true);
-        assert_eq!(data(&asked.content(0, "x"))["usage"], Value::Null);
-        assert!(data(&asked.content(0, "x")).as_object().unwrap().contains_key("usage"));
+        assert_eq!(data(&asked.content(0, "x", None))["usage"], Value::Null);
+        assert!(data(&asked.content(0, "x", None)).as_object().unwrap().contains_key("usage"));
         let last = data(&asked.usage(Usage { prompt: 3, completion: 4, cached: 2, reasoning: 1 }).unwrap());
         assert_eq!(last["choices"], json!([]));
         assert_eq!(
@@ -352,7 +368,7 @@ mod tests {
             "prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}})
         );
         let unasked = ChatEncoder::new(identity(), false);
-        assert!(!data(&unasked.content(0, "x")).as_object().unwrap().contains_key("usage"));
+        assert!(!data(&unasked.content(0, "x", None)).as_object().unwrap().contains_key("usage"));
         assert!(unasked.usage(Usage::default()).is_none());
     }
 
@@ -367,7 +383,7 @@ mod tests {
 
     #[test]
     fn the_fold_has_every_key_that_clients_expect() {
-        let mut folder = Folder::new(identity(), 1, true);
+        let mut folder = Folder::new(identity(), 1, true, false);
         folder.part(0, &output::Delta::Content("a".into()));
         folder.part(0, &output::Delta::Content("b".into()));
         folder.finish(0, "length");
@@ -394,7 +410,7 @@ mod tests {
             Part::Arguments { index: 0, text: "{\"a\": 1}".into() },
         ];
         let encoder = ChatEncoder::new(identity(), false);
-        let mut folder = Folder::new(identity(), 1, false);
+        let mut folder = Folder::new(identity(), 1, false, false);
         let deltas: Vec<Value> =
             parts.iter().map(|part| data(&encoder.part(0, part))["choices"][0]["delta"].clone()).collect();
         parts.iter().for_each(|part| folder.part(0, part));
@@ -413,6 +429,20 @@ mod tests {
         let wanted = json!({"role": "assistant", "content": null, "reasoning_content": "hm",
             "tool_calls": [call], "refusal": null});
         assert_eq!(whole["choices"][0]["message"], wanted);
+    }
+
+    #[test]
+    fn tokens_are_told_with_their_bytes_and_rivals() {
+        let scored =
+            TokenLogprob { bytes: b"\xc3".to_vec(), logprob: Some(-0.5), top: vec![(b"a".to_vec(), -0.25)], offset: 0 };
+        let wanted = json!({"content": [{"token": "\u{fffd}", "logprob": -0.5, "bytes": [195],
+            "top_logprobs": [{"token": "a", "logprob": -0.25, "bytes": [97]}]}], "refusal": null});
+        let chunk = data(&ChatEncoder::new(identity(), false).content(0, "", Some(std::slice::from_ref(&scored))));
+        assert_eq!((&chunk["choices"][0]["logprobs"], &chunk["choices"][0]["delta"]["content"]), (&wanted, &json!("")));
+        let mut folder = Folder::new(identity(), 1, true, true);
+        folder.score(0, &[scored]);
+        let whole: Value = serde_json::from_str(&folder.done(Usage::default())).unwrap();
+        assert_eq!(whole["choices"][0]["logprobs"], wanted);
     }
 
     #[test]

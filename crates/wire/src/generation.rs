@@ -51,6 +51,8 @@ pub struct Generation {
     pub stop: Vec<String>,
     /// At least 1.
     pub max_tokens: Option<u32>,
+    /// How many of the likeliest tokens are told beside each of the answer; `None` when none is told.
+    pub logprobs: Option<u32>,
     /// Answers to give to each prompt, at least 1.
     pub choices: u32,
     /// Penalties, added logits, and when an answer may end.
@@ -69,7 +71,7 @@ pub struct Generation {
 pub(crate) struct Checked {
     pub(crate) map: Map<String, Value>,
     resume: Option<Resume>,
-    unknown_fields: usize,
+    pub(crate) unknown_fields: usize,
 }
 
 impl Checked {
@@ -85,6 +87,17 @@ impl Checked {
         let resume = map.remove(RESUME_FIELD).map(Resume::from_value).transpose()?;
         let unknown_fields = fields::check(table, &map)?;
         Ok(Checked { map, resume, unknown_fields })
+    }
+
+    /// Reads what a request has that generates nothing: its sampling is of no effect.
+    ///
+    /// # Errors
+    /// `InvalidRequest` with the field in `param`.
+    pub(crate) fn without_sampling(&mut self) -> Result<Generation, Error> {
+        let keep = ["model", "service_tier", "cache_salt"];
+        let map = self.map.iter().filter(|(name, _)| keep.contains(&name.as_str()));
+        let map = map.map(|(name, value)| (name.clone(), value.clone())).collect();
+        Checked { map, resume: None, unknown_fields: self.unknown_fields }.generation()
     }
 
     /// Reads what every request that generates has.
@@ -104,6 +117,7 @@ impl Checked {
             seed: seed(map),
             stop: stop(map.get("stop"))?,
             max_tokens: max_tokens(map)?,
+            logprobs: None,
             choices: choices(map.get("n"))?,
             shaping: Shaping::read(map)?,
             tier: tier(map)?,

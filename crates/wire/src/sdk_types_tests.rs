@@ -15,7 +15,7 @@ fn a_client_librarys_types_accept_every_chunk_and_the_fold() {
     let encoder = ChatEncoder::new(identity(), true);
     let events = [
         encoder.role(0, true),
-        encoder.content(0, "é\"\n"),
+        encoder.content(0, "é\"\n", None),
         encoder.role(1, false),
         encoder.part(1, &Delta::Reasoning("hm".into())),
         encoder.part(1, &Delta::Call { index: 0, name: "f".into() }),
@@ -34,7 +34,7 @@ fn a_client_librarys_types_accept_every_chunk_and_the_fold() {
     assert_eq!(chunks[7].choices[0].finish_reason, Some(FinishReason::Length));
     assert_eq!(chunks[8].usage.as_ref().unwrap().total_tokens, 7);
 
-    let mut folder = Folder::new(identity(), 2, false);
+    let mut folder = Folder::new(identity(), 2, false, false);
     folder.part(0, &Delta::Content("hello".into()));
     folder.part(1, &Delta::Call { index: 0, name: "f".into() });
     folder.finish(0, "stop");

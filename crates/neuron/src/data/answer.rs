@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use inference::EventKind;
-use tokio::sync::mpsc;
+use inference::{EventKind, Score};
 use tokio::time::{Interval, MissedTickBehavior};
 use wire::private::{Line, Meta};
-use wire::{ChatEncoder, DONE_EVENT, Folder, KEEP_ALIVE_EVENT, data_event, error_event, with_private};
+use wire::{DONE_EVENT, Encoder, Fold, KEEP_ALIVE_EVENT, data_event, error_event, with_private};
 use words::{Code, Error, Moment};
 
 use super::DataPlane;
 use super::output::{Output, Said};
+use super::parts::Parts;
+use super::telling::Telling;
 use crate::engine_thread::{CancelGuard, Message};
 use crate::models::ReadyModel;
 use crate::streams::{Ticket, Word};
@@ -24,9 +25,9 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// What the events become.
 pub(super) enum Form {
     /// Chunks, one a token.
-    Stream(ChatEncoder),
+    Stream(Encoder),
     /// One JSON at the end.
-    Whole(Folder),
+    Whole(Fold),
 }
 
 /// What the end's log line and metrics need.
@@ -118,17 +119,19 @@ pub(super) struct Inside {
 pub(super) struct Start {
     /// What each choice has said.
     pub(super) output: Output,
-    /// Tokens of the prompt, for the usage.
+    /// Tokens of all prompts, for the usage.
     pub(super) prompt_tokens: u32,
-    /// For each choice whether its client has tokens of it, and with them its role event.
+    /// For each choice whether its client has tokens of it, and with them its first event.
     pub(super) begun: Vec<bool>,
+    /// Set where tokens are told with how likely they were.
+    pub(super) telling: Option<Telling>,
     /// What an earlier attempt said of its cache: the usage repeats it.
     pub(super) cached: Option<u32>,
 }
 
 /// The answer. Dropping it cancels the request, gives its admission back and ends its account, in this order.
 pub(super) struct Answer {
-    events: mpsc::Receiver<Message>,
+    events: Parts,
     form: Form,
     inside: Option<Inside>,
     start: Start,
@@ -158,7 +161,7 @@ async fn told(inside: &mut Option<Inside>) -> Word {
 impl Answer {
     /// Begins. `cancel` is for requests whose ticket does not hold it.
     pub(super) fn new(
-        events: mpsc::Receiver<Message>,
+        events: Parts,
         cancel: Option<CancelGuard>,
         admission: Admission,
         account: Account,
@@ -298,12 +301,29 @@ impl Answer {
                 self.fold(choice, &said);
                 Ok(None)
             }
-            EventKind::Token { choice, index, id, text, finish } => {
+            EventKind::Scored { choice, position, id, score } => {
+                let telling = self.start.telling.as_mut();
+                let told = telling.and_then(|telling| telling.scored(choice, position, id, &score));
+                if let (Form::Whole(_), Some(_)) = (&self.form, &told) {
+                    self.begin(choice);
+                }
+                if let (Form::Whole(fold), Some(told)) = (&mut self.form, told) {
+                    fold.score(choice, &[told]);
+                }
+                Ok(None)
+            }
+            EventKind::Embedded { choice, vector } => {
+                if let Form::Whole(fold) = &mut self.form {
+                    fold.embedded(choice, &vector);
+                }
+                Ok(None)
+            }
+            EventKind::Token { choice, index, id, text, finish, score } => {
                 // What comes after the end that a choice's own words made is nobody's.
                 let Some(said) = self.start.output.token(choice, id, &text, finish) else { return Ok(None) };
                 self.account.token();
                 self.account.outcome = said.finish.or(self.account.outcome);
-                Ok(self.token(choice, index, id, &said))
+                Ok(self.token(choice, index, id, &said, score.as_deref()))
             }
             EventKind::Done(usage) => Ok(Some(self.done(usage.cached_tokens as u32))),
             EventKind::Failed(code, message) => Err(self.ended(Error::new(code, message))),
@@ -325,19 +345,37 @@ impl Answer {
         }
     }
 
-    fn token(&mut self, choice: u32, index: u32, id: u32, said: &Said) -> Option<Bytes> {
+    /// Begins a choice, unless it has begun: the client of a resume may have its first event already.
+    fn begin(&mut self, choice: u32) -> Option<Bytes> {
+        let begun = self.start.begun.get_mut(choice as usize)?;
+        if std::mem::replace(begun, true) {
+            return None;
+        }
+        let echoed = self.start.telling.as_ref().map(|telling| telling.echoed(choice));
+        match &mut self.form {
+            Form::Stream(encoder) => encoder.begin(choice, self.start.output.plain(), echoed),
+            Form::Whole(fold) => {
+                fold.score(choice, echoed.unwrap_or_default());
+                None
+            }
+        }
+    }
+
+    fn token(&mut self, choice: u32, index: u32, id: u32, said: &Said, score: Option<&Score>) -> Option<Bytes> {
         self.state = State::Flowing;
         self.spoke = true;
-        self.fold(choice, said);
         let mut public = Vec::with_capacity(3);
+        public.extend(self.begin(choice));
+        self.fold(choice, said);
+        let told = self.start.telling.as_mut().and_then(|telling| telling.said(choice, id, score));
+        let told = told.as_ref().map(std::slice::from_ref);
+        if let (Form::Whole(fold), Some(told)) = (&mut self.form, told) {
+            fold.score(choice, told);
+        }
         if let Form::Stream(encoder) = &self.form {
-            // The client of a resume may have the role event already.
-            if let Some(begun) = self.start.begun.get_mut(choice as usize)
-                && !std::mem::replace(begun, true)
-            {
-                public.push(encoder.role(choice, self.start.output.plain()));
-            }
-            public.extend(said.parts.iter().map(|part| encoder.part(choice, part)));
+            // With its score a token has an event of its own at once, maybe without text: then what is told is a
+            // function of the ids alone.
+            public.extend(encoder.parts(choice, &said.parts, told));
             if let Some(finish) = said.finish {
                 public.push(encoder.finish(choice, finish));
             }
@@ -370,6 +408,9 @@ impl Answer {
             cached: self.start.cached.unwrap_or(cached),
             reasoning: self.start.output.reasoning_tokens(),
         };
+        for choice in 0..self.start.begun.len() as u32 {
+            self.begin(choice);
+        }
         let private = self.inside.as_ref().map(|_| Line::Usage(usage));
         let public = match &self.form {
             Form::Stream(encoder) => {

@@ -1,17 +1,19 @@
 //! `POST /v1/chat/completions`.
 
+use inference::{Scoring, Task};
 use wire::chat::ChatRequest;
 use wire::generation::Generation;
 use wire::output::{Opening, OutputParser, Style};
 use wire::tools::ToolChoice;
-use wire::{ChatEncoder, Folder, Identity};
+use wire::{ChatEncoder, Encoder, Endpoint, Fold, Folder, Identity};
 use words::{Code, Error};
 
-use super::admission::Ask;
+use super::admission::{Ask, Asked};
 use super::answer::Form;
 use crate::harness::{ChatInput, ChatText, Prompt};
 
 impl Ask for ChatRequest {
+    const ENDPOINT: Endpoint = Endpoint::Chat;
     const TEXT: &'static str = "messages";
 
     fn parse(body: &[u8]) -> Result<Self, Error> {
@@ -44,19 +46,32 @@ impl Ask for ChatRequest {
         }
     }
 
-    fn prompt(&self, text: &dyn ChatText, now: u64) -> Result<Prompt, Error> {
+    fn prompts(&self, text: &dyn ChatText, now: u64) -> Result<Vec<Prompt>, Error> {
         let tools = if self.tools.active() { self.tools.definitions.as_slice() } else { &[] };
-        text.prompt(&ChatInput { messages: &self.messages, tools, variables: &self.variables }, now)
+        let input = ChatInput { messages: &self.messages, tools, variables: &self.variables };
+        Ok(vec![text.prompt(&input, now)?])
     }
 
     fn parser(&self, style: &Style, opening: Opening) -> OutputParser {
         OutputParser::new(style, opening, &self.tools)
     }
 
-    fn form(&self, identity: Identity, choices: usize, plain: bool) -> Form {
-        match self.generation.stream {
-            true => Form::Stream(ChatEncoder::new(identity, self.generation.include_usage)),
-            false => Form::Whole(Folder::new(identity, choices, plain)),
+    fn task(&self, _asked: &Asked) -> Result<Task, Error> {
+        let scoring = |top: u32| {
+            let accepted = !self.generation.stream;
+            Task::Score(Scoring { top: top as usize, prompt: false, accepted })
+        };
+        Ok(self.generation.logprobs.map_or(Task::Generate, scoring))
+    }
+
+    fn form(&self, identity: Identity, _asked: &Asked, plain: bool) -> Form {
+        let generation = &self.generation;
+        match generation.stream {
+            true => Form::Stream(Encoder::Chat(ChatEncoder::new(identity, generation.include_usage))),
+            false => {
+                let scored = generation.logprobs.is_some();
+                Form::Whole(Fold::Chat(Folder::new(identity, generation.choices as usize, plain, scored)))
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `harness = "candle"`: models in this process, from GGUF files.
 
+use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -7,13 +8,15 @@ use std::sync::Arc;
 use engine_candle::{
     Arithmetic, CandleEngine, DeviceChoice, KernelOptions, LoadError, LoadProgress, Options, THREADS_MAX,
 };
-use inference::TokenBytes;
+use inference::{Pooling, TokenBytes};
 use model_files::model::{ModelFiles, ModelFilesError, resolve};
 use model_files::template::TemplateError;
 use wire::output::Style;
 use words::{Code, Error, Fingerprint};
 
-use super::{ChatInput, ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Prompt, Sizes, told_apart};
+use super::{
+    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Prompt, Sizes, Spelled, told_apart,
+};
 use crate::options::{CandleOptions, KvType};
 use crate::sampling::Defaults;
 
@@ -148,6 +151,7 @@ impl Harness for CandleHarness {
             token_bytes: Arc::new(token_bytes(&files, &style)),
             end_tokens: files.tokenizer.end_tokens().to_vec(),
             defaults,
+            pooling: pooling(&files),
             continue_fingerprint: print,
             exact_fingerprint: Fingerprint(*blake3::hash(exact.as_bytes()).as_bytes()),
             device,
@@ -168,6 +172,18 @@ fn load_failure(error: LoadError) -> LoadFailure {
         error => bad_file(error),
     };
     LoadFailure { error, transient: is_transient }
+}
+
+/// How the model's makers say that its embeddings are pooled, in llama.cpp's numbers; a model that says nothing was made
+/// to generate, and its last token has seen all the others.
+fn pooling(files: &ModelFiles) -> Result<Pooling, String> {
+    match files.header.u64(&format!("{}.pooling_type", files.architecture)) {
+        Some(1) => Ok(Pooling::Mean),
+        None | Some(0 | 3) => Ok(Pooling::Last),
+        Some(2) => Err("its first token".into()),
+        Some(4) => Err("rank".into()),
+        Some(other) => Err(format!("a way that is unknown here, number {other}")),
+    }
 }
 
 /// Returns what tokens add to the output. The marks of a style are to be seen by its parser, which takes them away.
@@ -208,5 +224,29 @@ impl ChatText for FilesText {
 
     fn style(&self) -> Style {
         self.style
+    }
+
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
+        let encoded = self.files.tokenizer.encode(text, special);
+        encoded.map_err(|error| Error::new(Code::InvalidRequest, error.to_string()))
+    }
+
+    fn spell(&self, id: u32) -> Spelled<'_> {
+        let tokenizer = &self.files.tokenizer;
+        match tokenizer.pieces().get(id as usize) {
+            Some(piece) if !piece.control => Spelled { bytes: Cow::Borrowed(&piece.bytes), shown: true },
+            _ => {
+                Spelled { bytes: Cow::Borrowed(tokenizer.token_text(id).unwrap_or_default().as_bytes()), shown: false }
+            }
+        }
+    }
+
+    fn decode(&self, ids: &[u32]) -> String {
+        self.files.tokenizer.decode(ids)
+    }
+
+    fn embedding_end(&self) -> Option<u32> {
+        let wanted = self.files.header.bool("tokenizer.ggml.add_eos_token") == Some(true);
+        self.files.tokenizer.eos().filter(|_| wanted)
     }
 }

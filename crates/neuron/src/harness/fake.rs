@@ -1,16 +1,19 @@
 //! `harness = "fake"`: the paced oracle engine, for tests of everything around an engine.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use inference::engine::{Batch, BlockId, Capabilities, Engine, EngineError, Outputs, RowOutput};
-use inference::{FAKE_END_TOKEN, FakeEngine, fake_token_bytes};
+use inference::{FAKE_END_TOKEN, FakeEngine, Pooling, fake_token_bytes};
 use wire::output::Style;
 use words::{Code, Error, Fingerprint};
 
 use super::script::Scripts;
-use super::{ChatInput, ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Prompt, Sizes, told_apart};
+use super::{
+    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Prompt, Sizes, Spelled, told_apart,
+};
 use crate::options::FakeOptions;
 use crate::sampling::Defaults;
 
@@ -61,6 +64,7 @@ impl Harness for FakeHarness {
             blocks: context_length.div_ceil(BLOCK_TOKENS) * sizes.max_running,
             context_length,
             vocab_size: 0,
+            width: 0,
         });
         // All fake engines of one context length continue each other's streams, whatever their model is called.
         let print = Fingerprint(*blake3::hash(format!("fake {context_length}").as_bytes()).as_bytes());
@@ -73,6 +77,7 @@ impl Harness for FakeHarness {
             token_bytes: Arc::new(fake_token_bytes()),
             end_tokens: vec![FAKE_END_TOKEN],
             defaults: Defaults::default(),
+            pooling: Ok(Pooling::Mean),
             continue_fingerprint: print,
             exact_fingerprint: print,
             device: "none".into(),
@@ -106,11 +111,15 @@ impl Engine for Paced {
         let scripts = self.scripts.step(batch);
         let mut outputs = self.engine.step(batch)?;
         for (output, said) in outputs.rows.iter_mut().zip(scripts) {
-            match (output, said) {
-                (RowOutput::Token(token), Some(said)) => *token = said,
-                (RowOutput::Logits(logits), Some(said)) => {
-                    let says = |id: usize| if id == said as usize { SURE } else { 0.0 };
-                    logits.iter_mut().enumerate().for_each(|(id, logit)| *logit = says(id));
+            match (output, said.as_slice()) {
+                (RowOutput::Token(token), [Some(said)]) => *token = *said,
+                (RowOutput::Logits(logits), said) => {
+                    let vocabulary = self.engine.capabilities().vocab_size;
+                    for (logits, said) in logits.chunks_exact_mut(vocabulary).zip(said) {
+                        let Some(said) = said else { continue };
+                        let says = |id: usize| if id == *said as usize { SURE } else { 0.0 };
+                        logits.iter_mut().enumerate().for_each(|(id, logit)| *logit = says(id));
+                    }
                 }
                 _ => {}
             }
@@ -135,6 +144,27 @@ impl Engine for Paced {
 struct FakeText(Style);
 
 impl ChatText for FakeText {
+    fn encode(&self, text: &str, _special: bool) -> Result<Vec<u32>, Error> {
+        Ok(text.bytes().map(u32::from).collect())
+    }
+
+    fn spell(&self, id: u32) -> Spelled<'_> {
+        match u8::try_from(id) {
+            Ok(byte) => Spelled { bytes: Cow::Owned(vec![byte]), shown: true },
+            Err(_) if id == FAKE_END_TOKEN => Spelled { bytes: Cow::Borrowed(b"<end>"), shown: false },
+            Err(_) => Spelled { bytes: Cow::Borrowed(b""), shown: false },
+        }
+    }
+
+    fn decode(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| self.spell(*id).bytes.into_owned()).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn embedding_end(&self) -> Option<u32> {
+        None
+    }
+
     fn prompt(&self, input: &ChatInput<'_>, _now: u64) -> Result<Prompt, Error> {
         let mut text = String::new();
         for (name, value) in input.variables {

@@ -5,11 +5,12 @@ mod candle;
 mod fake;
 mod script;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use inference::TokenBytes;
 use inference::engine::Engine;
+use inference::{Pooling, TokenBytes};
 use serde_json::{Map, Value};
 use wire::output::{Opening, Overrides, Style};
 use words::{Code, Error, Fingerprint};
@@ -81,6 +82,26 @@ pub(crate) trait ChatText: Send + Sync {
 
     /// How the model reasons and calls tools.
     fn style(&self) -> Style;
+
+    /// Tokenises a text as it is; with `special` the begin token comes first where the model wants one.
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error>;
+
+    /// Returns a token by itself; nothing for an id outside the vocabulary.
+    fn spell(&self, id: u32) -> Spelled<'_>;
+
+    /// Returns the text of tokens; control tokens are spelled out.
+    fn decode(&self, ids: &[u32]) -> String;
+
+    /// Returns the token that ends a text to embed, where the model wants one.
+    fn embedding_end(&self) -> Option<u32>;
+}
+
+/// A token by itself.
+pub(crate) struct Spelled<'a> {
+    /// What it adds to a text, or the name of a control token.
+    pub(crate) bytes: Cow<'a, [u8]>,
+    /// Whether it is part of the text.
+    pub(crate) shown: bool,
 }
 
 /// A model in memory.
@@ -91,6 +112,8 @@ pub(crate) struct LoadedModel {
     pub(crate) token_bytes: Arc<TokenBytes>,
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) defaults: Defaults,
+    /// How embeddings are pooled; in words what can't be done.
+    pub(crate) pooling: Result<Pooling, String>,
     pub(crate) continue_fingerprint: Fingerprint,
     pub(crate) exact_fingerprint: Fingerprint,
     /// Where it runs, for the log.
