@@ -74,7 +74,6 @@ impl Harness for FakeHarness {
         Ok(LoadedModel {
             engine: Box::new(Paced { engine, scripts: Scripts::new(BLOCK_TOKENS), options: self.options }),
             text: Arc::new(FakeText(style)),
-            style,
             token_bytes: Arc::new(fake_token_bytes()),
             end_tokens: vec![FAKE_END_TOKEN],
             defaults: Defaults::default(),
@@ -181,5 +180,9 @@ impl ChatText for FakeText {
             }
         }
         Ok(Prompt { ids: text.bytes().map(u32::from).collect(), opening: self.0.opening(&text) })
+    }
+
+    fn style(&self) -> Style {
+        self.0
     }
 }
