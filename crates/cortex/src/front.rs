@@ -14,6 +14,7 @@ use service::traces::{KeyValue, Span};
 use wire::chat::{Peek, without_private_fields};
 use wire::models::{Model, ModelList};
 use wire::private::REQUEST_ID_HEADER;
+use wire::{Endpoint, Peek, without_private_fields};
 use words::{Code, Error, ModelState, RequestId};
 
 use crate::gateway::Readiness;
@@ -51,12 +52,11 @@ impl Front {
     async fn dispatch(&self, request: Request<Incoming>, request_id: &str) -> Result<Response<BoxBody>, Error> {
         let path = request.uri().path();
         let wanted = match path {
-            "/v1/chat/completions" => Method::POST,
+            _ if Endpoint::at(path).is_some() => Method::POST,
             "/v1/models" | "/livez" | "/readyz" | "/health" => Method::GET,
             _ if path.starts_with("/v1/models/") => Method::GET,
             _ => {
-                let message =
-                    format!("there is nothing at {path}; this server has /v1/chat/completions and /v1/models");
+                let message = format!("there is nothing at {path}; this server has {}", Endpoint::list());
                 return Err(Error::new(Code::RouteNotFound, message));
             }
         };
@@ -67,8 +67,10 @@ impl Front {
                 return Err(Error::new(Code::MethodNotAllowed, format!("{path} takes {wanted}, not {method}")));
             }
         }
+        if let Some(endpoint) = Endpoint::at(path) {
+            return self.ask(endpoint, request, request_id).await;
+        }
         match path {
-            "/v1/chat/completions" => self.chat(request, request_id).await,
             "/v1/models" => Ok(json(&self.models())),
             "/livez" => Ok(Response::new(full("ok\n"))),
             "/readyz" | "/health" => Ok(self.readiness.response()),
@@ -76,18 +78,24 @@ impl Front {
         }
     }
 
-    async fn chat(&self, request: Request<Incoming>, request_id: &str) -> Result<Response<BoxBody>, Error> {
-        let mut span = self.proxy.traces.request(request.headers(), "chat");
-        let answer = self.relay(request, request_id, &mut span).await;
+    async fn ask(
+        &self,
+        endpoint: Endpoint,
+        request: Request<Incoming>,
+        request_id: &str,
+    ) -> Result<Response<BoxBody>, Error> {
+        let mut span = self.proxy.traces.request(request.headers(), endpoint.operation());
+        let answer = self.relay(endpoint, request, request_id, &mut span).await;
         if let Err(error) = &answer {
             span.fail(error.code().row().code);
         }
         answer
     }
 
-    /// Has a chat answered; the relay takes the span over.
+    /// Has a request answered; the relay takes the span over.
     async fn relay(
         &self,
+        endpoint: Endpoint,
         request: Request<Incoming>,
         request_id: &str,
         span: &mut Span,
@@ -105,18 +113,19 @@ impl Front {
         let deadline = Duration::from_millis(api.body_timeout_ms);
         let body = service::body::read(request.into_body(), api.max_body_bytes, deadline).await?;
         let peek = Peek::parse(&body)?;
-        let (model, stream) = (peek.model_id()?, peek.stream.unwrap_or(false));
-        let (choices, include_usage) = (peek.choices()?, peek.include_usage());
+        let (model, stream) = (peek.model_id()?, endpoint.generates() && peek.stream.unwrap_or(false));
+        let (choices, include_usage) = (peek.choices(endpoint)?, peek.include_usage());
         let private = peek.resume.is_some();
         let body = if private { without_private_fields(&body)?.into() } else { body };
         self.proxy.refuse_poison(&body)?;
         let (completion, seed): (u128, u64) = rand::rng().random();
         let order = Order {
+            endpoint,
             model,
             stream,
             body,
             request_id: request_id.to_string(),
-            completion_id: format!("chatcmpl-{:032x}", completion),
+            completion_id: endpoint.answer_id(completion),
             created: self.proxy.clock.unix_seconds(),
             seed,
             trace,
@@ -168,17 +177,18 @@ impl Front {
 
 /// Says what is asked, in the words of OpenTelemetry's conventions for generative models; never what is in it.
 fn describe(span: &mut Span, order: &Order) {
-    span.rename(|| format!("chat {}", order.model).into());
+    let operation = order.endpoint.operation();
+    span.rename(|| format!("{operation} {}", order.model).into());
     span.note(|| {
         [
-            KeyValue::new("gen_ai.operation.name", "chat"),
+            KeyValue::new("gen_ai.operation.name", operation),
             KeyValue::new("gen_ai.provider.name", "cortex"),
             KeyValue::new("gen_ai.request.model", order.model.to_string()),
             KeyValue::new("gen_ai.request.choice.count", i64::from(order.choices)),
             KeyValue::new("gen_ai.response.model", order.model.to_string()),
             KeyValue::new("gen_ai.response.id", order.completion_id.clone()),
             KeyValue::new("http.request.method", "POST"),
-            KeyValue::new("url.path", "/v1/chat/completions"),
+            KeyValue::new("url.path", order.endpoint.path()),
             KeyValue::new("cortex.request_id", order.request_id.clone()),
             KeyValue::new("cortex.stream", order.stream),
         ]
