@@ -11,7 +11,6 @@ use service::addresses::Addresses;
 use service::gate::Gate;
 use service::server::Peer;
 use service::traces::{KeyValue, Span};
-use wire::chat::{Peek, without_private_fields};
 use wire::models::{Model, ModelList};
 use wire::private::REQUEST_ID_HEADER;
 use wire::{Endpoint, Peek, without_private_fields};
