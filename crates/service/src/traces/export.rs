@@ -191,3 +191,26 @@ where
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use opentelemetry::trace::{Tracer, TracerProvider};
+    use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+
+    use super::*;
+    use crate::metrics::Registry;
+
+    #[test]
+    fn a_full_queue_drops_and_counts_and_what_is_not_sampled_does_neither() {
+        let metrics = TraceMetrics::register(&Registry::new(), "x").unwrap();
+        for (sampler, queued, dropped) in [(Sampler::AlwaysOff, 0, 0), (Sampler::AlwaysOn, 2, 3)] {
+            let (sender, mut spans) = mpsc::channel(2);
+            let queue = Queue { spans: sender, dropped: metrics.dropped.clone() };
+            let provider = SdkTracerProvider::builder().with_sampler(sampler).with_span_processor(queue).build();
+            (0..5).for_each(|_| drop(provider.tracer("x").start("y")));
+            let waiting = std::iter::from_fn(|| spans.try_recv().ok()).count();
+            assert_eq!((waiting, metrics.dropped.get()), (queued, dropped));
+        }
+    }
+}

@@ -206,3 +206,22 @@ impl Span {
         self.context().map(|context| context.trace_id().to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn where_traces_are_off_nothing_is_made_and_headers_stay() {
+        let mut headers = HeaderMap::new();
+        headers.insert("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());
+        let before = headers.clone();
+        let mut span = Traces::default().request(&headers, "chat");
+        span.rename(|| unreachable!("no name is made"));
+        span.note::<1>(|| unreachable!("no attribute is made"));
+        let child = span.child("proxy", SpanKind::Client);
+        child.write(&mut headers);
+        assert_eq!((headers, child.trace_id(), child.recording()), (before, None, false));
+    }
+}
