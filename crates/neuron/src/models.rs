@@ -15,6 +15,7 @@ use lifecycle::{DrainBudget, ModelInput, next_model_state};
 use tokio::sync::watch;
 use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelState, ModelStatus};
 
+use crate::constraint::Constraints;
 use crate::crumbs::Crumbs;
 use crate::emptying;
 use crate::engine_thread::{self, EngineHandle, Message};
@@ -39,6 +40,7 @@ pub(crate) struct ReadyModel {
     pub(crate) engine: EngineHandle,
     pub(crate) text: Arc<dyn ChatText>,
     pub(crate) token_bytes: Arc<TokenBytes>,
+    pub(crate) constraints: Constraints,
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) defaults: Defaults,
     pub(crate) context_length: usize,
@@ -365,6 +367,7 @@ impl Models {
             id: id.clone(),
             engine,
             text: loaded.text,
+            constraints: Constraints::new(loaded.token_bytes.clone()),
             token_bytes: loaded.token_bytes,
             end_tokens: loaded.end_tokens,
             defaults: loaded.defaults,
