@@ -27,6 +27,7 @@ pub mod options;
 mod pace;
 mod publisher;
 mod pull;
+mod ready;
 mod sampling;
 mod sessions;
 mod state_dir;

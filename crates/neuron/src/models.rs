@@ -7,114 +7,26 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use inference::sampling::Sampling;
-use inference::{
-    ChoiceStart, EventKind, Limits, Pooling, Priority, RequestKey, Scheduler, StopRules, Submission, Task, TokenBytes,
-};
+use inference::{Limits, Scheduler};
 use lifecycle::{DrainBudget, ModelInput, next_model_state};
 use tokio::sync::watch;
-use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelState, ModelStatus};
+use words::{Capabilities, Code, Error, ModelId, ModelLoad, ModelState, ModelStatus};
 
 use crate::constraint::Constraints;
 use crate::crumbs::Crumbs;
 use crate::emptying;
-use crate::engine_thread::{self, EngineHandle, Message};
+use crate::engine_thread::{self, EngineHandle};
 use crate::fetch::Downloads;
-use crate::harness::{ChatInput, ChatText, Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
-use crate::metrics::{Metrics, ModelMetrics};
+use crate::harness::{Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
+use crate::metrics::Metrics;
 use crate::options::SchedulerOptions;
-use crate::pace::Pace;
 use crate::publisher::Publisher;
-use crate::sampling::Defaults;
+pub(crate) use crate::ready::ReadyModel;
 use crate::streams::Streams;
 use service::clock::Clock;
 
 /// Tokens of the warm-up.
 const WARM_TOKENS: usize = 2;
-/// Events that wait for the node's own questions.
-const ASK_QUEUE: usize = 16;
-
-/// A model that serves.
-pub(crate) struct ReadyModel {
-    pub(crate) id: ModelId,
-    pub(crate) engine: EngineHandle,
-    pub(crate) text: Arc<dyn ChatText>,
-    pub(crate) token_bytes: Arc<TokenBytes>,
-    pub(crate) constraints: Constraints,
-    pub(crate) end_tokens: Vec<u32>,
-    pub(crate) defaults: Defaults,
-    pub(crate) context_length: usize,
-    /// Tokens there are.
-    pub(crate) vocabulary: usize,
-    /// Numbers in a hidden state.
-    pub(crate) width: usize,
-    /// How its embeddings are pooled; in words what can't be done.
-    pub(crate) pooling: Result<Pooling, String>,
-    pub(crate) continue_fingerprint: Fingerprint,
-    pub(crate) exact_fingerprint: Fingerprint,
-    pub(crate) metrics: ModelMetrics,
-    /// Held for one sample.
-    pace: Mutex<Pace>,
-    next_request: AtomicU64,
-}
-
-impl ReadyModel {
-    /// Takes the time between two tokens of one stream.
-    pub(crate) fn inter_token(&self, span: Duration) {
-        self.metrics.inter_token.observe(span.as_secs_f64());
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner).observe(span);
-    }
-
-    /// Asks a question of the node's own, at temperature 0 and before others; `taken` sees each piece of the answer and
-    /// may break it off. `false` when the engine ended before the answer did.
-    ///
-    /// # Errors
-    /// The text's, the scheduler's or the engine's.
-    pub(crate) async fn ask(
-        &self,
-        question: &str,
-        max_tokens: usize,
-        clock: Clock,
-        mut taken: impl FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<bool, Error> {
-        let messages = [serde_json::json!({ "role": "user", "content": question })];
-        let input = ChatInput { messages: &messages, tools: &[], variables: &serde_json::Map::new() };
-        let prompt = self.text.prompt(&input, clock.unix_seconds())?.ids;
-        let submission = Submission {
-            request: self.request_key(),
-            prompt: prompt.into(),
-            choices: vec![ChoiceStart::default()],
-            first_choice: 0,
-            task: Task::Generate,
-            sampling: Sampling::GREEDY,
-            bias: Arc::new([]),
-            constraint: None,
-            max_tokens,
-            stop: Arc::new(StopRules { strings: Vec::new(), tokens: self.end_tokens.clone() }),
-            priority: Priority::High,
-            deadline: None,
-            salt: [0; 32],
-        };
-        let _guard = self.engine.guard(vec![submission.request]);
-        let mut events = self.engine.submit(submission, Fingerprint::default(), ASK_QUEUE);
-        while let Some(message) = events.recv().await {
-            match message {
-                Message::Event(EventKind::Token { text, .. }) if taken(&text).is_break() => return Ok(true),
-                Message::Event(EventKind::Done(_)) => return Ok(true),
-                Message::Event(EventKind::Failed(code, message)) => return Err(Error::new(code, message)),
-                Message::Refused(error) => return Err(error),
-                Message::Event(_) => {}
-            }
-        }
-        Ok(false)
-    }
-
-    /// Names a new request.
-    pub(crate) fn request_key(&self) -> RequestKey {
-        RequestKey(self.next_request.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
 /// What a load ended with; joiners get the same.
 type Outcome = Option<Result<(), (Code, String)>>;
 
