@@ -10,6 +10,7 @@
 mod activation;
 mod canary;
 mod cli;
+mod constraint;
 mod control;
 mod crumbs;
 mod data;

@@ -15,6 +15,7 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("wire", &["words"]),
     ("inference", &["words"]),
     ("model-files", &["words"]),
+    ("grammar", &["words", "inference"]),
     ("kernels", &[]),
     ("engine-candle", &["words", "inference", "model-files", "kernels"]),
     ("control", &["words", "lifecycle"]),
@@ -23,7 +24,18 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("cortex", &["words", "lifecycle", "fleet", "wire", "control", "service"]),
     (
         "neuron",
-        &["words", "lifecycle", "wire", "inference", "model-files", "engine-candle", "control", "service", "hub"],
+        &[
+            "words",
+            "lifecycle",
+            "wire",
+            "inference",
+            "grammar",
+            "model-files",
+            "engine-candle",
+            "control",
+            "service",
+            "hub",
+        ],
     ),
     ("fleet-sim", &["words", "lifecycle", "fleet", "inference"]),
     ("bench", &["words", "inference", "model-files", "engine-candle"]),
@@ -33,7 +45,8 @@ const INTERNAL: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that decide and never wait, and the simulation of those that do.
-const PURE: &[&str] = &["words", "lifecycle", "fleet", "wire", "inference", "model-files", "kernels", "fleet-sim"];
+const PURE: &[&str] =
+    &["words", "lifecycle", "fleet", "wire", "inference", "grammar", "model-files", "kernels", "fleet-sim"];
 /// What those never see, however far down.
 const WAITING: &[&str] = &["tokio", "axum", "tonic", "hyper", "reqwest", "candle-core"];
 /// The only ones that name candle.
