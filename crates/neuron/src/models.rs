@@ -12,6 +12,7 @@ use lifecycle::{DrainBudget, ModelInput, next_model_state};
 use tokio::sync::watch;
 use words::{Capabilities, Code, Error, ModelId, ModelLoad, ModelState, ModelStatus};
 
+use crate::constraint::Constraints;
 use crate::crumbs::Crumbs;
 use crate::emptying;
 use crate::engine_thread::{self, EngineHandle};
@@ -278,6 +279,7 @@ impl Models {
             id: id.clone(),
             engine,
             text: loaded.text,
+            constraints: Constraints::new(loaded.token_bytes.clone()),
             token_bytes: loaded.token_bytes,
             end_tokens: loaded.end_tokens,
             defaults: loaded.defaults,
