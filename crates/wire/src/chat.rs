@@ -77,7 +77,7 @@ impl ChatRequest {
     /// # Errors
     /// `InvalidRequest` with the field in `param`, or `UnsupportedParameter`.
     pub fn parse(body: &[u8]) -> Result<Self, Error> {
-        let value: Value = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
+        let value: Value = serde_json::from_slice(body).map_err(|error| malformed(body, &error))?;
         let Value::Object(mut map) = value else {
             return Err(Error::new(Code::InvalidRequest, "the request body must be a JSON object"));
         };
@@ -132,7 +132,7 @@ impl<'a> Peek<'a> {
     /// # Errors
     /// `InvalidRequest` when the body is no JSON object or one of the fields has the wrong type.
     pub fn parse(body: &'a [u8]) -> Result<Self, Error> {
-        serde_json::from_slice(body).map_err(|error| malformed(&error))
+        serde_json::from_slice(body).map_err(|error| malformed(body, &error))
     }
 
     /// Returns how many answers are wanted.
@@ -165,12 +165,36 @@ impl<'a> Peek<'a> {
 /// # Errors
 /// `InvalidRequest` when the body is no JSON object.
 pub fn without_private_fields(body: &[u8]) -> Result<Vec<u8>, Error> {
-    let mut map: Map<String, Value> = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
+    let mut map: Map<String, Value> = serde_json::from_slice(body).map_err(|error| malformed(body, &error))?;
     map.remove(RESUME_FIELD);
     serde_json::to_vec(&map).map_err(Error::internal)
 }
 
-fn malformed(error: &serde_json::Error) -> Error {
+/// How deep a request's arrays and objects may lie in one another; serde_json's own bound.
+pub const DEPTH_MAX: usize = 127;
+
+/// Returns how deep arrays and objects lie in one another, as far as the text makes sense.
+fn depth(body: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut quoted, mut escaped) = (0usize, 0, false, false);
+    for byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b'{' | b'[' if !quoted => depth += 1,
+            b'}' | b']' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
+
+fn malformed(body: &[u8], error: &serde_json::Error) -> Error {
+    if depth(body) > DEPTH_MAX {
+        let message = format!("the request body has arrays and objects over {DEPTH_MAX} deep in one another");
+        return Error::new(Code::InvalidRequest, message);
+    }
     let place = format!("line {} column {}", error.line(), error.column());
     match error.classify() {
         // Data errors name the field and the wanted type; they quote nothing of ours.

@@ -14,4 +14,6 @@ pub use envelope::{ErrorEnvelope, ErrorResponse, check_media_type, error_event};
 pub use sse::{DONE_EVENT, EventSplitter, EventTooLarge, HTTP_SSE_CONTENT_TYPE, KEEP_ALIVE_EVENT, data_event};
 
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod sdk_types_tests;
