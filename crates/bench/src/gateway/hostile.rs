@@ -27,7 +27,7 @@ pub(crate) struct HostileArgs {
     #[arg(long)]
     cortex: Option<PathBuf>,
     /// Seconds an attack.
-    #[arg(long, default_value_t = 8.0)]
+    #[arg(long, default_value_t = 12.0)]
     seconds: f64,
     /// Only the attacks whose name has this in it.
     #[arg(long, default_value = "")]
@@ -51,7 +51,7 @@ enum Attack {
     Heads,
     /// Bodies that never end.
     Bodies,
-    /// Streams that nobody reads.
+    /// Streams of a thousand tokens a second that nobody reads.
     Unread,
     /// Nothing at all.
     Idle,
@@ -81,7 +81,7 @@ async fn harass(attack: Attack, mut stream: TcpStream) -> Result<()> {
     let first = match attack {
         Attack::Heads => head.as_bytes().to_vec(),
         Attack::Bodies => format!("{head}content-length: 1000000\r\n\r\n{{").into_bytes(),
-        Attack::Unread => request(true, TOKENS_MAX, Duration::ZERO, 20).to_vec(),
+        Attack::Unread => request(true, TOKENS_MAX, Duration::from_millis(1), 20).to_vec(),
         Attack::Nobody | Attack::Idle => Vec::new(),
     };
     stream.write_all(&first).await?;
@@ -192,7 +192,13 @@ pub(crate) fn attack(args: &HostileArgs) -> Result<()> {
         let folder = tempfile::tempdir()?;
         let (worker, control) = start_worker(folder.path())?;
         let mut gateway = start_cortex(args.cortex.as_deref(), folder.path(), control, SETTINGS)?;
-        runtime.block_on(run(args, &mut gateway, (name, attack, count))).with_context(|| format!("attack '{name}'"))?;
+        let result = runtime.block_on(run(args, &mut gateway, (name, attack, count)));
+        if result.is_err() {
+            let log = std::fs::read_to_string(folder.path().join("cortex.log"))?;
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("{}", lines[lines.len().saturating_sub(20)..].join("\n"));
+        }
+        result.with_context(|| format!("attack '{name}'"))?;
         drop((gateway, worker));
     }
     Ok(())
