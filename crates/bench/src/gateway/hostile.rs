@@ -1,7 +1,7 @@
 //! `bench hostile`: clients that mean ill, beside one that means well.
 //!
 //! Each attack comes from other addresses than the good client's, for one address alone has its own bound. The gateway's
-//! times are made short, so that one sees them at work; all other limits are its defaults.
+//! times are made short and its send buffers small, so that one sees them at work; all other limits are its defaults.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -38,7 +38,7 @@ pub(crate) struct HostileArgs {
 }
 
 const SETTINGS: &str = "body_timeout_ms = 3000\n\
-    server = { header_timeout_ms = 3000, sniff_timeout_ms = 3000, write_stall_ms = 3000 }";
+    server = { header_timeout_ms = 3000, sniff_timeout_ms = 3000, write_stall_ms = 3000, send_buffer_bytes = 16384 }";
 /// Between two bytes of a slow client: below every timeout between bytes.
 const TRICKLE: Duration = Duration::from_millis(500);
 /// Connections from one address.
@@ -51,7 +51,7 @@ enum Attack {
     Heads,
     /// Bodies that never end.
     Bodies,
-    /// Streams of a thousand tokens a second that nobody reads.
+    /// Streams of a hundred tokens a second that nobody reads.
     Unread,
     /// Nothing at all.
     Idle,
@@ -81,7 +81,7 @@ async fn harass(attack: Attack, mut stream: TcpStream) -> Result<()> {
     let first = match attack {
         Attack::Heads => head.as_bytes().to_vec(),
         Attack::Bodies => format!("{head}content-length: 1000000\r\n\r\n{{").into_bytes(),
-        Attack::Unread => request(true, TOKENS_MAX, Duration::from_millis(1), 20).to_vec(),
+        Attack::Unread => request(true, TOKENS_MAX, Duration::from_millis(10), 20).to_vec(),
         Attack::Nobody | Attack::Idle => Vec::new(),
     };
     stream.write_all(&first).await?;
