@@ -29,4 +29,6 @@ pub use peek::{Peek, without_private_fields};
 pub use sse::{DONE_EVENT, EventSplitter, EventTooLarge, HTTP_SSE_CONTENT_TYPE, KEEP_ALIVE_EVENT, data_event};
 
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod sdk_types_tests;
