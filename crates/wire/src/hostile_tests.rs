@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use words::Code;
 
-use crate::EventSplitter;
-use crate::chat::{ChatRequest, DEPTH_MAX, Peek, without_private_fields};
+use crate::{EventSplitter, Peek, without_private_fields};
+use crate::chat::ChatRequest;
+use crate::generation::DEPTH_MAX;
 use crate::private::{LINE_PREFIX, Line, strip};
 
 /// A body with so many arrays around nothing, in a field of its own or in a message.
