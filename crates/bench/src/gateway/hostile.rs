@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use super::load::{Client, Seen, request};
+use super::load::{Client, Seen, request, warm};
 use super::process::Program;
 use super::worker::TOKENS_MAX;
 use super::{quantile, raise_open_files, start_cortex, start_worker};
@@ -146,6 +146,7 @@ async fn run(
     (name, attack, count): (&str, Attack, usize),
 ) -> Result<()> {
     let (address, mut bad) = (gateway.address, JoinSet::new());
+    warm(address).await?;
     let (idle, begun) = (gateway.resident()? / 1e6, Instant::now());
     let until = begun + Duration::from_secs_f64(args.seconds.max(1.0));
     let kept = tokio::spawn(behave(address, until, false));

@@ -139,6 +139,12 @@ impl Client {
     }
 }
 
+/// Asks once: a gateway listens before it knows its workers.
+pub(super) async fn warm(address: SocketAddr) -> Result<()> {
+    let request = request(false, 1, Duration::ZERO, 20);
+    Client::connect(address).await?.ask(&request, &Seen::default()).await.map(drop)
+}
+
 /// Clients that ask again and again until they are dropped.
 pub(super) struct Crowd {
     tasks: JoinSet<Result<()>>,

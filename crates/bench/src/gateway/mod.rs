@@ -21,7 +21,7 @@ use clap::Args;
 
 use crate::report::{Report, median};
 pub(crate) use hostile::{HostileArgs, attack};
-use load::{Client, Crowd, Sample, Seen, request};
+use load::{Client, Crowd, Sample, Seen, request, warm};
 pub(crate) use peer::{PeerArgs, forward};
 use process::{Program, free_address};
 use worker::TOKENS_MAX;
@@ -281,6 +281,9 @@ pub(crate) fn bench(args: &GatewayArgs) -> Result<()> {
     let report = Report { json: args.json };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        for program in &field.programs {
+            warm(program.address).await?;
+        }
         for (cell, ask) in CELLS.iter().filter(|(cell, _)| cell.contains(&args.only)) {
             measure(args, &report, &field, cell, ask).await.with_context(|| format!("cell '{cell}'"))?;
         }
