@@ -33,7 +33,7 @@ pub(crate) enum Message {
 }
 
 enum Command {
-    Submit(Submission, Fingerprint, mpsc::Sender<Message>),
+    Submit(Box<Submission>, Fingerprint, mpsc::Sender<Message>),
     Cancel(RequestKey),
     HandBack,
     FailAll(Code, &'static str),
@@ -70,7 +70,7 @@ impl EngineHandle {
     pub(crate) fn submit(&self, submission: Submission, name: Fingerprint, queue: usize) -> mpsc::Receiver<Message> {
         let (events, receiver) = mpsc::channel(queue);
         // When the thread is gone the sender is dropped with the command, and the receiver ends.
-        let _ = self.inbox.send(Command::Submit(submission, name, events));
+        let _ = self.inbox.send(Command::Submit(Box::new(submission), name, events));
         receiver
     }
 
@@ -237,7 +237,7 @@ impl EngineLoop {
         match command {
             Command::Submit(submission, name, queue) => {
                 let request = submission.request;
-                match self.scheduler.submit(self.clock.now(), submission) {
+                match self.scheduler.submit(self.clock.now(), *submission) {
                     Ok(()) => {
                         self.outlets.insert(request, Outlet { name, queue, overflow: VecDeque::new() });
                     }
