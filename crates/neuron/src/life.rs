@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lifecycle::{Act, ExitKind, NodeFacts, NodeLife, Record};
 use service::clock::Clock;
+use service::command::{self, Order};
 use service::deadman::Deadman;
 use service::gate::Gate;
 use service::server::Server;
@@ -391,10 +392,11 @@ impl Life {
         self.parts.manager.begins(upgrade.timeout());
         Box::pin(async move {
             tracing::info!(name, argv = ?upgrade.argv, "upgrading");
-            let ended = service::command::run(&upgrade.argv, upgrade.timeout()).await;
+            let order = Order { argv: upgrade.argv.clone(), ..Order::default() };
+            let ended = command::run(&order, upgrade.timeout(), |line| tracing::info!(name, line, "upgrade")).await;
             let (ok, detail) = match ended {
                 Ok(()) => (true, "it succeeded".to_string()),
-                Err(detail) => (false, detail),
+                Err(failure) => (false, failure.to_string()),
             };
             Done::Upgraded(UpgradeOutcome { name, ok, detail, at: clock.unix_seconds() })
         })
