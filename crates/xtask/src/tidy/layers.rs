@@ -21,6 +21,7 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("service", &["words"]),
     ("hub", &["words", "service"]),
     ("hooks", &["words", "lifecycle", "service"]),
+    ("kv-store", &["words", "inference"]),
     ("cortex", &["words", "lifecycle", "fleet", "wire", "control", "service"]),
     (
         "neuron",
