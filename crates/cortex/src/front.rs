@@ -8,9 +8,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use hyper::body::Incoming;
 use rand::Rng;
 use service::gate::Gate;
-use wire::chat::{Peek, without_private_fields};
 use wire::models::{Model, ModelList};
 use wire::private::REQUEST_ID_HEADER;
+use wire::{Endpoint, Peek, without_private_fields};
 use words::{Code, Error, ModelState, RequestId};
 
 use crate::gateway::Readiness;
@@ -47,12 +47,11 @@ impl Front {
     async fn dispatch(&self, request: Request<Incoming>, request_id: &str) -> Result<Response<BoxBody>, Error> {
         let path = request.uri().path();
         let wanted = match path {
-            "/v1/chat/completions" => Method::POST,
+            _ if Endpoint::at(path).is_some() => Method::POST,
             "/v1/models" | "/livez" | "/readyz" | "/health" => Method::GET,
             _ if path.starts_with("/v1/models/") => Method::GET,
             _ => {
-                let message =
-                    format!("there is nothing at {path}; this server has /v1/chat/completions and /v1/models");
+                let message = format!("there is nothing at {path}; this server has {}", Endpoint::list());
                 return Err(Error::new(Code::RouteNotFound, message));
             }
         };
@@ -63,8 +62,10 @@ impl Front {
                 return Err(Error::new(Code::MethodNotAllowed, format!("{path} takes {wanted}, not {method}")));
             }
         }
+        if let Some(endpoint) = Endpoint::at(path) {
+            return self.ask(endpoint, request, request_id).await;
+        }
         match path {
-            "/v1/chat/completions" => self.chat(request, request_id).await,
             "/v1/models" => Ok(json(&self.models())),
             "/livez" => Ok(Response::new(full("ok\n"))),
             "/readyz" | "/health" => Ok(self.readiness.response()),
@@ -72,7 +73,12 @@ impl Front {
         }
     }
 
-    async fn chat(&self, request: Request<Incoming>, request_id: &str) -> Result<Response<BoxBody>, Error> {
+    async fn ask(
+        &self,
+        endpoint: Endpoint,
+        request: Request<Incoming>,
+        request_id: &str,
+    ) -> Result<Response<BoxBody>, Error> {
         let draining = || Error::new(Code::Draining, "this gateway is draining and takes no new requests");
         let admission = self.gate.enter().ok_or_else(draining)?;
         check_media_type(request.headers())?;
@@ -81,18 +87,19 @@ impl Front {
         let deadline = Duration::from_millis(api.body_timeout_ms);
         let body = service::body::read(request.into_body(), api.max_body_bytes, deadline).await?;
         let peek = Peek::parse(&body)?;
-        let (model, stream) = (peek.model_id()?, peek.stream.unwrap_or(false));
-        let (choices, include_usage) = (peek.choices()?, peek.include_usage());
+        let (model, stream) = (peek.model_id()?, endpoint.generates() && peek.stream.unwrap_or(false));
+        let (choices, include_usage) = (peek.choices(endpoint)?, peek.include_usage());
         let private = peek.resume.is_some();
         let body = if private { without_private_fields(&body)?.into() } else { body };
         self.proxy.refuse_poison(&body)?;
         let (completion, seed): (u128, u64) = rand::rng().random();
         let order = Order {
+            endpoint,
             model,
             stream,
             body,
             request_id: request_id.to_string(),
-            completion_id: format!("chatcmpl-{:032x}", completion),
+            completion_id: endpoint.answer_id(completion),
             created: self.proxy.clock.unix_seconds(),
             seed,
             traceparent,

@@ -179,16 +179,24 @@ impl ModelFiles {
         Ok(ModelFiles { path, header, tokenizer, template, defaults, architecture, context_length })
     }
 
-    /// Renders messages into the prompt's text.
+    /// Renders a chat into the prompt's text. As transformers has it, `tools` is none when there are no tools, and
+    /// `variables` are variables like the others; those that are set here win.
     ///
     /// # Errors
-    /// [`TemplateError`]; `Source` when the model has no template.
-    pub fn render(&self, messages: &[Json], now: i64) -> Result<String, TemplateError> {
-        let none = || TemplateError::Source("the model has none; it was not made for chats".into());
-        let template = self.template.as_ref().ok_or_else(none)?;
+    /// [`TemplateError`]; `Absent` when the model has no template.
+    pub fn render(
+        &self,
+        messages: &[Json],
+        tools: &[Json],
+        variables: &Map<String, Json>,
+        now: i64,
+    ) -> Result<String, TemplateError> {
+        let template = self.template.as_ref().ok_or(TemplateError::Absent)?;
         let named = |id: Option<u32>| id.and_then(|id| self.tokenizer.token_text(id)).unwrap_or_default();
-        let mut context = Map::new();
-        context.insert("messages".into(), Json::Array(messages.to_vec()));
+        let mut context = variables.clone();
+        let messages = messages.iter().map(|message| template.fit_arguments(message)).collect();
+        context.insert("messages".into(), Json::Array(messages));
+        context.insert("tools".into(), if tools.is_empty() { Json::Null } else { tools.into() });
         context.insert("add_generation_prompt".into(), true.into());
         context.insert("bos_token".into(), named(self.tokenizer.bos()).into());
         context.insert("eos_token".into(), named(self.tokenizer.eos()).into());

@@ -1,11 +1,14 @@
 //! Chat templates: Jinja2 as Hugging Face renders it, on minijinja, with bounds.
 
+mod arguments;
 mod python;
 
 use std::io::{self, Write};
 
 use minijinja::{Environment, Error as JinjaError, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
+
+use arguments::Arguments;
 
 /// What a template may cost.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,9 @@ pub enum TemplateError {
     /// It does not parse, or is over its limit.
     #[error("the chat template is unusable: {0}")]
     Source(String),
+    /// There is none.
+    #[error("the model has no chat template; it was not made for chats")]
+    Absent,
     /// It refused the messages by `raise_exception`.
     #[error("the chat template refuses these messages: {0}")]
     Raised(String),
@@ -45,6 +51,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
     limits: Limits,
+    arguments: Arguments,
 }
 
 const NAME: &str = "chat";
@@ -88,12 +95,21 @@ impl ChatTemplate {
         environment.add_filter("length", python::length);
         environment.add_filter("count", python::length);
         environment.add_filter("string", |value: Value| python::text(&value));
+        environment.add_test("iterable", python::iterable);
         environment.add_function("raise_exception", |message: String| -> Result<Value, JinjaError> {
             Err(JinjaError::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
         });
         let compiled = environment.add_template_owned(NAME, source.to_string());
         compiled.map_err(|error| TemplateError::Source(format!("{error:#}")))?;
-        Ok(ChatTemplate { environment, source: source.to_string(), limits })
+        let mut template =
+            ChatTemplate { environment, source: source.to_string(), limits, arguments: Arguments::default() };
+        template.arguments = Arguments::wanted_by(&template);
+        Ok(template)
+    }
+
+    /// Returns a message with the arguments of its calls in the form that this template prints well.
+    pub fn fit_arguments(&self, message: &Json) -> Json {
+        self.arguments.fit(message)
     }
 
     /// Returns the template's text.

@@ -48,33 +48,35 @@ pub(crate) struct EngineHandle {
     turns: Arc<AtomicU64>,
 }
 
-/// Cancels a request when it is dropped, whoever drops it and why.
+/// Cancels requests when it is dropped, whoever drops it and why.
 #[derive(Debug)]
 pub(crate) struct CancelGuard {
     inbox: Sender<Command>,
-    request: RequestKey,
+    requests: Vec<RequestKey>,
 }
 
 impl Drop for CancelGuard {
     fn drop(&mut self) {
-        // A thread that is gone has cancelled everything already.
-        let _ = self.inbox.send(Command::Cancel(self.request));
+        for request in self.requests.drain(..) {
+            // A thread that is gone has cancelled everything already.
+            let _ = self.inbox.send(Command::Cancel(request));
+        }
     }
 }
 
 impl EngineHandle {
-    /// Submits a request, which breadcrumbs know by `name`; its events, or its refusal, come out of the receiver.
-    pub(crate) fn submit(
-        &self,
-        submission: Submission,
-        name: Fingerprint,
-        queue: usize,
-    ) -> (mpsc::Receiver<Message>, CancelGuard) {
+    /// Submits a request, which breadcrumbs know by `name`; its events, or its refusal, come out of the receiver. What
+    /// cancels it is [`EngineHandle::guard`].
+    pub(crate) fn submit(&self, submission: Submission, name: Fingerprint, queue: usize) -> mpsc::Receiver<Message> {
         let (events, receiver) = mpsc::channel(queue);
-        let guard = CancelGuard { inbox: self.inbox.clone(), request: submission.request };
         // When the thread is gone the sender is dropped with the command, and the receiver ends.
         let _ = self.inbox.send(Command::Submit(submission, name, events));
-        (receiver, guard)
+        receiver
+    }
+
+    /// Returns what cancels these requests, whether they were submitted or not.
+    pub(crate) fn guard(&self, requests: Vec<RequestKey>) -> CancelGuard {
+        CancelGuard { inbox: self.inbox.clone(), requests }
     }
 
     /// Hands queued requests back to their owners as `Draining`.
@@ -328,7 +330,15 @@ mod tests {
     impl Engine for Panics {
         fn capabilities(&self) -> Capabilities {
             let (max_batch, max_step_tokens, block_tokens, blocks) = (1, 1, 1, 1);
-            Capabilities { max_batch, max_step_tokens, block_tokens, blocks, context_length: 1, vocab_size: 1 }
+            Capabilities {
+                max_batch,
+                max_step_tokens,
+                block_tokens,
+                blocks,
+                context_length: 1,
+                vocab_size: 1,
+                width: 1,
+            }
         }
 
         fn step(&mut self, _batch: &Batch) -> Result<Outputs, EngineError> {

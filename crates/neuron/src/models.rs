@@ -8,16 +8,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use inference::sampling::Sampling;
-use inference::{ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission};
+use inference::{
+    ChoiceStart, EventKind, Limits, Pooling, Priority, RequestKey, Scheduler, StopRules, Submission, Task, TokenBytes,
+};
 use lifecycle::{DrainBudget, ModelInput, next_model_state};
 use tokio::sync::watch;
+use wire::output::Style;
 use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelState, ModelStatus};
 
 use crate::crumbs::Crumbs;
 use crate::emptying;
 use crate::engine_thread::{self, EngineHandle, Message};
 use crate::fetch::Downloads;
-use crate::harness::{ChatText, Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
+use crate::harness::{ChatInput, ChatText, Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::options::SchedulerOptions;
 use crate::pace::Pace;
@@ -36,9 +39,17 @@ pub(crate) struct ReadyModel {
     pub(crate) id: ModelId,
     pub(crate) engine: EngineHandle,
     pub(crate) text: Arc<dyn ChatText>,
+    pub(crate) style: Style,
+    pub(crate) token_bytes: Arc<TokenBytes>,
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) defaults: Defaults,
     pub(crate) context_length: usize,
+    /// Tokens there are.
+    pub(crate) vocabulary: usize,
+    /// Numbers in a hidden state.
+    pub(crate) width: usize,
+    /// How its embeddings are pooled; in words what can't be done.
+    pub(crate) pooling: Result<Pooling, String>,
     pub(crate) continue_fingerprint: Fingerprint,
     pub(crate) exact_fingerprint: Fingerprint,
     pub(crate) metrics: ModelMetrics,
@@ -67,20 +78,25 @@ impl ReadyModel {
         mut taken: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<bool, Error> {
         let messages = [serde_json::json!({ "role": "user", "content": question })];
-        let prompt = self.text.prompt(&messages, clock.unix_seconds())?;
+        let input = ChatInput { messages: &messages, tools: &[], variables: &serde_json::Map::new() };
+        let prompt = self.text.prompt(&input, clock.unix_seconds())?.ids;
         let submission = Submission {
             request: self.request_key(),
             prompt: prompt.into(),
             choices: vec![ChoiceStart::default()],
+            first_choice: 0,
+            task: Task::Generate,
             sampling: Sampling::GREEDY,
             bias: Arc::new([]),
+            constraint: None,
             max_tokens,
             stop: Arc::new(StopRules { strings: Vec::new(), tokens: self.end_tokens.clone() }),
             priority: Priority::High,
             deadline: None,
             salt: [0; 32],
         };
-        let (mut events, _guard) = self.engine.submit(submission, Fingerprint::default(), ASK_QUEUE);
+        let _guard = self.engine.guard(vec![submission.request]);
+        let mut events = self.engine.submit(submission, Fingerprint::default(), ASK_QUEUE);
         while let Some(message) = events.recv().await {
             match message {
                 Message::Event(EventKind::Token { text, .. }) if taken(&text).is_break() => return Ok(true),
@@ -344,16 +360,21 @@ impl Models {
         let capabilities = loaded.engine.capabilities();
         let metrics = self.inner.metrics.model(id.as_str());
         let crumbs = Crumbs::begin(self.inner.state_dir.as_deref(), id);
-        let scheduler = Scheduler::new(capabilities, limits, loaded.token_bytes);
+        let scheduler = Scheduler::new(capabilities, limits, loaded.token_bytes.clone());
         let (engine, thread) =
             engine_thread::spawn(id.as_str(), scheduler, loaded.engine, self.inner.clock, metrics.clone(), crumbs)?;
         let ready = ReadyModel {
             id: id.clone(),
             engine,
             text: loaded.text,
+            style: loaded.style,
+            token_bytes: loaded.token_bytes,
             end_tokens: loaded.end_tokens,
             defaults: loaded.defaults,
             context_length: capabilities.context_length,
+            vocabulary: capabilities.vocab_size,
+            width: capabilities.width,
+            pooling: loaded.pooling,
             continue_fingerprint: loaded.continue_fingerprint,
             exact_fingerprint: loaded.exact_fingerprint,
             metrics,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use service::config::UnusableOption;
 use service::server::ServerOptions;
 use service::telemetry::LogOptions;
+use wire::output::Overrides;
 use words::{ModelId, NodeId};
 
 /// The worker's configuration.
@@ -314,8 +315,24 @@ pub struct ModelEntry {
     pub quant: Option<String>,
     /// 'auto' (the default), 'cpu', 'cuda' or 'cuda:N'.
     pub device: Option<String>,
+    /// The form of its tool calls: 'auto' (the default: told by its chat template), 'hermes', 'llama', 'mistral' or
+    /// 'none'.
+    pub tool_parser: Option<String>,
+    /// The form of its reasoning: 'auto' (the default: told by its chat template), 'think' or 'none'.
+    pub reasoning_parser: Option<String>,
     /// Whether the worker refuses to start without it.
     pub required: bool,
+}
+
+impl ModelEntry {
+    /// Reads what is said of calls and reasoning.
+    ///
+    /// # Errors
+    /// [`UnusableOption`] with the key alone.
+    pub fn overrides(&self) -> Result<Overrides, UnusableOption> {
+        let read = Overrides::read(self.tool_parser.as_deref(), self.reasoning_parser.as_deref());
+        read.map_err(|(key, words)| UnusableOption { key: key.into(), problem: format!("must be {words}") })
+    }
 }
 
 impl Options {
@@ -345,6 +362,9 @@ impl Options {
             let key = format!("default_models[{i}].id");
             if let Err(error) = ModelId::new(model.id.clone()) {
                 return wrong(&key, error.to_string());
+            }
+            if let Err(UnusableOption { key, problem }) = model.overrides() {
+                return wrong(&format!("default_models[{i}].{key}"), problem);
             }
             if !seen.insert(&model.id) {
                 return wrong(&key, format!("'{}' is there twice", model.id));

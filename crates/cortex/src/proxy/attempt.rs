@@ -72,7 +72,7 @@ impl Attempt {
     ) -> Result<Self, Unopened> {
         let request = Request::builder()
             .method(Method::POST)
-            .uri(format!("http://{}/v1/chat/completions", target.data_address))
+            .uri(format!("http://{}{}", target.data_address, order.endpoint.path()))
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .header(private::REQUEST_ID_HEADER, header(&order.request_id))
             .header(private::ATTEMPT_HEADER, HeaderValue::from(number))

@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use service::clock::Clock;
 use tokio::sync::watch;
 use wire::private::Meta;
-use wire::{ChatEncoder, DONE_EVENT, Identity, Usage, with_private};
+use wire::{DONE_EVENT, Encoder, Endpoint, Identity, Usage, with_private};
 use words::{Code, Error, Fingerprint, GatewayId, ModelId};
 
 use crate::fleet_task::Fleet;
@@ -47,6 +47,7 @@ pub(crate) struct Proxy {
 /// One request as every attempt sends it.
 #[derive(Clone, Debug)]
 pub(crate) struct Order {
+    pub(crate) endpoint: Endpoint,
     pub(crate) model: ModelId,
     pub(crate) stream: bool,
     pub(crate) body: Bytes,
@@ -63,12 +64,12 @@ pub(crate) struct Order {
 
 impl Order {
     /// Says what a worker could not say any more after every choice had finished: usage and end.
-    fn completion(&self, meta: Option<&Meta>, completion: usize) -> Bytes {
+    fn completion(&self, meta: Option<&Meta>, completion: usize, reasoning: u32) -> Bytes {
         let identity =
             Identity { id: self.completion_id.clone(), created: self.created, model: self.model.to_string() };
         let (prompt, cached) = meta.map_or((0, 0), |meta| (meta.prompt_tokens, meta.cached));
-        let usage = Usage { prompt, completion: completion as u32, cached };
-        let usage = ChatEncoder::new(identity, self.include_usage).usage(usage);
+        let usage = Usage { prompt, completion: completion as u32, cached, reasoning };
+        let usage = Encoder::of(self.endpoint, identity, self.include_usage).usage(usage);
         let events: Vec<Bytes> = usage.into_iter().chain([Bytes::from_static(DONE_EVENT)]).collect();
         with_private(&[], &events)
     }

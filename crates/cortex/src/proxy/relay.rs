@@ -34,6 +34,8 @@ pub(crate) struct Relay {
     /// Held while a worker computes anew what another one had.
     prefill: Option<OwnedSemaphorePermit>,
     arrived: Moment,
+    /// For each choice how many of its tokens were reasoning, as its worker counts.
+    reasoning: Vec<u32>,
     first_token: Option<Moment>,
     last_token: Moment,
     /// Attempts after the first token.
@@ -62,6 +64,7 @@ impl Relay {
             offered: None,
             prefill: None,
             arrived,
+            reasoning: vec![0; order.choices as usize],
             first_token: None,
             last_token: arrived,
             continuations: 0,
@@ -277,11 +280,14 @@ impl Relay {
     fn read_lines(&mut self) -> Result<(), Error> {
         for line in std::mem::take(&mut self.lines) {
             match line {
-                Line::Tokens { attempt, choice, index, ids, finish } => {
+                Line::Tokens { attempt, choice, index, ids, finish, reasoning } => {
                     let accepted = self.journey.accept(attempt, choice, index, &ids, finish.is_some());
                     accepted.map_err(|error| {
                         Error::new(Code::UpstreamFailed, "the worker's tokens are out of turn").because(error)
                     })?;
+                    if let Some(tokens) = self.reasoning.get_mut(choice as usize) {
+                        *tokens = reasoning;
+                    }
                     self.note_tokens(ids.len() as u64);
                 }
                 Line::Usage(_) => self.complete = true,
@@ -360,7 +366,8 @@ impl Relay {
             Step::Complete => {
                 (self.over, self.outcome) = (true, Some("ok"));
                 self.proxy.metrics.completed.inc();
-                Ok(Some(self.order.completion(self.meta.as_deref(), self.journey.accepted())))
+                let (tokens, reasoning) = (self.journey.accepted(), self.reasoning.iter().sum());
+                Ok(Some(self.order.completion(self.meta.as_deref(), tokens, reasoning)))
             }
             Step::Fail(error) => {
                 if self.journey.poisoned() {
