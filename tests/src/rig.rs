@@ -164,6 +164,7 @@ impl Rig {
                 signals,
                 notifier: Notifier::new(None),
                 host_name: "rig".into(),
+                hooks: Vec::new(),
                 on_data_address: None,
             });
             tasks.push(tokio::spawn(async move {

@@ -87,7 +87,7 @@ pub fn main() -> ExitCode {
 /// A configuration that can't work must not be restarted into.
 fn code_of(error: &NodeError) -> u8 {
     match error {
-        NodeError::Token(_) | NodeError::Name(_) | NodeError::Record(_) => exit::CONFIG,
+        NodeError::Token(_) | NodeError::Name(_) | NodeError::Record(_) | NodeError::Hooks(_) => exit::CONFIG,
         _ => exit::FAILURE,
     }
 }
@@ -122,6 +122,7 @@ async fn serve(options: Options) -> Result<u8, NodeError> {
         notifier: Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()),
         hub: environment(),
         host_name: host_name(),
+        hooks: Vec::new(),
         on_data_address: None,
     };
     node::run(options, around).await

@@ -26,9 +26,11 @@ pub mod options;
 mod pace;
 mod publisher;
 mod pull;
+mod ready;
 mod sampling;
 mod sessions;
 mod state_dir;
 mod streams;
+mod turns;
 
 pub use cli::main;

@@ -7,113 +7,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use inference::sampling::Sampling;
-use inference::{
-    ChoiceStart, EventKind, Limits, Pooling, Priority, RequestKey, Scheduler, StopRules, Submission, Task, TokenBytes,
-};
-use lifecycle::{DrainBudget, ModelInput, next_model_state};
+use inference::{Limits, Scheduler};
+use lifecycle::{DrainBudget, HookEvent, ModelInput, next_model_state};
+use serde_json::Value;
 use tokio::sync::watch;
-use wire::output::Style;
-use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelState, ModelStatus};
+use words::{Capabilities, Code, Error, ModelId, ModelLoad, ModelState, ModelStatus};
 
 use crate::crumbs::Crumbs;
 use crate::emptying;
-use crate::engine_thread::{self, EngineHandle, Message};
+use crate::engine_thread::{self, EngineHandle};
 use crate::fetch::Downloads;
-use crate::harness::{ChatInput, ChatText, Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
-use crate::metrics::{Metrics, ModelMetrics};
+use crate::harness::{Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
+use crate::metrics::Metrics;
 use crate::options::SchedulerOptions;
-use crate::pace::Pace;
 use crate::publisher::Publisher;
-use crate::sampling::Defaults;
+use crate::ready::ReadyModel;
 use crate::streams::Streams;
+use crate::turns::Turns;
 use service::clock::Clock;
 
 /// Tokens of the warm-up.
 const WARM_TOKENS: usize = 2;
-/// Events that wait for the node's own questions.
-const ASK_QUEUE: usize = 16;
-
-/// A model that serves.
-pub(crate) struct ReadyModel {
-    pub(crate) id: ModelId,
-    pub(crate) engine: EngineHandle,
-    pub(crate) text: Arc<dyn ChatText>,
-    pub(crate) style: Style,
-    pub(crate) token_bytes: Arc<TokenBytes>,
-    pub(crate) end_tokens: Vec<u32>,
-    pub(crate) defaults: Defaults,
-    pub(crate) context_length: usize,
-    /// Tokens there are.
-    pub(crate) vocabulary: usize,
-    /// Numbers in a hidden state.
-    pub(crate) width: usize,
-    /// How its embeddings are pooled; in words what can't be done.
-    pub(crate) pooling: Result<Pooling, String>,
-    pub(crate) continue_fingerprint: Fingerprint,
-    pub(crate) exact_fingerprint: Fingerprint,
-    pub(crate) metrics: ModelMetrics,
-    /// Held for one sample.
-    pace: Mutex<Pace>,
-    next_request: AtomicU64,
-}
-
-impl ReadyModel {
-    /// Takes the time between two tokens of one stream.
-    pub(crate) fn inter_token(&self, span: Duration) {
-        self.metrics.inter_token.observe(span.as_secs_f64());
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner).observe(span);
-    }
-
-    /// Asks a question of the node's own, at temperature 0 and before others; `taken` sees each piece of the answer and
-    /// may break it off. `false` when the engine ended before the answer did.
-    ///
-    /// # Errors
-    /// The text's, the scheduler's or the engine's.
-    pub(crate) async fn ask(
-        &self,
-        question: &str,
-        max_tokens: usize,
-        clock: Clock,
-        mut taken: impl FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<bool, Error> {
-        let messages = [serde_json::json!({ "role": "user", "content": question })];
-        let input = ChatInput { messages: &messages, tools: &[], variables: &serde_json::Map::new() };
-        let prompt = self.text.prompt(&input, clock.unix_seconds())?.ids;
-        let submission = Submission {
-            request: self.request_key(),
-            prompt: prompt.into(),
-            choices: vec![ChoiceStart::default()],
-            first_choice: 0,
-            task: Task::Generate,
-            sampling: Sampling::GREEDY,
-            bias: Arc::new([]),
-            constraint: None,
-            max_tokens,
-            stop: Arc::new(StopRules { strings: Vec::new(), tokens: self.end_tokens.clone() }),
-            priority: Priority::High,
-            deadline: None,
-            salt: [0; 32],
-        };
-        let _guard = self.engine.guard(vec![submission.request]);
-        let mut events = self.engine.submit(submission, Fingerprint::default(), ASK_QUEUE);
-        while let Some(message) = events.recv().await {
-            match message {
-                Message::Event(EventKind::Token { text, .. }) if taken(&text).is_break() => return Ok(true),
-                Message::Event(EventKind::Done(_)) => return Ok(true),
-                Message::Event(EventKind::Failed(code, message)) => return Err(Error::new(code, message)),
-                Message::Refused(error) => return Err(error),
-                Message::Event(_) => {}
-            }
-        }
-        Ok(false)
-    }
-
-    /// Names a new request.
-    pub(crate) fn request_key(&self) -> RequestKey {
-        RequestKey(self.next_request.fetch_add(1, Ordering::Relaxed))
-    }
-}
 
 /// What a load ended with; joiners get the same.
 type Outcome = Option<Result<(), (Code, String)>>;
@@ -134,6 +48,7 @@ struct Inner {
     publisher: Publisher,
     streams: Streams,
     downloads: Downloads,
+    turns: Turns,
     /// Where engines leave breadcrumbs.
     state_dir: Option<PathBuf>,
     /// Held only for table look-ups and transitions, never over a wait.
@@ -172,11 +87,23 @@ impl Models {
         publisher: Publisher,
         streams: Streams,
         downloads: Downloads,
+        turns: Turns,
         state_dir: Option<PathBuf>,
     ) -> Self {
         let (entries, closed) = (Mutex::default(), AtomicBool::new(false));
-        let inner =
-            Inner { harnesses, scheduler, clock, metrics, publisher, streams, downloads, state_dir, entries, closed };
+        let inner = Inner {
+            harnesses,
+            scheduler,
+            clock,
+            metrics,
+            publisher,
+            streams,
+            downloads,
+            turns,
+            state_dir,
+            entries,
+            closed,
+        };
         Models { inner: Arc::new(inner) }
     }
 
@@ -196,8 +123,10 @@ impl Models {
     fn transition(&self, id: &ModelId, input: ModelInput) {
         self.edit(id, |entry| match next_model_state(entry.status.state, input) {
             Ok(next) => {
-                tracing::info!(model = %id, from = ?entry.status.state, to = ?next, "model state");
-                entry.status.state = next;
+                let from = std::mem::replace(&mut entry.status.state, next);
+                tracing::info!(model = %id, ?from, to = ?next, "model state");
+                let why = entry.status.failure.as_deref().filter(|_| next == ModelState::Failed);
+                self.inner.turns.note_state(id, from, next, why);
             }
             Err(error) => tracing::error!(model = %id, %error, "model transition refused"),
         });
@@ -264,12 +193,19 @@ impl Models {
         drop(entries);
         let (models, spec) = (self.clone(), spec.clone());
         tokio::spawn(async move {
-            let result = models.run_load(&spec, cancelled).await;
+            let mut prepared = false;
+            let result = models.run_load(&spec, cancelled, &mut prepared).await;
             let outcome = match result {
                 Ok(()) => Ok(()),
                 Err(failure) => Err(models.load_failed(&spec.model_id, &failure)),
             };
+            let ready = outcome.is_ok();
             sender.send_replace(Some(outcome));
+            // Nothing waits for these. What was set up before a load is taken down when it has failed.
+            let event = if ready { HookEvent::Ready } else { HookEvent::AfterUnload };
+            if ready || prepared {
+                let _ = models.inner.turns.of_model(event, &spec.model_id, &spec.harness, Value::Null).await;
+            }
         });
         Ok(outcome)
     }
@@ -292,7 +228,13 @@ impl Models {
         self.entries().remove(id);
     }
 
-    async fn run_load(&self, spec: &LoadSpec, cancelled: Arc<AtomicBool>) -> Result<(), LoadFailure> {
+    /// Loads, step by step; `prepared` says whether hooks before the load began.
+    async fn run_load(
+        &self,
+        spec: &LoadSpec,
+        cancelled: Arc<AtomicBool>,
+        prepared: &mut bool,
+    ) -> Result<(), LoadFailure> {
         let begun = self.inner.clock.now();
         let id = spec.model_id.clone();
         let progress = LoadProgress { models: self.clone(), id: id.clone(), cancelled: cancelled.clone() };
@@ -305,6 +247,9 @@ impl Models {
             owned.path = Some(fetch.await?);
         }
         self.transition(&id, ModelInput::Fetched);
+        let turns = &self.inner.turns;
+        *prepared = true;
+        turns.of_model(HookEvent::BeforeLoad, &id, &spec.harness, Value::Null).await?;
         let harness = self.inner.harnesses.find(&spec.harness)?;
         let options = self.inner.scheduler;
         let sizes = Sizes { max_running: options.max_running, prefill_tokens: options.prefill_tokens };
@@ -316,7 +261,14 @@ impl Models {
         }
         self.transition(&id, ModelInput::Loaded);
         let (ready, thread) = self.start(&id, loaded)?;
-        self.warm(&ready).await?;
+        let healthy = async {
+            self.warm(&ready).await?;
+            turns.of_model(HookEvent::AfterHealthy, &id, &spec.harness, Value::Null).await
+        };
+        if let Err(error) = healthy.await {
+            ready.engine.stop();
+            return Err(error.into());
+        }
         let seconds = self.inner.clock.now().since(begun).as_secs_f64();
         self.inner.metrics.loaded(id.as_str(), seconds);
         tracing::info!(model = %id, harness = spec.harness, device, seconds, "model ready");
@@ -422,10 +374,13 @@ impl Models {
     /// # Errors
     /// `ModelNotHere` when there is nothing to unload, `Conflict` when an unload already runs.
     pub(crate) async fn unload(&self, id: &ModelId, budget: Option<DrainBudget>) -> Result<usize, Error> {
+        let harness = self.status(id).map(|status| status.harness).unwrap_or_default();
         let (ready, thread) = self.begin_unload(id)?;
         let Some(ready) = ready else { return Ok(0) };
-        let Inner { clock, streams, metrics, .. } = &*self.inner;
+        let Inner { clock, streams, metrics, turns, .. } = &*self.inner;
         let cut = emptying::empty(&ready, budget, *clock, streams, metrics).await;
+        // Their failure stops no way out.
+        let _ = turns.of_model(HookEvent::BeforeStop, id, &harness, Value::Null).await;
         self.transition(id, ModelInput::Emptied);
         ready.engine.stop();
         drop(ready);
@@ -434,6 +389,7 @@ impl Models {
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
         self.remove(id);
+        let _ = turns.of_model(HookEvent::AfterUnload, id, &harness, Value::Null).await;
         Ok(cut)
     }
 
@@ -499,7 +455,7 @@ impl Models {
         let options = self.inner.scheduler;
         let report = |ready: Arc<ReadyModel>| {
             let (id, load) = (ready.id.clone(), ready.engine.load());
-            let p99 = ready.pace.lock().unwrap_or_else(PoisonError::into_inner).p99_ms();
+            let p99 = ready.inter_token_p99_ms();
             self.inner.metrics.show_load(id.as_str(), &load);
             let report = ModelLoad {
                 running: load.running as u32,

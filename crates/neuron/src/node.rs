@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hooks::{FunctionHook, HookConfigError, HookMetrics};
 use hyper_util::service::TowerToHyperService;
-use lifecycle::NodeLife;
+use lifecycle::{HookEvent, NodeLife};
 use rand::Rng;
 use service::exit;
 use service::metrics::{MetricsError, Registry};
@@ -30,6 +31,7 @@ use crate::publisher::Publisher;
 use crate::sessions::Sessions;
 use crate::state_dir::StateDir;
 use crate::streams::Streams;
+use crate::turns::Turns;
 use service::clock::Clock;
 use service::gate::Gate;
 
@@ -45,6 +47,8 @@ pub struct Surroundings {
     pub hub: hub::Settings,
     /// The name when the options give none.
     pub host_name: String,
+    /// Hooks of the program around, which run before those of the configuration.
+    pub hooks: Vec<FunctionHook>,
     /// Told the data address once it is bound.
     pub on_data_address: Option<tokio::sync::oneshot::Sender<std::net::SocketAddr>>,
 }
@@ -82,6 +86,12 @@ pub enum NodeError {
     /// A metric could not be registered: a fault of ours.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricsError),
+    /// A hook can't be run as it is written.
+    #[error(transparent)]
+    Hooks(#[from] HookConfigError),
+    /// A hook of the start failed.
+    #[error("{0}")]
+    Startup(words::Error),
     /// A required model failed.
     #[error("a required model failed to load: {0}")]
     Required(words::Error),
@@ -132,6 +142,7 @@ async fn refresh_loads(models: Models, gate: Gate, publisher: Publisher) {
 pub(crate) struct DataPort {
     plane: Option<DataPlane>,
     metrics: Option<ServerMetrics>,
+    turns: Turns,
     on_address: Option<tokio::sync::oneshot::Sender<std::net::SocketAddr>>,
 }
 
@@ -153,6 +164,7 @@ impl DataPort {
         let address = server.local_addr();
         let advertised = options.advertise.unwrap_or_else(|| address.to_string());
         publisher.change(|status| status.data_address = advertised);
+        self.turns.bound(address.port());
         tracing::info!(%address, "data port open");
         if let Some(told) = self.on_address.take() {
             let _ = told.send(address);
@@ -178,6 +190,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let (sessions, gate, streams) = (Sessions::new(clock), Gate::new(), Streams::default());
     let settings = fetch::settings(around.hub, &options.harness.candle);
     let downloads = Downloads::new(settings, clock, metrics.clone());
+    let hook_metrics = HookMetrics::register(&registry, "neuron")?;
+    let turns = Turns::new(&options, first.node.as_str(), around.hooks, clock, hook_metrics)?;
     let models = Models::new(
         Harnesses::new(&options.harness),
         options.scheduler,
@@ -186,6 +200,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         publisher.clone(),
         streams.clone(),
         downloads.clone(),
+        turns.clone(),
         options.node.state_dir.clone(),
     );
     let first = publisher.snapshot();
@@ -219,7 +234,12 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         token,
     };
     let data_metrics = ServerMetrics::register(&registry, "neuron_data")?;
-    let port = DataPort { plane: Some(plane), metrics: Some(data_metrics), on_address: around.on_data_address.take() };
+    let port = DataPort {
+        plane: Some(plane),
+        metrics: Some(data_metrics),
+        turns: turns.clone(),
+        on_address: around.on_data_address.take(),
+    };
     let refresher = tokio::spawn(refresh_loads(models.clone(), gate.clone(), publisher.clone()));
     let parts = Parts {
         clock,
@@ -228,13 +248,20 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         publisher,
         sessions,
         streams,
+        turns: turns.clone(),
         metrics,
         manager: Manager::new(clock, around.notifier),
         options: Arc::new(options),
         state_dir,
         port,
     };
-    let ended = Life::new(machine, parts).run(&mut around.signals, commands).await?;
+    let unload_max = parts.options.drain.unload_max();
+    let ended = Life::new(machine, parts).run(&mut around.signals, commands).await;
+    let hooks_by = ended.as_ref().map_or(clock.now() + unload_max, |ended| ended.hooks_by);
+    if tokio::time::timeout_at(clock.instant(hooks_by), turns.of_node(HookEvent::Shutdown)).await.is_err() {
+        tracing::warn!("the hooks of the shutdown took too long and were ended");
+    }
+    let ended = ended?;
     let last = tokio::time::Instant::now() + SHUTDOWN_MAX;
     let mut cut_connections = 0;
     if let Some(data) = ended.data {

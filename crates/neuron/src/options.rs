@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hooks::HooksOptions;
 use lifecycle::{DrainBudget, NodeRules};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ pub struct Options {
     pub default_models: Vec<ModelEntry>,
     /// Commands that a restart may run once everything is unloaded, by name.
     pub upgrade: BTreeMap<String, UpgradeOptions>,
+    /// What runs at the turns of this worker's and its models' life.
+    pub hooks: HooksOptions,
     /// What is logged.
     pub log: LogOptions,
 }

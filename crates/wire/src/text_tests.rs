@@ -66,7 +66,8 @@ fn the_fold_echoes_and_tells_tokens_as_openai_does() {
     folder.score(1, &[first, second]);
     folder.content(1, "c");
     folder.finish(1, "stop");
-    let whole: Value = serde_json::from_str(&folder.done(Usage { prompt: 1, completion: 1, ..Usage::default() })).unwrap();
+    let whole: Value =
+        serde_json::from_str(&folder.done(Usage { prompt: 1, completion: 1, ..Usage::default() })).unwrap();
     assert_eq!(whole["object"], "text_completion");
     assert_eq!((&whole["choices"][0]["text"], &whole["choices"][1]["text"]), (&json!("a"), &json!("bc")));
     let wanted = json!({"text_offset": [0, 1], "token_logprobs": [null, -1.0], "tokens": ["b", "\u{fffd}"],

@@ -4,9 +4,9 @@ use serde::Serialize;
 use serde_json::Value;
 use words::{Error, ModelId};
 
-use crate::messages::messages;
 use crate::fields;
 use crate::generation::{Checked, flag, model};
+use crate::messages::messages;
 
 /// What is to be tokenised.
 #[derive(Clone, Debug, PartialEq)]

@@ -22,7 +22,7 @@ use super::parts::Parts;
 use super::telling::Telling;
 use super::{DataPlane, HttpError};
 use crate::harness::{ChatText, Prompt};
-use crate::models::ReadyModel;
+use crate::ready::ReadyModel;
 use crate::sampling;
 use service::gate::Admission;
 

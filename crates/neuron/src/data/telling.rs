@@ -33,7 +33,8 @@ impl Telling {
     pub(super) fn new(text: Arc<dyn ChatText>, prompts: &[Vec<u32>], echo: bool, starts: &[ChoiceStart]) -> Self {
         let mut telling =
             Telling { text, prompts: Vec::new(), each: starts.len() / prompts.len().max(1), echo, said: Vec::new() };
-        telling.said = starts.iter().map(|start| start.accepted.iter().map(|id| telling.characters(*id)).sum()).collect();
+        telling.said =
+            starts.iter().map(|start| start.accepted.iter().map(|id| telling.characters(*id)).sum()).collect();
         for prompt in prompts {
             telling.prompts.push(Told { length: prompt.len(), tokens: Vec::new(), characters: 0 });
             if let (true, Some(first)) = (echo, prompt.first()) {
