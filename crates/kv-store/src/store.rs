@@ -132,6 +132,11 @@ impl KvStore {
         on_disk == 0 && held(&self.inner.ram).len() == 0
     }
 
+    /// Whether it has a disk.
+    pub fn has_disk(&self) -> bool {
+        self.inner.disk.is_some()
+    }
+
     /// Writes what is in memory to disk, hottest first, as long as `time_left` says. Does nothing without a disk.
     pub fn spill(&self, now: u64, time_left: impl Fn() -> bool) -> Spilled {
         let blocks = held(&self.inner.ram).hottest();

@@ -17,6 +17,7 @@ mod emptying;
 mod engine_thread;
 mod fetch;
 mod harness;
+mod keeper;
 mod life;
 mod manager;
 mod metrics;

@@ -25,6 +25,7 @@ pub(crate) struct Metrics {
     preemptions: IntCounterVec,
     prefix_queries: IntCounterVec,
     prefix_hits: IntCounterVec,
+    restored_blocks: IntCounterVec,
     load_seconds: CounterVec,
     download_bytes: IntCounterVec,
     download_seconds: CounterVec,
@@ -108,6 +109,11 @@ impl Metrics {
             prefix_hits: registry.counter_vec(
                 "neuron_prefix_cache_hits_total",
                 "Tokens that were found in the prefix cache.",
+                model,
+            )?,
+            restored_blocks: registry.counter_vec(
+                "neuron_kv_blocks_restored_total",
+                "KV blocks that were taken back from the store that outlives the model.",
                 model,
             )?,
             load_seconds: registry.float_counter_vec(
@@ -196,6 +202,7 @@ impl Metrics {
             preemptions: self.preemptions.with_label_values(&[model]),
             prefix_queries: self.prefix_queries.with_label_values(&[model]),
             prefix_hits: self.prefix_hits.with_label_values(&[model]),
+            restored_blocks: self.restored_blocks.with_label_values(&[model]),
         }
     }
 }
@@ -208,6 +215,7 @@ pub(crate) struct ModelMetrics {
     pub(crate) engine_failures: IntCounter,
     pub(crate) first_token: Histogram,
     pub(crate) inter_token: Histogram,
+    pub(crate) restored_blocks: IntCounter,
     preemptions: IntCounter,
     prefix_queries: IntCounter,
     prefix_hits: IntCounter,

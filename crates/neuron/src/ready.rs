@@ -13,6 +13,7 @@ use words::{Error, Fingerprint, ModelId};
 
 use crate::engine_thread::{EngineHandle, Message};
 use crate::harness::{ChatInput, ChatText};
+use crate::keeper::Keeper;
 use crate::metrics::ModelMetrics;
 use crate::pace::Pace;
 use crate::sampling::Defaults;
@@ -39,6 +40,8 @@ pub(crate) struct ReadyModel {
     pub(crate) continue_fingerprint: Fingerprint,
     pub(crate) exact_fingerprint: Fingerprint,
     pub(crate) metrics: ModelMetrics,
+    /// What is taken from the KV store, where there is a prefix cache to take it to.
+    pub(crate) keeper: Option<Keeper>,
     /// Held for one sample.
     pub(crate) pace: Mutex<Pace>,
     pub(crate) next_request: AtomicU64,
