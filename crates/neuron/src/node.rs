@@ -223,7 +223,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let settings = fetch::settings(around.hub, &options.harness.candle);
     let downloads = Downloads::new(settings, clock, metrics.clone());
     let hook_metrics = HookMetrics::register(&registry, "neuron")?;
-    let turns = Turns::new(&options, first.node.as_str(), around.hooks, clock, hook_metrics)?;
+    let name = publisher.snapshot().node;
+    let turns = Turns::new(&options, name.as_str(), around.hooks, clock, hook_metrics)?;
     let kv = open_store(&options.kv_store, clock);
     let models = Models::new(models::Parts {
         harnesses: Harnesses::new(&options.harness),
