@@ -279,6 +279,67 @@ async fn an_answer_in_one_json_survives_cuts_too() {
     }
 }
 
+/// Requests of every kind that tells how likely its tokens were, and of several prompts.
+fn told() -> Vec<(&'static str, Value)> {
+    let (chat, text) = ("/v1/chat/completions", "/v1/completions");
+    vec![
+        (chat, json!({"logprobs": true, "top_logprobs": 3, "n": 2, "temperature": 1, "seed": 3})),
+        (chat, json!({"logprobs": true, "stop": ["abc", "e", "\u{e9}"]})),
+        (text, json!({"prompt": "one"})),
+        (text, json!({"prompt": "\u{e9}cho", "echo": true, "logprobs": 2, "n": 2})),
+        (text, json!({"prompt": ["first", "another"], "logprobs": 0, "stop": ["e"]})),
+        (
+            text,
+            json!({"prompt": [[104, 105], [106]], "echo": true, "logprobs": 1, "temperature": 1, "seed": 9, "n": 2}),
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_tells_its_tokens_cut_at_any_token_is_the_uncut_stream() {
+    let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();
+    for (path, more) in told() {
+        let client = Client::new(&rig.api).unwrap().at(path);
+        let made = cut_everywhere(&rig, &client, &|| request("m", "told", 9, more.clone())).await;
+        assert!(made > 9, "{made} cuts are too few");
+        let answer = client.stream(&request("m", "told", 9, more.clone()), |_| {}).await.unwrap();
+        if more["stop"].is_null() && !more["logprobs"].is_null() {
+            // A token an event; an echo has one of its own, and each choice has its role or echo.
+            let told = answer.raw.matches("token_logprobs").count() + answer.raw.matches("\"content\":[").count();
+            let choices = answer.raw.matches("\"finish_reason\":\"").count();
+            let echoes = if more["echo"] == true { choices } else { 0 };
+            assert_eq!(told, choices * 9 + echoes, "{}", answer.raw);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_answer_that_tells_its_tokens_survives_cuts_too() {
+    let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();
+    for (path, more) in told() {
+        let client = Client::new(&rig.api).unwrap().at(path);
+        let ask = async || {
+            let mut body = request("m", "told", 7, json!({"stream": false, "stream_options": null}));
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let (status, mut answer) = client.json(&body).await.unwrap();
+            assert_eq!(status, 200, "{answer}");
+            (answer["id"], answer["created"]) = (json!(0), json!(0));
+            answer
+        };
+        let whole = ask().await;
+        let mut made = 0;
+        for mark in 0.. {
+            rig.arm([Cut { mark, bytes: 9, hangs: false }]);
+            assert_eq!(ask().await, whole, "{more} cut at {mark}");
+            match rig.cuts_made() {
+                0 => break,
+                cuts => made += cuts,
+            }
+        }
+        assert!(made > 2, "{made} cuts are too few");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn eight_crashes_are_survived_the_ninth_is_not_and_a_failure_is_never_done() {
     let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();

@@ -15,7 +15,7 @@ use arguments::Arguments;
 pub struct Limits {
     /// Bytes of the template.
     pub source_bytes: usize,
-    /// Steps of a rendering.
+    /// Steps of a rendering, and so its time: about a second for the default, of which thousands of messages take a part.
     pub fuel: u64,
     /// Depth of calls and includes.
     pub recursion: usize,
@@ -25,7 +25,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { source_bytes: 1 << 20, fuel: 20_000_000, recursion: 200, output_bytes: 64 << 20 }
+        Limits { source_bytes: 1 << 20, fuel: 4_000_000, recursion: 200, output_bytes: 64 << 20 }
     }
 }
 

@@ -314,7 +314,6 @@ impl Models {
             id: id.clone(),
             engine,
             text: loaded.text,
-            style: loaded.style,
             token_bytes: loaded.token_bytes,
             end_tokens: loaded.end_tokens,
             defaults: loaded.defaults,

@@ -8,7 +8,6 @@ use std::time::Duration;
 use inference::sampling::Sampling;
 use inference::{ChoiceStart, EventKind, Pooling, Priority, RequestKey, StopRules, Submission, Task, TokenBytes};
 use service::clock::Clock;
-use wire::output::Style;
 use words::{Error, Fingerprint, ModelId};
 
 use crate::engine_thread::{EngineHandle, Message};
@@ -26,7 +25,6 @@ pub(crate) struct ReadyModel {
     pub(crate) id: ModelId,
     pub(crate) engine: EngineHandle,
     pub(crate) text: Arc<dyn ChatText>,
-    pub(crate) style: Style,
     pub(crate) token_bytes: Arc<TokenBytes>,
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) defaults: Defaults,

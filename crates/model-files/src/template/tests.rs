@@ -151,3 +151,24 @@ const RENDERINGS_WRONG: usize = 4;
 
 /// The first second of 2026.
 const GOLDEN_NOW: i64 = 1_767_225_600;
+
+#[test]
+fn a_chat_of_thousands_of_messages_stays_within_the_fuel() {
+    let Some((folder, golden)) = golden() else { return };
+    let role = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
+    let messages: Vec<Json> = (0..4095).map(|i| json!({"role": role(i), "content": "hello"})).collect();
+    let mut wrong = Vec::new();
+    for (name, contexts) in golden["renders"].as_object().unwrap() {
+        let source = std::fs::read_to_string(format!("{folder}/{name}")).unwrap();
+        let template = ChatTemplate::new(&source, Limits::default()).unwrap();
+        if !contexts["tools"].is_string() {
+            continue;
+        }
+        let mut fields = golden["contexts"]["tools"].as_object().unwrap().clone();
+        fields.insert("messages".into(), messages.clone().into());
+        if let Err(error) = template.render(&fields, GOLDEN_NOW) {
+            wrong.push(format!("{name}: {error}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -188,7 +188,8 @@ async fn admit<A: Ask>(
     drop(bytes);
     let model = plane.models.ready(&ask.generation().model)?;
     plane.metrics.unknown_fields(model.id.as_str(), ask.generation().unknown_fields);
-    ask.check(&model.style)?;
+    let style = model.text.style();
+    ask.check(&style)?;
     let (asked, ask) = tokenize(&model, ask, private.created).await?;
     let (request, task) = (ask.generation(), ask.task(&asked)?);
     let room = room::<A>(&model, &asked.prompts, task)?;
@@ -204,7 +205,7 @@ async fn admit<A: Ask>(
     };
     let each = request.choices as usize;
     let starts = starts(request, &meta, each, asked.prompts.len(), plane.options.scheduler.max_choices)?;
-    let output = Output::new(ask.parser(&model.style, asked.opening), model.token_bytes.clone(), &starts);
+    let output = Output::new(ask.parser(&style, asked.opening), model.token_bytes.clone(), &starts);
     let plain = output.plain();
     let telling = matches!(task, Task::Score(_)).then(|| {
         let from_start = vec![ChoiceStart::default(); starts.len()];

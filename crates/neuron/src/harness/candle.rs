@@ -156,7 +156,6 @@ impl Harness for CandleHarness {
             exact_fingerprint: Fingerprint(*blake3::hash(exact.as_bytes()).as_bytes()),
             device,
             text: Arc::new(FilesText { files, style }),
-            style,
         })
     }
 }
@@ -221,6 +220,10 @@ impl ChatText for FilesText {
             .encode(&text, !begun)
             .map_err(|error| Error::new(Code::InvalidRequest, error.to_string()).at("messages"))?;
         Ok(Prompt { ids, opening: self.style.opening(&text) })
+    }
+
+    fn style(&self) -> Style {
+        self.style
     }
 
     fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {

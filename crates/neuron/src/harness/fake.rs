@@ -74,7 +74,6 @@ impl Harness for FakeHarness {
         Ok(LoadedModel {
             engine: Box::new(Paced { engine, scripts: Scripts::new(BLOCK_TOKENS), options: self.options }),
             text: Arc::new(FakeText(style)),
-            style,
             token_bytes: Arc::new(fake_token_bytes()),
             end_tokens: vec![FAKE_END_TOKEN],
             defaults: Defaults::default(),
@@ -112,11 +111,15 @@ impl Engine for Paced {
         let scripts = self.scripts.step(batch);
         let mut outputs = self.engine.step(batch)?;
         for (output, said) in outputs.rows.iter_mut().zip(scripts) {
-            match (output, said) {
-                (RowOutput::Token(token), Some(said)) => *token = said,
-                (RowOutput::Logits(logits), Some(said)) => {
-                    let says = |id: usize| if id == said as usize { SURE } else { 0.0 };
-                    logits.iter_mut().enumerate().for_each(|(id, logit)| *logit = says(id));
+            match (output, said.as_slice()) {
+                (RowOutput::Token(token), [Some(said)]) => *token = *said,
+                (RowOutput::Logits(logits), said) => {
+                    let vocabulary = self.engine.capabilities().vocab_size;
+                    for (logits, said) in logits.chunks_exact_mut(vocabulary).zip(said) {
+                        let Some(said) = said else { continue };
+                        let says = |id: usize| if id == *said as usize { SURE } else { 0.0 };
+                        logits.iter_mut().enumerate().for_each(|(id, logit)| *logit = says(id));
+                    }
                 }
                 _ => {}
             }
@@ -177,5 +180,9 @@ impl ChatText for FakeText {
             }
         }
         Ok(Prompt { ids: text.bytes().map(u32::from).collect(), opening: self.0.opening(&text) })
+    }
+
+    fn style(&self) -> Style {
+        self.0
     }
 }

@@ -80,6 +80,9 @@ pub(crate) trait ChatText: Send + Sync {
     /// Renders a chat and tokenises it; `now` is what the template sees as the time, in Unix seconds.
     fn prompt(&self, input: &ChatInput<'_>, now: u64) -> Result<Prompt, Error>;
 
+    /// How the model reasons and calls tools.
+    fn style(&self) -> Style;
+
     /// Tokenises a text as it is; with `special` the begin token comes first where the model wants one.
     fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error>;
 
@@ -105,9 +108,7 @@ pub(crate) struct Spelled<'a> {
 pub(crate) struct LoadedModel {
     pub(crate) engine: Box<dyn Engine>,
     pub(crate) text: Arc<dyn ChatText>,
-    /// How it reasons and calls tools.
-    pub(crate) style: Style,
-    /// What tokens add to the output; those of the style's marks too, though they may be control tokens.
+    /// What tokens add to the output; those of its style's marks too, though they may be control tokens.
     pub(crate) token_bytes: Arc<TokenBytes>,
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) defaults: Defaults,

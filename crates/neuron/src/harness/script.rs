@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use inference::FAKE_END_TOKEN;
-use inference::engine::{Batch, BlockId, Row};
+use inference::engine::{Batch, BlockId, Row, Wanted};
 
 /// Begins a script in a prompt of bytes; [`END`] ends it. What is said is the script's bytes, from the next line on.
 const START: u32 = 0x02;
@@ -22,8 +22,8 @@ impl Scripts {
         Scripts { block_tokens, blocks: BTreeMap::new() }
     }
 
-    /// Takes a batch, and returns what each of its rows says, where a script tells.
-    pub(super) fn step(&mut self, batch: &Batch) -> Vec<Option<u32>> {
+    /// Takes a batch, and returns what is said after each wanted position of its rows, where a script tells.
+    pub(super) fn step(&mut self, batch: &Batch) -> Vec<Vec<Option<u32>>> {
         for copy in &batch.copies {
             if let Some(tokens) = self.blocks.get(&copy.from).cloned() {
                 self.blocks.insert(copy.to, tokens);
@@ -32,21 +32,22 @@ impl Scripts {
         batch.rows.iter().map(|row| self.row(row)).collect()
     }
 
-    fn row(&mut self, row: &Row) -> Option<u32> {
+    fn row(&mut self, row: &Row) -> Vec<Option<u32>> {
         let size = self.block_tokens;
         for (i, token) in row.tokens.iter().enumerate() {
             let at = row.start + i;
-            let block = self.blocks.entry(*row.blocks.get(at / size)?).or_default();
+            let Some(block) = row.blocks.get(at / size) else { return Vec::new() };
+            let block = self.blocks.entry(*block).or_default();
             block.resize(size, 0);
             block[at % size] = *token;
         }
-        if !row.wants_logits {
-            return None;
+        if !matches!(row.wanted, Wanted::Token | Wanted::Logits(_)) {
+            return Vec::new();
         }
         let length = row.start + row.tokens.len();
         let blocks = row.blocks.iter().filter_map(|block| self.blocks.get(block));
         let context: Vec<u32> = blocks.flatten().copied().take(length).collect();
-        next(&context)
+        (length - row.wanted.positions()..length).map(|last| next(context.get(..=last)?)).collect()
     }
 }
 

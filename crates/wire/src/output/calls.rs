@@ -5,7 +5,8 @@
 //!   ^-- everything held so far is content -- broken, or no tool's
 //! ```
 //! A call comes out once it is whole, and its name is one of the request's tools, and its arguments are an object: a
-//! client never sees a part of a call that is none in the end.
+//! client never sees a part of a call that is none in the end. Only where a call is forced, and so its text constrained,
+//! do arguments come out as they are said.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::json::{JsonScan, Scan};
 use super::{Delta, Deltas, SPACE_BYTES_MAX, Seek, ToolStyle, is_space};
-use crate::tools::{TOOL_NAME_BYTES_MAX, Tools, is_name};
+use crate::tools::{TOOL_NAME_BYTES_MAX, ToolChoice, Tools, is_name};
 
 /// Most bytes of one call; longer ones are content.
 pub const CALL_BYTES_MAX: usize = 1 << 20;
@@ -34,9 +35,19 @@ enum State {
     /// In a name that stands before the arguments, from this place of what is held.
     Name { at: usize },
     /// In a call's object, from this place of what is held.
-    Json { scan: JsonScan, at: usize, name: Option<String>, list: bool },
+    Json { scan: JsonScan, at: usize, name: Option<String>, list: bool, sent: Sent },
     /// A call was made.
     After { list: bool },
+}
+
+/// How far a forced call has come out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Nothing,
+    /// Its name, and its arguments so far.
+    Part,
+    /// All of its arguments.
+    Arguments,
 }
 
 /// The finder of one choice.
@@ -45,11 +56,16 @@ pub(super) struct Calls {
     style: ToolStyle,
     names: Arc<[String]>,
     parallel: bool,
+    /// Calls are forced.
+    forced: bool,
     state: State,
     seek: Seek,
     /// What is content unless it is a call.
     held: String,
+    /// Calls that have come out, the last one in parts maybe.
     made: u32,
+    /// Calls that are whole.
+    whole: u32,
 }
 
 /// A call that is whole.
@@ -64,10 +80,12 @@ impl Calls {
             style,
             names: tools.list.iter().map(|tool| tool.name.clone()).collect(),
             parallel: tools.parallel,
+            forced: matches!(tools.choice, ToolChoice::Required | ToolChoice::Named(_)),
             state: if style == ToolStyle::Llama { State::Start } else { State::Text },
             seek: Seek::new(style.open()),
             held: String::new(),
             made: 0,
+            whole: 0,
         }
     }
 
@@ -76,7 +94,7 @@ impl Calls {
     }
 
     pub(super) fn over(&self) -> bool {
-        self.made > 0 && !self.parallel
+        self.whole > 0 && !self.parallel
     }
 
     pub(super) fn push(&mut self, c: char, out: &mut Deltas) {
@@ -112,16 +130,28 @@ impl Calls {
             State::Name { at } => {
                 let part = &self.held[*at..];
                 match name_before_arguments(part) {
-                    Some(name) => self.begin(Some(name), false),
+                    Some(name) => {
+                        self.begin(Some(name), false);
+                        if self.forced {
+                            self.pass_on(c, 0, out);
+                        }
+                    }
                     None if c == '{' || part.len() > NAME_PART_BYTES_MAX => self.broken(c, out),
                     None => {}
                 }
             }
-            State::Json { scan, .. } => match scan.push(c) {
-                Scan::Open if self.held.len() <= CALL_BYTES_MAX => {}
-                Scan::Whole => self.whole(out),
-                Scan::Open | Scan::Broken => self.broken(c, out),
-            },
+            State::Json { scan, .. } => {
+                let before = scan.depth();
+                let scanned = scan.push(c);
+                if self.forced && scanned != Scan::Broken {
+                    self.pass_on(c, before, out);
+                }
+                match scanned {
+                    Scan::Open if self.held.len() <= CALL_BYTES_MAX => {}
+                    Scan::Whole => self.whole(out),
+                    Scan::Open | Scan::Broken => self.broken(c, out),
+                }
+            }
             State::After { list } => {
                 let list = *list;
                 self.between(c, list, out);
@@ -136,6 +166,7 @@ impl Calls {
             State::Text => held = self.seek.take(),
             // A part of what would have closed the call.
             State::After { .. } if self.closes(held.trim_start_matches(is_space)) => held.clear(),
+            State::Json { sent: Sent::Part | Sent::Arguments, .. } => held.clear(),
             _ => {}
         }
         if self.made == 0 || !held.chars().all(is_space) {
@@ -148,12 +179,42 @@ impl Calls {
     fn begin(&mut self, name: Option<String>, list: bool) {
         let mut scan = JsonScan::new();
         scan.push('{');
-        self.state = State::Json { scan, at: self.held.len() - 1, name, list };
+        self.state = State::Json { scan, at: self.held.len() - 1, name, list, sent: Sent::Nothing };
+    }
+
+    /// Lets a forced call's name and arguments out as far as they are said. `before` is how deep the character was.
+    fn pass_on(&mut self, c: char, before: usize, out: &mut Deltas) {
+        let State::Json { scan, at, name, sent, .. } = &mut self.state else { return };
+        let outer = usize::from(name.is_none());
+        let depth = scan.depth();
+        if *sent == Sent::Nothing && (before, depth, c) == (outer, outer + 1, '{') && self.made < CALLS_MAX {
+            let json = &self.held[*at..];
+            let named = name.clone().or_else(|| name_said(scan, json));
+            if let Some(name) = named.filter(|name| self.names.contains(name)) {
+                out.0.push(Delta::Call { index: self.made, name });
+                self.made += 1;
+                *sent = Sent::Part;
+            }
+        }
+        if *sent == Sent::Part {
+            out.arguments(self.made - 1, c.encode_utf8(&mut [0; 4]));
+            if depth == outer {
+                *sent = Sent::Arguments;
+            }
+        }
     }
 
     /// Makes what was held a call, or content.
     fn whole(&mut self, out: &mut Deltas) {
-        let State::Json { scan, at, name, list } = std::mem::replace(&mut self.state, State::Text) else { return };
+        let State::Json { scan, at, name, list, sent } = std::mem::replace(&mut self.state, State::Text) else {
+            return;
+        };
+        if sent != Sent::Nothing {
+            self.whole += 1;
+            self.state = State::After { list };
+            self.held.clear();
+            return;
+        }
         let call = self.call(&scan, &self.held[at..], name).filter(|call| self.names.contains(&call.name));
         match call {
             Some(Call { name, arguments }) if self.made < CALLS_MAX => {
@@ -161,6 +222,7 @@ impl Calls {
                 out.0.push(Delta::Call { index, name });
                 out.0.push(Delta::Arguments { index, text: arguments });
                 self.made += 1;
+                self.whole += 1;
                 self.state = State::After { list };
             }
             _ => out.content(&self.held),
@@ -173,15 +235,8 @@ impl Calls {
         if let Some(name) = name {
             return Some(Call { name, arguments: json.to_string() });
         }
-        let member = |wanted: &[&str]| {
-            let named = scan.members().iter().rev().find(|member| {
-                let key = serde_json::from_str::<String>(&json[member.key.clone()]);
-                key.is_ok_and(|key| wanted.contains(&key.as_str()))
-            });
-            named.map(|member| json[member.value.clone()].trim_matches(is_space))
-        };
-        let name = serde_json::from_str(member(&["name"])?).ok()?;
-        let arguments = match member(&["arguments", "parameters"]) {
+        let name = serde_json::from_str(member(scan, json, &["name"])?).ok()?;
+        let arguments = match member(scan, json, ARGUMENTS) {
             None | Some("null") => "{}".to_string(),
             Some(object) if object.starts_with('{') => object.to_string(),
             // Some models write the object as a string, as OpenAI's API does.
@@ -236,11 +291,31 @@ impl Calls {
     /// the square of its length.
     fn broken(&mut self, last: char, out: &mut Deltas) {
         self.held.truncate(self.held.len() - last.len_utf8());
-        out.content(&self.held);
+        if !matches!(self.state, State::Json { sent: Sent::Part | Sent::Arguments, .. }) {
+            out.content(&self.held);
+        }
         self.held.clear();
         self.state = State::Text;
         self.push(last, out);
     }
+}
+
+/// The keys of a call's arguments.
+const ARGUMENTS: &[&str] = &["arguments", "parameters"];
+
+/// Returns the value of the last member with one of these keys.
+fn member<'a>(scan: &JsonScan, json: &'a str, wanted: &[&str]) -> Option<&'a str> {
+    let named = scan.members().iter().rev().find(|member| {
+        let key = serde_json::from_str::<String>(&json[member.key.clone()]);
+        key.is_ok_and(|key| wanted.contains(&key.as_str()))
+    });
+    named.map(|member| json[member.value.clone()].trim_matches(is_space))
+}
+
+/// Returns the name in a call whose arguments just begin.
+fn name_said(scan: &JsonScan, json: &str) -> Option<String> {
+    let key: String = serde_json::from_str(&json[scan.members().last()?.key.clone()]).ok()?;
+    serde_json::from_str(member(scan, json, &["name"]).filter(|_| ARGUMENTS.contains(&key.as_str()))?).ok()
 }
 
 /// Reads `name`, `name[ARGS]` or `name[CALL_ID]id[ARGS]` before an opening bracket.

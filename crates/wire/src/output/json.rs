@@ -61,6 +61,11 @@ impl JsonScan {
         &self.members
     }
 
+    /// Returns how many brackets are open.
+    pub(super) fn depth(&self) -> usize {
+        self.open.len()
+    }
+
     pub(super) fn push(&mut self, c: char) -> Scan {
         let scan = self.step(c);
         self.at += c.len_utf8();

@@ -67,6 +67,13 @@ impl Deltas {
             _ => self.0.push(Delta::Content(more.to_string())),
         }
     }
+
+    fn arguments(&mut self, index: u32, more: &str) {
+        match self.0.last_mut() {
+            Some(Delta::Arguments { index: last, text }) if *last == index => text.push_str(more),
+            _ => self.0.push(Delta::Arguments { index, text: more.to_string() }),
+        }
+    }
 }
 
 /// One choice's text on its way into parts. The default one searches for nothing.
