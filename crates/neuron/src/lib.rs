@@ -9,7 +9,9 @@
 
 mod activation;
 mod canary;
+mod check;
 mod cli;
+mod compat;
 mod control;
 mod crumbs;
 mod data;

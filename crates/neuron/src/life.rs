@@ -169,7 +169,7 @@ impl Life {
         }));
         let mut in_flight = self.parts.gate.watch();
         let mut acks = self.parts.sessions.watch();
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval(self.parts.manager.look_every().map_or(TICK, |every| TICK.min(every)));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             in_flight.mark_unchanged();
@@ -220,17 +220,20 @@ impl Life {
             self.perform_anyway(acts).await;
         }
         if self.exit.is_none() {
-            self.parts.manager.tell(&self.machine, self.parts.gate.in_flight());
+            self.parts.manager.tell(&self.machine);
         }
     }
 
     async fn signal(&mut self, signal: Signal) {
-        if self.machine.is_leaving() {
+        let further = self.machine.is_leaving();
+        let acts = self.machine.terminate(self.now());
+        self.parts.manager.guard(&self.machine);
+        self.parts.manager.stopping();
+        if further {
             tracing::warn!(?signal, "a further signal while leaving");
         }
-        let acts = self.machine.terminate(self.now());
-        self.parts.manager.stopping();
         self.perform_anyway(acts).await;
+        self.look_after();
     }
 
     async fn command(&mut self, command: Command) {
@@ -422,7 +425,7 @@ impl Life {
         })
     }
 
-    /// What is due from time to time: leases that are over, progress for those who watch.
+    /// What is due from time to time: leases that are over, progress for those who watch, a sign of life.
     fn look_after(&mut self) {
         let now = self.now();
         for gateway in self.parts.sessions.expired(now) {
@@ -432,6 +435,8 @@ impl Life {
         }
         let machine = &self.machine;
         self.parts.publisher.progress(|status| machine.show(now, status));
+        let Parts { manager, publisher, gate, metrics, .. } = &mut self.parts;
+        manager.look(&publisher.snapshot(), gate.in_flight(), metrics.work_done());
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hooks::{FunctionHook, HookConfigError, HookMetrics};
+use hooks::{FunctionHook, HookConfigError};
 use hyper_util::service::TowerToHyperService;
 use kv_store::KvStore;
 use lifecycle::{HookEvent, NodeLife};
@@ -14,6 +14,7 @@ use service::notify::Notifier;
 use service::server::{Server, ServerMetrics};
 use service::signals::Signal;
 use service::token::{Token, TokenError, guard};
+use service::traces::{Program, TraceError, TraceSettings, Traces};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use words::{Incarnation, ModelId, ModelStatus, Moment, NodeId, NodeStatus};
@@ -25,9 +26,9 @@ use crate::fetch::{self, Downloads};
 use crate::harness::Harnesses;
 use crate::life::{self, Life, Parts};
 use crate::manager::Manager;
-use crate::metrics::Metrics;
 use crate::models::{self, Models};
 use crate::options::{KvStoreOptions, Options, SHUTDOWN_MAX};
+use crate::metrics::Families;
 use crate::publisher::Publisher;
 use crate::sessions::Sessions;
 use crate::state_dir::StateDir;
@@ -50,6 +51,8 @@ pub struct Surroundings {
     pub host_name: String,
     /// Hooks of the program around, which run before those of the configuration.
     pub hooks: Vec<FunctionHook>,
+    /// What the environment says of traces.
+    pub traces: TraceSettings,
     /// Told the data address once it is bound.
     pub on_data_address: Option<tokio::sync::oneshot::Sender<std::net::SocketAddr>>,
 }
@@ -84,6 +87,9 @@ pub enum NodeError {
     /// The name is no node id.
     #[error("node.id: {0}; set it in the configuration")]
     Name(words::IdError),
+    /// Traces are wanted and can't be exported.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// A metric could not be registered: a fault of ours.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricsError),
@@ -216,15 +222,17 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let record = state_dir.as_ref().map(StateDir::read_record).transpose().map_err(NodeError::Record)?;
     let first = first_status(&options, &around.host_name, state_dir.as_ref())?;
     let machine = NodeLife::start(first.incarnation, record.unwrap_or_default(), options.rules());
-    let publisher = Publisher::new(first);
     let registry = Registry::new();
-    let metrics = Metrics::new(&registry)?;
+    let families = Families::register(&registry)?;
+    let Families { worker: metrics, control: control_metrics, data: data_metrics, .. } = families;
+    let program = Program { name: "neuron", version: env!("CARGO_PKG_VERSION"), instance: first.node.as_str() };
+    let (traces, exporting) = Traces::start(&around.traces, program, families.traces)?;
+    let publisher = Publisher::new(first);
     let (sessions, gate, streams) = (Sessions::new(clock), Gate::new(), Streams::default());
     let settings = fetch::settings(around.hub, &options.harness.candle);
     let downloads = Downloads::new(settings, clock, metrics.clone());
-    let hook_metrics = HookMetrics::register(&registry, "neuron")?;
     let name = publisher.snapshot().node;
-    let turns = Turns::new(&options, name.as_str(), around.hooks, clock, hook_metrics)?;
+    let turns = Turns::new(&options, name.as_str(), around.hooks, clock, families.hooks)?;
     let kv = open_store(&options.kv_store, clock);
     let models = Models::new(models::Parts {
         harnesses: Harnesses::new(&options.harness),
@@ -251,11 +259,11 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         downloads,
         options: Arc::new(options.clone()),
         token: token.clone(),
-        registry: registry.clone(),
+        registry,
+        metrics: metrics.clone(),
     };
-    let control = serve("the control port", around.control, &options.control.server, control_router(plane), {
-        ServerMetrics::register(&registry, "neuron_control")?
-    })?;
+    let router = control_router(plane);
+    let control = serve("the control port", around.control, &options.control.server, router, control_metrics)?;
     tracing::info!(address = %control.local_addr(), "control port open");
 
     let plane = DataPlane {
@@ -264,11 +272,11 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         streams: streams.clone(),
         publisher: publisher.clone(),
         metrics: metrics.clone(),
+        traces,
         clock,
         options: options.clone(),
         token,
     };
-    let data_metrics = ServerMetrics::register(&registry, "neuron_data")?;
     let port = DataPort {
         plane: Some(plane),
         metrics: Some(data_metrics),
@@ -304,7 +312,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         cut_connections = data.stop(last).await.cut;
     }
     refresher.abort();
-    control.stop(tokio::time::Instant::now() + CONTROL_STOP_MAX.min(SHUTDOWN_MAX)).await;
+    let soon = tokio::time::Instant::now() + CONTROL_STOP_MAX.min(SHUTDOWN_MAX);
+    tokio::join!(control.stop(soon), exporting.close(last.max(soon)));
     tracing::info!(streams_cut = ended.cut, cut_connections, "worker stopped");
     // Disarmed last: whatever was wedged above, the process has ended by then.
     drop(ended.deadman);

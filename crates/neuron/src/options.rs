@@ -401,6 +401,8 @@ impl Options {
         {
             return wrong("node.id", error.to_string());
         }
+        self.data.server.check("data.server")?;
+        self.control.server.check("control.server")?;
         let mut seen = BTreeSet::new();
         for (i, model) in self.default_models.iter().enumerate() {
             let key = format!("default_models[{i}].id");

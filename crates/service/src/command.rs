@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
+use crate::notify::VARIABLES;
 use crate::ring::LINE_BYTES_MAX;
 
 /// How long the last words of a command that has ended are waited for.
@@ -95,6 +96,8 @@ impl Running {
         let mut command = Command::new(program);
         command.args(arguments).envs(order.environment.iter().cloned()).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // It is not this process, and must not speak to the service manager for it.
+        VARIABLES.iter().for_each(|name| _ = command.env_remove(name));
         if let Some(directory) = &order.directory {
             command.current_dir(directory);
         }

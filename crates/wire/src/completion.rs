@@ -412,7 +412,7 @@ mod tests {
         let encoder = ChatEncoder::new(identity(), false);
         let mut folder = Folder::new(identity(), 1, false, false);
         let deltas: Vec<Value> =
-            parts.iter().map(|part| data(&encoder.part(0, part))["choices"][0]["delta"].clone()).collect();
+            parts.iter().map(|part| data(&encoder.part(0, part, None))["choices"][0]["delta"].clone()).collect();
         parts.iter().for_each(|part| folder.part(0, part));
         let id = call_id("chatcmpl-1", 0, 0);
         assert_eq!(

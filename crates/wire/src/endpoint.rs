@@ -60,6 +60,17 @@ impl Endpoint {
         format!("{prefix}-{random:032x}")
     }
 
+    /// Returns its name in traces, as OpenTelemetry's conventions have it where they do.
+    pub const fn operation(self) -> &'static str {
+        match self {
+            Endpoint::Chat => "chat",
+            Endpoint::Completions => "text_completion",
+            Endpoint::Embeddings => "embeddings",
+            Endpoint::Tokenize => "tokenize",
+            Endpoint::Detokenize => "detokenize",
+        }
+    }
+
     /// Returns whether answers may be streams, and may be several to one request.
     pub const fn generates(self) -> bool {
         matches!(self, Endpoint::Chat | Endpoint::Completions)

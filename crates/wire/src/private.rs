@@ -284,7 +284,7 @@ pub fn strip(event: &Bytes, lines: &mut Vec<Line>) -> Bytes {
     let mut at = 0;
     while event[at..].starts_with(LINE_PREFIX) {
         let start = at + LINE_PREFIX.len();
-        let length = event[start..].iter().position(|byte| *byte == b'\n').unwrap_or(event.len() - start);
+        let length = memchr::memchr(b'\n', &event[start..]).unwrap_or(event.len() - start);
         lines.extend(Line::parse(&event[start..start + length]));
         at = (start + length + 1).min(event.len());
     }

@@ -14,8 +14,8 @@ use inference::{
 };
 use words::Moment;
 
-use super::Report;
 use super::run::{load, token};
+use crate::report::Report;
 
 /// Streams that decode while prompts arrive.
 const STREAMS: u64 = 16;

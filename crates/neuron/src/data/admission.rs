@@ -10,6 +10,7 @@ use axum::response::Response;
 use futures_util::StreamExt;
 use inference::{ChoiceStart, Pooling, Priority, StopRules, Submission, Task};
 use rand::Rng;
+use service::traces::{KeyValue, Span};
 use wire::generation::{Generation, Tier};
 use wire::output::{Opening, OutputParser, Style};
 use wire::private::{self, Line, Meta};
@@ -125,7 +126,12 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {
 }
 
 pub(super) async fn answer<A: Ask>(State(plane): State<Arc<DataPlane>>, headers: HeaderMap, body: Body) -> Response {
-    let admit = async |private: Private| admit::<A>(&plane, &headers, private, body).await;
+    let mut span = plane.traces.request(&headers, A::ENDPOINT.operation());
+    let span = &mut span;
+    let admit = async |private: Private| {
+        let answer = admit::<A>(&plane, &headers, private, body, span).await;
+        answer.inspect_err(|error| span.fail(error.code().row().code))
+    };
     answered(A::ENDPOINT, &plane, &headers, admit).await
 }
 
@@ -182,6 +188,7 @@ async fn admit<A: Ask>(
     headers: &HeaderMap,
     private: Private,
     body: Body,
+    span: &mut Span,
 ) -> Result<Response, Error> {
     let Entered { admission, arrived, bytes } = enter(plane, headers, &private, body).await?;
     let ask = A::parse(&bytes)?;
@@ -247,9 +254,12 @@ async fn admit<A: Ask>(
     model.metrics.prompt_tokens.inc_by(u64::from(meta.prompt_tokens));
     let name = Fingerprint(*blake3::hash(private.id.as_bytes()).as_bytes());
     let (parts, guard) = Parts::submit(&model.engine, name, plane.options.data.event_queue, submissions);
+    describe::<A>(span, request, &meta, &private);
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
     let form = ask.form(identity, &asked, plain);
-    let account = Account::new(plane.clone(), model.clone(), private.request_id, arrived, request.stream);
+    let account = Account::new(plane.clone(), model.clone(), private.request_id, arrived, request.stream, {
+        std::mem::take(span)
+    });
     let (guard, inside) = match (private.attempt, private.gateway) {
         (Some(number), Some(gateway)) => {
             let ticket = plane.streams.enter(gateway, request.model.clone(), Some(guard));
@@ -260,6 +270,29 @@ async fn admit<A: Ask>(
     let private = inside.is_some();
     let answer = Answer::new(parts, guard, admission, account, form, inside, start);
     respond(plane, answer, request.stream, private).await
+}
+
+/// Says what is asked, in the words of OpenTelemetry's conventions for generative models; never what is in it.
+fn describe<A: Ask>(span: &mut Span, request: &Generation, meta: &Meta, private: &Private) {
+    let (sampling, operation) = (&meta.sampling, A::ENDPOINT.operation());
+    span.rename(|| format!("{operation} {}", request.model).into());
+    span.note(|| {
+        [
+            KeyValue::new("gen_ai.operation.name", operation),
+            KeyValue::new("gen_ai.provider.name", "cortex"),
+            KeyValue::new("gen_ai.request.model", request.model.to_string()),
+            KeyValue::new("gen_ai.request.choice.count", i64::from(request.choices)),
+            KeyValue::new("gen_ai.request.max_tokens", i64::from(sampling.max_tokens)),
+            KeyValue::new("gen_ai.request.temperature", f64::from(sampling.temperature)),
+            KeyValue::new("gen_ai.request.top_p", f64::from(sampling.top_p)),
+            KeyValue::new("gen_ai.request.seed", sampling.seed as i64),
+            KeyValue::new("gen_ai.response.model", request.model.to_string()),
+            KeyValue::new("gen_ai.response.id", private.id.clone()),
+            KeyValue::new("gen_ai.usage.input_tokens", i64::from(meta.prompt_tokens)),
+            KeyValue::new("cortex.request_id", private.request_id.clone()),
+            KeyValue::new("cortex.attempt", private.attempt.map_or(0, i64::from)),
+        ]
+    });
 }
 
 /// Keeps what tenants have computed apart.

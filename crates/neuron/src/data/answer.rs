@@ -18,9 +18,13 @@ use crate::engine_thread::{CancelGuard, Message};
 use crate::ready::ReadyModel;
 use crate::streams::{Ticket, Word};
 use service::gate::Admission;
+use service::traces::{KeyValue, Span, list};
 
 /// How often a silent answer shows a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// Most tokens that are held back for a gateway: what a crash costs at most besides its own second.
+const HELD_MAX: usize = 64;
 
 /// What the events become.
 pub(super) enum Form {
@@ -37,10 +41,13 @@ pub(super) struct Account {
     request_id: String,
     arrived: Moment,
     stream: bool,
+    /// Since when it is no longer queued.
+    begun: Option<Moment>,
     first_token: Option<Moment>,
     last_token: Option<Moment>,
     tokens: u32,
     outcome: Option<&'static str>,
+    span: Span,
 }
 
 impl Account {
@@ -50,9 +57,10 @@ impl Account {
         request_id: String,
         arrived: Moment,
         stream: bool,
+        span: Span,
     ) -> Self {
-        let (first_token, last_token, tokens, outcome) = (None, None, 0, None);
-        Account { plane, model, request_id, arrived, stream, first_token, last_token, tokens, outcome }
+        let (begun, first_token, last_token, tokens, outcome) = (None, None, None, 0, None);
+        Account { plane, model, request_id, arrived, stream, begun, first_token, last_token, tokens, outcome, span }
     }
 
     fn token(&mut self) {
@@ -67,6 +75,39 @@ impl Account {
         self.last_token = Some(now);
         self.tokens += 1;
     }
+
+    /// Takes the time of each part of the request that it came to.
+    fn parts(&self) {
+        let metrics = &self.model.metrics;
+        let wall = self.span.recording().then(|| self.plane.clock.wall());
+        for (name, part, from, to) in [
+            ("queue", &metrics.queue_seconds, Some(self.arrived), self.begun),
+            ("prefill", &metrics.prefill_seconds, self.begun, self.first_token),
+            ("decode", &metrics.decode_seconds, self.first_token, self.last_token),
+        ] {
+            let (Some(from), Some(to)) = (from, to) else { continue };
+            part.observe(to.since(from).as_secs_f64());
+            if let Some(wall) = &wall {
+                self.span.past(name, wall(from), wall(to));
+            }
+        }
+    }
+
+    /// Ends the request's span. An outcome that is no error's code is a finish reason; a client that left is no failure.
+    fn end_span(&mut self, outcome: &'static str) {
+        self.span.note(|| {
+            [
+                KeyValue::new("gen_ai.usage.output_tokens", i64::from(self.tokens)),
+                KeyValue::new("cortex.outcome", outcome),
+            ]
+        });
+        match Code::from_text(outcome) {
+            None => self.span.note(|| [list("gen_ai.response.finish_reasons", &[outcome])]),
+            Some(Code::ClientClosed) => {}
+            Some(_) => self.span.fail(outcome),
+        }
+        drop(std::mem::take(&mut self.span));
+    }
 }
 
 impl Drop for Account {
@@ -79,6 +120,8 @@ impl Drop for Account {
         });
         let seconds = now.since(self.arrived).as_secs_f64();
         self.plane.metrics.ended(model, outcome, seconds);
+        self.parts();
+        let trace_id = self.span.trace_id();
         let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
         let (request_id, tokens, stream) = (&self.request_id, self.tokens, self.stream);
         let client_left = self.outcome.is_none();
@@ -91,8 +134,10 @@ impl Drop for Account {
             seconds,
             outcome,
             client_left,
+            trace_id,
             "request ended"
         );
+        self.end_span(outcome);
     }
 }
 
@@ -135,6 +180,9 @@ pub(super) struct Answer {
     form: Form,
     inside: Option<Inside>,
     start: Start,
+    /// Token lines of an answer that is not streamed. Its client sees nothing before the end, so they go out together: at
+    /// once the first, the others each second, or when there are many, or when something else is said.
+    held: Vec<Line>,
     /// Tokens of the prompt that the cache had as the request began to run.
     found: u32,
     /// Status 200 is out, so failures become events.
@@ -177,6 +225,7 @@ impl Answer {
             committed: inside.is_some(),
             inside,
             start,
+            held: Vec::new(),
             found: 0,
             state: State::Waiting,
             ticker,
@@ -227,7 +276,7 @@ impl Answer {
                     Err(error) => return Some(self.fail(&error)),
                 },
                 word = told(&mut self.inside) => match word {
-                    Word::Offered => return Some(Line::Offer.event()),
+                    Word::Offered => return Some(self.with_held(Line::Offer)),
                     Word::Orphaned => {
                         self.ended(Error::new(Code::ClientClosed, "the gateway's session is lost"));
                         return None;
@@ -264,6 +313,9 @@ impl Answer {
     fn sign_of_life(&mut self) -> Option<Bytes> {
         let turns = self.account.model.engine.turns();
         let alive = std::mem::replace(&mut self.turns, turns) != turns;
+        if !self.held.is_empty() {
+            return Some(with_private(&std::mem::take(&mut self.held), &[]));
+        }
         if std::mem::take(&mut self.spoke) {
             return None;
         }
@@ -291,6 +343,8 @@ impl Answer {
         };
         match event {
             EventKind::Started { cached } => {
+                // A request that made room for others starts again; it is no longer news.
+                self.account.begun.get_or_insert(self.account.plane.clock.now());
                 let meta = self.inside.as_mut().and_then(|inside| inside.meta.take());
                 self.found = cached as u32;
                 let cached = self.start.cached.unwrap_or(self.found);
@@ -388,7 +442,35 @@ impl Answer {
             finish: said.finish,
             reasoning: said.reasoning,
         });
-        (private.is_some() || !public.is_empty()).then(|| with_private(private.as_slice(), &public))
+        match (private, &self.form) {
+            (Some(line), Form::Whole(_)) => self.hold(line),
+            (private, _) => {
+                (private.is_some() || !public.is_empty()).then(|| with_private(private.as_slice(), &public))
+            }
+        }
+    }
+
+    /// Holds a token line back, joined to the one before where it goes on from it; returns what is due.
+    fn hold(&mut self, line: Line) -> Option<Bytes> {
+        match (self.held.last_mut(), line) {
+            (
+                Some(Line::Tokens { choice, index, ids, finish, reasoning, .. }),
+                Line::Tokens { choice: of, index: at, ids: more, finish: end, reasoning: so_far, .. },
+            ) if *choice == of && finish.is_none() && *index + ids.len() as u32 == at => {
+                ids.extend(more);
+                (*finish, *reasoning) = (end, so_far);
+            }
+            (_, line) => self.held.push(line),
+        }
+        let ids = |line: &Line| if let Line::Tokens { ids, .. } = line { ids.len() } else { 0 };
+        let due = self.account.tokens == 1 || self.held.iter().map(ids).sum::<usize>() >= HELD_MAX;
+        due.then(|| with_private(&std::mem::take(&mut self.held), &[]))
+    }
+
+    /// Makes an event of a line and of what was held back before it.
+    fn with_held(&mut self, line: Line) -> Bytes {
+        self.held.push(line);
+        with_private(&std::mem::take(&mut self.held), &[])
     }
 
     /// Ends an answer of which every choice is over by its own words, though its scheduler knows nothing of that.
@@ -411,7 +493,8 @@ impl Answer {
         for choice in 0..self.start.begun.len() as u32 {
             self.begin(choice);
         }
-        let private = self.inside.as_ref().map(|_| Line::Usage(usage));
+        let usage_line = self.inside.as_ref().map(|_| Line::Usage(usage));
+        let private: Vec<Line> = self.held.drain(..).chain(usage_line).collect();
         let public = match &self.form {
             Form::Stream(encoder) => {
                 let done = Bytes::from_static(DONE_EVENT);
@@ -422,14 +505,14 @@ impl Answer {
                 vec![if self.inside.is_some() { data_event(&json) } else { json.into() }]
             }
         };
-        with_private(private.as_slice(), &public)
+        with_private(&private, &public)
     }
 
     /// Turns a failure into the last bytes: a private refusal for a gateway, an error event for a client.
     fn fail(&mut self, error: &Error) -> Bytes {
         super::errors::log(error);
         match self.inside {
-            Some(_) => Line::Refusal(error.into()).event(),
+            Some(_) => self.with_held(Line::Refusal(error.into())),
             None => error_event(error),
         }
     }

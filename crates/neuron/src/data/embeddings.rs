@@ -1,7 +1,7 @@
 //! `POST /v1/embeddings`.
 
 use inference::Task;
-use wire::embeddings::{EmbeddingFolder, EmbeddingRequest};
+use wire::embeddings::{EmbeddingFolder, EmbeddingRequest, EncodingFormat};
 use wire::generation::Generation;
 use wire::text;
 use wire::{Endpoint, Fold, Identity};
@@ -11,6 +11,17 @@ use super::admission::{Ask, Asked};
 use super::answer::Form;
 use super::completions::{place, tokens_of};
 use crate::harness::{ChatText, Prompt};
+
+/// Most bytes of the vectors of one answer: within what a gateway takes as one event.
+const VECTOR_BYTES_MAX: usize = 15 << 20;
+
+/// Bytes that a number takes as text, at most, or in base64.
+fn number_bytes(format: EncodingFormat) -> usize {
+    match format {
+        EncodingFormat::Float => 16,
+        EncodingFormat::Base64 => 6,
+    }
+}
 
 impl Ask for EmbeddingRequest {
     const ENDPOINT: Endpoint = Endpoint::Embeddings;
@@ -46,6 +57,13 @@ impl Ask for EmbeddingRequest {
         if let Some(dimensions) = self.dimensions.filter(|dimensions| *dimensions as usize > asked.width) {
             let message = format!("'dimensions' may be {} at most for this model, it is {dimensions}", asked.width);
             return Err(Error::invalid("dimensions", message));
+        }
+        let numbers = self.dimensions.map_or(asked.width, |dimensions| dimensions as usize);
+        let most = (VECTOR_BYTES_MAX / (numbers * number_bytes(self.format)).max(1)).max(1);
+        if self.inputs.len() > most {
+            let message =
+                format!("'input' has {} texts; {most} vectors of {numbers} numbers are the most", self.inputs.len());
+            return Err(Error::invalid("input", message));
         }
         Ok(Task::Embed(*pooling))
     }

@@ -33,6 +33,7 @@ pub(crate) use errors::HttpError;
 pub(crate) use manage::spec_from_request;
 use service::clock::Clock;
 use service::gate::Gate;
+use service::traces::Traces;
 
 /// What handlers need.
 pub(crate) struct DataPlane {
@@ -41,6 +42,7 @@ pub(crate) struct DataPlane {
     pub(crate) streams: Streams,
     pub(crate) publisher: Publisher,
     pub(crate) metrics: Metrics,
+    pub(crate) traces: Traces,
     pub(crate) clock: Clock,
     pub(crate) options: Options,
     pub(crate) token: Option<service::token::Token>,

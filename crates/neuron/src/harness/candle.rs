@@ -149,7 +149,7 @@ impl Harness for CandleHarness {
         Ok(LoadedModel {
             engine: Box::new(engine),
             token_bytes: Arc::new(token_bytes(&files, &style)),
-            end_tokens: files.tokenizer.end_tokens().to_vec(),
+            end_tokens: files.end_tokens.clone(),
             defaults,
             pooling: pooling(&files),
             continue_fingerprint: print,

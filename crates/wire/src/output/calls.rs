@@ -177,7 +177,7 @@ impl Calls {
 
     /// Begins a call's object with the bracket that was just held.
     fn begin(&mut self, name: Option<String>, list: bool) {
-        let mut scan = JsonScan::new();
+        let mut scan = JsonScan::new(name.is_none());
         scan.push('{');
         self.state = State::Json { scan, at: self.held.len() - 1, name, list, sent: Sent::Nothing };
     }
@@ -315,7 +315,8 @@ fn member<'a>(scan: &JsonScan, json: &'a str, wanted: &[&str]) -> Option<&'a str
 /// Returns the name in a call whose arguments just begin.
 fn name_said(scan: &JsonScan, json: &str) -> Option<String> {
     let key: String = serde_json::from_str(&json[scan.members().last()?.key.clone()]).ok()?;
-    serde_json::from_str(member(scan, json, &["name"]).filter(|_| ARGUMENTS.contains(&key.as_str()))?).ok()
+    let name = ARGUMENTS.contains(&key.as_str()).then(|| member(scan, json, &["name"]))??;
+    serde_json::from_str(name).ok()
 }
 
 /// Reads `name`, `name[ARGS]` or `name[CALL_ID]id[ARGS]` before an opening bracket.

@@ -5,6 +5,9 @@ use std::ops::Range;
 /// Deepest nesting of a call, its own object included.
 pub const ARGUMENTS_DEPTH_MAX: usize = 64;
 
+/// Most members of a call's own object; one with more is none.
+const MEMBERS_MAX: usize = 16;
+
 /// What a character made of the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scan {
@@ -50,11 +53,14 @@ pub(super) struct JsonScan {
     open: Vec<char>,
     at: usize,
     members: Vec<Member>,
+    /// Whether the members of the outermost object are of interest, and bounded.
+    is_call: bool,
 }
 
 impl JsonScan {
-    pub(super) fn new() -> Self {
-        JsonScan { expect: Expect::Value, open: Vec::new(), at: 0, members: Vec::new() }
+    /// Begins; the object is a call, or else the arguments of one.
+    pub(super) fn new(is_call: bool) -> Self {
+        JsonScan { expect: Expect::Value, open: Vec::new(), at: 0, members: Vec::new(), is_call }
     }
 
     pub(super) fn members(&self) -> &[Member] {
@@ -101,7 +107,10 @@ impl JsonScan {
             (Expect::Value | Expect::ValueOrEnd, '"') => self.go(Expect::Text { key: false, escaped: false }),
             (Expect::Value | Expect::ValueOrEnd, '-' | '0'..='9' | 't' | 'f' | 'n') => self.go(Expect::Word),
             (Expect::Key | Expect::KeyOrEnd, '"') => {
-                if self.open.len() == 1 {
+                if self.is_call && self.open.len() == 1 {
+                    if self.members.len() == MEMBERS_MAX {
+                        return Scan::Broken;
+                    }
                     self.members.push(Member { key: self.at..self.at, value: 0..0 });
                 }
                 self.go(Expect::Text { key: true, escaped: false })

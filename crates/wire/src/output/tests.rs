@@ -218,6 +218,10 @@ fn a_call_past_its_bounds_is_content() {
     assert_eq!((got.content.len(), got.calls.len()), (long.len(), 0));
     let deep = format!("<tool_call>{{\"a\":{}", "[".repeat(ARGUMENTS_DEPTH_MAX));
     assert_eq!(run(HERMES, Opening::Free, &deep), said("", &deep, &[]));
+    let wide = format!("<tool_call>{{\"name\": \"f\"{}}}", ", \"a\": 1".repeat(16));
+    assert_eq!(run(HERMES, Opening::Free, &wide), said("", &wide, &[]));
+    let wide = format!("[TOOL_CALLS]f[ARGS]{{\"b\": 1{}}}", ", \"a\": 1".repeat(16));
+    assert_eq!(run(MISTRAL, Opening::Free, &wide).calls.len(), 1);
     let many = "<tool_call>{\"name\": \"f\"}</tool_call>".repeat(CALLS_MAX as usize + 1);
     let got = run(HERMES, Opening::Free, &many);
     assert_eq!(
