@@ -123,9 +123,11 @@ fn loaded(args: &ConfigArgs) -> Result<Options, u8> {
 /// A configuration that can't work must not be restarted into.
 fn code_of(error: &NodeError) -> u8 {
     match error {
-        NodeError::Token(_) | NodeError::Name(_) | NodeError::Record(_) | NodeError::Traces(_) | NodeError::Hooks(_) => {
-            exit::CONFIG
-        },
+        NodeError::Token(_)
+        | NodeError::Name(_)
+        | NodeError::Record(_)
+        | NodeError::Traces(_)
+        | NodeError::Hooks(_) => exit::CONFIG,
         _ => exit::FAILURE,
     }
 }

@@ -38,6 +38,7 @@ const INTERNAL: &[(&str, &[&str])] = &[
             "service",
             "hub",
             "hooks",
+            "kv-store",
         ],
     ),
     ("fleet-sim", &["words", "lifecycle", "fleet", "inference"]),
