@@ -55,6 +55,10 @@ for name in ["CreateChatCompletionRequest", "CreateCompletionRequest", "CreateEm
         for stream in ["stream", "stream_options"]:
             known.pop(stream, None)
 
+# The document offers base64 in the request and forgets it in the answer.
+vector = schemas["Embedding"]["properties"]["embedding"]
+schemas["Embedding"]["properties"]["embedding"] = {"anyOf": [vector, {"type": "string"}]}
+
 with tempfile.TemporaryDirectory() as folder:
     filtered = pathlib.Path(folder) / "openapi.json"
     filtered.write_text(json.dumps(api))

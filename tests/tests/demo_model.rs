@@ -142,3 +142,29 @@ async fn models_come_and_go_while_the_worker_serves() {
     assert_eq!((code, error["error"]["code"].as_str()), (404, Some("model_not_here")));
     assert!(client.stream_owned(chat_body("demo", "Hello", 60)).await.unwrap().whole());
 }
+
+#[tokio::test]
+async fn an_answer_of_the_trained_model_fits_its_schema() {
+    let fleet = Fleet::new(programs(env!("CARGO_BIN_EXE_test-cortex"), env!("CARGO_BIN_EXE_test-neuron"))).unwrap();
+    let a = fleet.neuron("a", &model("demo-q8_0.gguf")).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let schema = json!({"type": "object", "properties": {
+        "license": {"type": "string", "maxLength": 12}, "year": {"type": "integer", "minimum": 1990, "maximum": 2030},
+        "free": {"type": "boolean"}}, "required": ["license", "year", "free"], "additionalProperties": false});
+    for temperature in [0.0, 1.5] {
+        let mut body = chat_body("demo", "What is the license?", 200);
+        body["stream"] = json!(false);
+        body["temperature"] = json!(temperature);
+        body["response_format"] =
+            json!({"type": "json_schema", "json_schema": {"name": "license", "strict": true, "schema": schema}});
+        let (status, answer) = client.json(&body).await.unwrap();
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+        let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+        let said: Value = serde_json::from_str(text).unwrap();
+        assert!(said["license"].as_str().unwrap().chars().count() <= 12, "{text}");
+        assert!((1990..=2030).contains(&said["year"].as_i64().unwrap()) && said["free"].is_boolean(), "{text}");
+        assert_eq!(said.as_object().unwrap().len(), 3, "{text}");
+    }
+}

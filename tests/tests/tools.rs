@@ -30,11 +30,15 @@ fn body(model: &str, more: Value) -> Value {
 async fn what_can_not_be_honoured_is_refused_by_name() {
     let rig = Rig::start(&[worker()], cortex::options::Options::default()).await.unwrap();
     let client = Client::new(&rig.api).unwrap();
-    let named = json!({"type": "function", "function": {"name": "f"}});
     for (model, more, param, words) in [
         ("mute", json!({"tools": [tool()]}), "tools", "tool_parser"),
-        ("m", json!({"tools": [tool()], "tool_choice": "required"}), "tool_choice", "none or auto"),
-        ("m", json!({"tools": [tool()], "tool_choice": named}), "tool_choice", "none or auto"),
+        ("mute", json!({"tools": [tool()], "tool_choice": "required"}), "tools", "tool_parser"),
+        (
+            "m",
+            json!({"tools": [tool()], "tool_choice": "required", "response_format": {"type": "json_object"}}),
+            "response_format",
+            "leave this one out",
+        ),
         ("m", json!({"tools": [{"type": "function"}]}), "tools[0].function", "object"),
         ("m", json!({"functions": [{"name": "f"}]}), "functions", "not supported"),
         ("m", json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs.messages", "set by the server"),

@@ -1,5 +1,5 @@
 //! `bench engine` times the engine beside its peer; `bench gateway` times the gateway beside a bare forwarder; `bench
-//! gguf` writes a random-weight model of a known shape; `bench logprobs` compares the engine with another program on it.
+//! hostile` attacks it; `bench gguf` writes a random-weight model of a known shape; `bench logprobs` compares the engine with another program on it.
 
 #[cfg(feature = "engine")]
 mod engine;
@@ -46,6 +46,8 @@ enum Command {
     Logprobs(logprobs::LogprobsArgs),
     /// Time the gateway beside a bare hyper forwarder, and nginx, in front of one paced worker.
     Gateway(gateway::GatewayArgs),
+    /// Attack the gateway, and say what a good client and its memory feel of it.
+    Hostile(gateway::HostileArgs),
     /// The paced worker.
     #[command(hide = true)]
     GatewayWorker(gateway::WorkerArgs),
@@ -63,6 +65,7 @@ fn main() -> Result<()> {
         #[cfg(feature = "engine")]
         Command::Logprobs(args) => logprobs::compare(&args),
         Command::Gateway(args) => gateway::bench(&args),
+        Command::Hostile(args) => gateway::attack(&args),
         Command::GatewayWorker(args) => gateway::work(&args),
         Command::GatewayPeer(args) => gateway::forward(&args),
     }

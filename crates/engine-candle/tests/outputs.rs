@@ -85,7 +85,7 @@ fn hidden_states_and_log_probabilities_are_those_of_another_program_in_any_chunk
     let goldens = goldens();
     let tokenizer = Tokenizer::from_gguf(&Header::read(&path, &Limits::default()).unwrap()).unwrap();
     // Keys and values rounded to half precision move the numbers further than the order of sums does.
-    for (kv, bound) in [(KvType::F32, 3e-5), (KvType::F16, 3e-3)] {
+    for (kv, [hidden_most, logprobs_most]) in [(KvType::F32, [1e-5, 5e-5]), (KvType::F16, [1e-3, 1e-2])] {
         let (mut of_hidden, mut of_logprobs) = (0.0f64, 0.0f64);
         for arithmetic in support::arithmetics(kv) {
             let mut engine = load(&path, arithmetic);
@@ -105,14 +105,12 @@ fn hidden_states_and_log_probabilities_are_those_of_another_program_in_any_chunk
                 let told: Vec<f64> = told.map(|(id, logits)| f64::from(score(logits, *id, 0).logprob)).collect();
                 of_logprobs = of_logprobs.max(farthest(&told, &golden.logprobs));
                 if !matches!(arithmetic, Arithmetic::Candle) {
-                    for chunk in [1, 7] {
-                        assert_eq!(outputs(&mut engine, &golden.ids, chunk, Wanted::Hidden), hidden, "the same bits");
-                        assert_eq!(outputs(&mut engine, &golden.ids, chunk, Wanted::Logits), logits, "the same bits");
-                    }
+                    assert_eq!(outputs(&mut engine, &golden.ids, 7, Wanted::Hidden), hidden, "the same bits");
+                    assert_eq!(outputs(&mut engine, &golden.ids, 7, Wanted::Logits), logits, "the same bits");
                 }
             }
         }
         eprintln!("{kv:?}: hidden states differ by {of_hidden:e}, log-probabilities by {of_logprobs:e}");
-        assert!(of_hidden < bound && of_logprobs < bound, "{kv:?}: {of_hidden} {of_logprobs}");
+        assert!(of_hidden < hidden_most && of_logprobs < logprobs_most, "{kv:?}: {of_hidden} {of_logprobs}");
     }
 }

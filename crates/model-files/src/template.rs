@@ -15,6 +15,8 @@ use arguments::Arguments;
 pub struct Limits {
     /// Bytes of the template.
     pub source_bytes: usize,
+    /// Names, numbers and signs in one tag: how deep its expression can be, and so how much of the stack it can take.
+    pub tag_tokens: usize,
     /// Steps of a rendering, and so its time: about a second for the default, of which thousands of messages take a part.
     pub fuel: u64,
     /// Depth of calls and includes.
@@ -25,7 +27,8 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { source_bytes: 1 << 20, fuel: 4_000_000, recursion: 200, output_bytes: 64 << 20 }
+        // The longest tag of a published template has 58.
+        Limits { source_bytes: 1 << 20, tag_tokens: 1000, fuel: 4_000_000, recursion: 200, output_bytes: 16 << 20 }
     }
 }
 
@@ -56,6 +59,9 @@ pub struct ChatTemplate {
 
 const NAME: &str = "chat";
 
+/// No template has so many lines, or so long ones.
+const LINE_MAX: usize = 60_000;
+
 /// The cause of `raise_exception`'s error, by which it is told from all others, however deep in macros it was raised.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -80,6 +86,16 @@ impl ChatTemplate {
     pub fn new(source: &str, limits: Limits) -> Result<Self, TemplateError> {
         if source.len() > limits.source_bytes {
             let words = format!("it has {} bytes, more than {}", source.len(), limits.source_bytes);
+            return Err(TemplateError::Source(words));
+        }
+        // The lexer counts lines, and characters of a line, in sixteen bits.
+        let lines = source.split('\n');
+        if lines.clone().any(|line| line.len() >= LINE_MAX) || lines.count() >= LINE_MAX {
+            return Err(TemplateError::Source(format!("it has {LINE_MAX} lines or more, or bytes in one line")));
+        }
+        let tokens = longest_tag(source.as_bytes());
+        if tokens > limits.tag_tokens {
+            let words = format!("one of its tags has {tokens} names and signs, more than {}", limits.tag_tokens);
             return Err(TemplateError::Source(words));
         }
         let mut environment = Environment::new();
@@ -137,6 +153,52 @@ impl ChatTemplate {
     }
 }
 
+/// Returns how many names, numbers and signs the longest tag has; text in quotes is one. A tag ends where its brackets
+/// do, as the lexer sees it; one without an end goes on to the template's.
+fn longest_tag(source: &[u8]) -> usize {
+    let (mut at, mut longest) = (0, 0);
+    while at < source.len() {
+        match source.get(at..at + 2) {
+            Some(b"{{" | b"{%") => {
+                let (tokens, end) = tag(source, at + 2);
+                longest = longest.max(tokens);
+                at = end;
+            }
+            Some(b"{#") => {
+                let end = source[at..].windows(2).position(|pair| pair == b"#}");
+                at = end.map_or(source.len(), |end| at + end + 2);
+            }
+            _ => at += 1,
+        }
+    }
+    longest
+}
+
+/// Counts a tag's tokens; returns also where it ends.
+fn tag(source: &[u8], mut at: usize) -> (usize, usize) {
+    let (mut tokens, mut open) = (0, 0usize);
+    let word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_' || !byte.is_ascii();
+    while let Some(byte) = source.get(at) {
+        tokens += 1;
+        at += 1;
+        match byte {
+            b'}' | b'%' if open == 0 && source.get(at) == Some(&b'}') => return (tokens, at + 1),
+            b'(' | b'[' | b'{' => open += 1,
+            b')' | b']' | b'}' => open = open.saturating_sub(1),
+            b'\'' | b'"' => {
+                while source.get(at).is_some_and(|inner| inner != byte) {
+                    at += if source[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            byte if byte.is_ascii_whitespace() => tokens -= 1,
+            byte if word(byte) => at += source[at..].iter().take_while(|&byte| word(byte)).count(),
+            _ => {}
+        }
+    }
+    (tokens, source.len())
+}
+
 fn strftime(now: i64, format: &str) -> Result<String, JinjaError> {
     let wrong = |error: jiff::Error| JinjaError::new(ErrorKind::InvalidOperation, error.to_string());
     let time = jiff::Timestamp::from_second(now).map_err(wrong)?.to_zoned(jiff::tz::TimeZone::UTC);
@@ -163,5 +225,7 @@ impl Write for Bounded {
     }
 }
 
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod tests;

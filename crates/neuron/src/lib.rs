@@ -12,6 +12,7 @@ mod canary;
 mod check;
 mod cli;
 mod compat;
+mod constraint;
 mod control;
 mod crumbs;
 mod data;

@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use words::{Capabilities, Code, Error, ModelId, ModelLoad, ModelState, ModelStatus};
 
+use crate::constraint::Constraints;
 use crate::crumbs::Crumbs;
 use crate::emptying;
 use crate::engine_thread::{self, EngineHandle, Own};
@@ -314,6 +315,7 @@ impl Models {
             id: id.clone(),
             engine,
             text: loaded.text,
+            constraints: Constraints::new(loaded.token_bytes.clone()),
             token_bytes: loaded.token_bytes,
             end_tokens: loaded.end_tokens,
             defaults: loaded.defaults,

@@ -10,6 +10,7 @@ use inference::{ChoiceStart, EventKind, Pooling, Priority, RequestKey, StopRules
 use service::clock::Clock;
 use words::{Error, Fingerprint, ModelId};
 
+use crate::constraint::Constraints;
 use crate::engine_thread::{EngineHandle, Message};
 use crate::harness::{ChatInput, ChatText};
 use crate::keeper::Keeper;
@@ -26,6 +27,7 @@ pub(crate) struct ReadyModel {
     pub(crate) engine: EngineHandle,
     pub(crate) text: Arc<dyn ChatText>,
     pub(crate) token_bytes: Arc<TokenBytes>,
+    pub(crate) constraints: Constraints,
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) defaults: Defaults,
     pub(crate) context_length: usize,

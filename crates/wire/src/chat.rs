@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 use words::Error;
 
 use crate::fields;
+use crate::format::Wish;
 use crate::generation::{Checked, Generation, flag};
 use crate::logprobs;
 use crate::messages::messages;
@@ -19,6 +20,8 @@ pub struct ChatRequest {
     pub tools: Tools,
     /// Further variables of the chat template.
     pub variables: Map<String, Value>,
+    /// What every answer must be.
+    pub format: Option<Wish>,
     /// All the rest.
     pub generation: Generation,
 }
@@ -34,7 +37,8 @@ impl ChatRequest {
         let map = &mut checked.map;
         generation.logprobs = logprobs(map)?;
         let (messages, tools, variables) = (messages(map.remove("messages"))?, Tools::read(map)?, variables(map)?);
-        Ok(ChatRequest { messages, tools, variables, generation })
+        let format = Wish::read(map)?;
+        Ok(ChatRequest { messages, tools, variables, format, generation })
     }
 }
 

@@ -99,7 +99,8 @@ pub const CHAT: &[Field] = &[
     honoured("logit_bias", Kind::Object),
     honoured("logprobs", Kind::Bool),
     honoured("top_logprobs", Kind::Integer),
-    refused("response_format", Kind::Object, &[r#"{"type":"text"}"#]),
+    // text, json_object, json_schema; as an extension regex, with its pattern.
+    honoured("response_format", Kind::Object),
     // Of type function; for models whose template takes tools, and whose calls can be told from text.
     honoured("tools", Kind::List),
     honoured("tool_choice", Kind::TextOrObject),
@@ -133,6 +134,13 @@ pub const CHAT: &[Field] = &[
     honoured("stop_token_ids", Kind::List),
     // Further variables of the chat template, but for those that the server sets.
     honoured("chat_template_kwargs", Kind::Object),
+    // What the answer must be, one of: json, json_object, regex, choice, grammar.
+    honoured("structured_outputs", Kind::Object),
+    // The same, as vLLM had it before.
+    honoured("guided_json", Kind::TextOrObject),
+    honoured("guided_regex", Kind::Text),
+    honoured("guided_choice", Kind::List),
+    honoured("guided_grammar", Kind::Text),
 ];
 
 /// Every field of OpenAI's text completion request, then the extensions.
@@ -243,8 +251,6 @@ mod tests {
     #[test]
     fn a_value_that_would_be_ignored_is_refused_by_name() {
         assert_eq!(code(json!({"functions": [{}]})), Err((Code::UnsupportedParameter, "functions".into())));
-        let schema = json!({"response_format": {"type": "json_object"}});
-        assert_eq!(code(schema), Err((Code::UnsupportedParameter, "response_format".into())));
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl Checked {
     /// # Errors
     /// `InvalidRequest` with the field in `param`, or `UnsupportedParameter`.
     pub(crate) fn read(body: &[u8], table: &[Field]) -> Result<Self, Error> {
-        let value: Value = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
+        let value: Value = serde_json::from_slice(body).map_err(|error| malformed(body, &error))?;
         let Value::Object(mut map) = value else {
             return Err(Error::new(Code::InvalidRequest, "the request body must be a JSON object"));
         };
@@ -128,7 +128,31 @@ impl Checked {
     }
 }
 
-pub(crate) fn malformed(error: &serde_json::Error) -> Error {
+/// How deep a request's arrays and objects may lie in one another; serde_json's own bound.
+pub const DEPTH_MAX: usize = 127;
+
+/// Returns how deep arrays and objects lie in one another, as far as the text makes sense.
+fn depth(body: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut quoted, mut escaped) = (0usize, 0, false, false);
+    for byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b'{' | b'[' if !quoted => depth += 1,
+            b'}' | b']' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
+
+pub(crate) fn malformed(body: &[u8], error: &serde_json::Error) -> Error {
+    if depth(body) > DEPTH_MAX {
+        let message = format!("the request body has arrays and objects over {DEPTH_MAX} deep in one another");
+        return Error::new(Code::InvalidRequest, message);
+    }
     let place = format!("line {} column {}", error.line(), error.column());
     match error.classify() {
         // Data errors name the field and the wanted type; they quote nothing of ours.

@@ -6,6 +6,7 @@ pub mod embeddings;
 mod endpoint;
 mod envelope;
 pub mod fields;
+pub mod format;
 pub mod generation;
 mod logprobs;
 pub mod messages;
@@ -27,5 +28,7 @@ pub use logprobs::{TOP_LOGPROBS_MAX, TokenLogprob};
 pub use peek::{Peek, without_private_fields};
 pub use sse::{DONE_EVENT, EventSplitter, EventTooLarge, HTTP_SSE_CONTENT_TYPE, KEEP_ALIVE_EVENT, data_event};
 
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod sdk_types_tests;

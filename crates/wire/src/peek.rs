@@ -93,7 +93,7 @@ impl<'a> Peek<'a> {
     /// # Errors
     /// `InvalidRequest` when the body is no JSON object or one of the fields has the wrong type.
     pub fn parse(body: &'a [u8]) -> Result<Self, Error> {
-        serde_json::from_slice(body).map_err(|error| malformed(&error))
+        serde_json::from_slice(body).map_err(|error| malformed(body, &error))
     }
 
     /// Returns how many answers are wanted.
@@ -137,7 +137,7 @@ impl<'a> Peek<'a> {
 /// # Errors
 /// `InvalidRequest` when the body is no JSON object.
 pub fn without_private_fields(body: &[u8]) -> Result<Vec<u8>, Error> {
-    let mut map: Map<String, Value> = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
+    let mut map: Map<String, Value> = serde_json::from_slice(body).map_err(|error| malformed(body, &error))?;
     map.remove(RESUME_FIELD);
     serde_json::to_vec(&map).map_err(Error::internal)
 }

@@ -80,7 +80,8 @@ impl Client {
             self.more().await?;
         };
         let head = String::from_utf8_lossy(&self.buffer[..end]).to_ascii_lowercase();
-        ensure!(head.starts_with("http/1.1 200"), "the answer is {head}");
+        let status = head.lines().next().unwrap_or_default();
+        ensure!(head.starts_with("http/1.1 200"), "{status}: {}", String::from_utf8_lossy(&self.buffer[end..]));
         let field = |name: &str| {
             head.lines()
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(|value| value.trim().to_string()))

@@ -5,6 +5,7 @@
 //! process's own, so that the worker, the clients and whoever else is on the machine don't count. Ours gets what a
 //! gateway gets, private lines included; the others get what a client gets. A ratio above 1 means that we are better.
 
+mod hostile;
 mod load;
 mod peer;
 mod process;
@@ -19,6 +20,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::report::{Report, median};
+pub(crate) use hostile::{HostileArgs, attack};
 use load::{Client, Crowd, Sample, Seen, request};
 pub(crate) use peer::{PeerArgs, forward};
 use process::{Program, free_address};
@@ -74,7 +76,7 @@ const CELLS: &[(&str, Ask)] = &[
 ];
 
 /// Tokens of an answer that is not streamed, and of a short stream.
-const SHORT: usize = 1;
+const SHORT: usize = 16;
 
 /// Everybody in front of the worker.
 struct Field {
@@ -111,8 +113,13 @@ fn start_worker(folder: &Path) -> Result<(Program, SocketAddr)> {
     Ok((Program::start(&mut command, data, &folder.join("worker.log"))?, control))
 }
 
-/// Starts the gateway, and waits until it knows its worker.
-fn start_cortex(program: Option<&Path>, folder: &Path, control: SocketAddr, settings: &str) -> Result<Program> {
+/// Starts the gateway, and waits until it knows its worker; returns where its admin port is, too.
+fn start_cortex(
+    program: Option<&Path>,
+    folder: &Path,
+    control: SocketAddr,
+    settings: &str,
+) -> Result<(Program, SocketAddr)> {
     let beside = std::env::current_exe()?.with_file_name("cortex");
     let program = program.unwrap_or(&beside);
     ensure!(program.exists(), "{} is not there; build it with: cargo build --release -p cortex", program.display());
@@ -123,14 +130,14 @@ fn start_cortex(program: Option<&Path>, folder: &Path, control: SocketAddr, sett
     std::fs::write(&file, config)?;
     let mut command = Command::new(program);
     command.arg("serve").arg("--config").arg(&file);
-    Program::start(&mut command, api, &folder.join("cortex.log"))
+    Ok((Program::start(&mut command, api, &folder.join("cortex.log"))?, admin))
 }
 
 impl Field {
     fn start(args: &GatewayArgs) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let (worker, control) = start_worker(folder.path())?;
-        let ours = start_cortex(args.cortex.as_deref(), folder.path(), control, "")?;
+        let (ours, _) = start_cortex(args.cortex.as_deref(), folder.path(), control, "")?;
         let address = free_address()?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["gateway-peer", "--listen", &address.to_string(), "--to", &worker.address.to_string()]);
@@ -260,11 +267,16 @@ async fn measure(args: &GatewayArgs, report: &Report, field: &Field, cell: &str,
     Ok(())
 }
 
-/// Runs it all.
-pub(crate) fn bench(args: &GatewayArgs) -> Result<()> {
+/// Lets this process, and those that it starts, have as many open files as the system allows.
+fn raise_open_files() -> Result<()> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).context("raising the limit of open files")?;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).context("raising the limit of open files")
+}
+
+/// Runs it all.
+pub(crate) fn bench(args: &GatewayArgs) -> Result<()> {
+    raise_open_files()?;
     let mut field = Field::start(args)?;
     let report = Report { json: args.json };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

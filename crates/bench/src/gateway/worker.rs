@@ -67,8 +67,6 @@ struct Events {
     private: Vec<Bytes>,
     /// To anybody else.
     public: Vec<Bytes>,
-    /// Alone, for answers that are not streamed.
-    lines: Vec<Bytes>,
     meta: Bytes,
 }
 
@@ -109,7 +107,6 @@ impl Events {
         Events {
             private: (0..TOKENS_MAX).map(|i| with_private(&[token(i, None)], &public(i))).collect(),
             public: (0..TOKENS_MAX).map(|i| public(i).concat().into()).collect(),
-            lines: (0..TOKENS_MAX).map(|i| token(i, None).event()).collect(),
             meta: Line::Meta(Box::new(meta)).event(),
         }
     }
@@ -122,11 +119,16 @@ impl Events {
         if !private {
             return (Vec::new(), vec![finish, done]);
         }
-        let finish = match ask.stream {
-            true => with_private(&[token(last, Some("length"))], &[encoder.content(0, TOKEN), finish]),
-            false => token(last, Some("length")).event(),
-        };
-        let done = if ask.stream { done } else { data_event(&whole(ask, usage)) };
+        if !ask.stream {
+            // The first token's line comes at once, the others' together with the end.
+            let head = if last == 0 { Vec::new() } else { vec![token(0, None).event()] };
+            let ids = (head.len() as u32..ask.max_tokens as u32).map(|index| 1000 + index).collect();
+            let index = head.len() as u32;
+            let rest = Line::Tokens { attempt: 1, choice: 0, index, ids, finish: Some("length") };
+            let whole = with_private(&[rest, Line::Usage(usage)], &[data_event(&whole(ask, usage))]);
+            return ([vec![self.meta.clone()], head].concat(), vec![whole]);
+        }
+        let finish = with_private(&[token(last, Some("length"))], &[encoder.content(0, TOKEN), finish]);
         (vec![self.meta.clone()], vec![finish, with_private(&[Line::Usage(usage)], &[done])])
     }
 }
@@ -144,7 +146,6 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 struct Flow {
     events: Arc<Events>,
     private: bool,
-    stream: bool,
     head: std::vec::IntoIter<Bytes>,
     tail: std::vec::IntoIter<Bytes>,
     /// The token that comes next, and the first that does not.
@@ -167,11 +168,7 @@ impl Flow {
             tokio::time::sleep_until(self.due).await;
         }
         self.at += 1;
-        let events = match (self.private, self.stream) {
-            (true, true) => &self.events.private,
-            (true, false) => &self.events.lines,
-            (false, _) => &self.events.public,
-        };
+        let events = if self.private { &self.events.private } else { &self.events.public };
         events.get(self.at - 1).cloned()
     }
 }
@@ -193,10 +190,13 @@ async fn answer(events: Arc<Events>, request: http::Request<Incoming>) -> Result
             tail: tail.into_iter(),
             at: 0,
             // A gateway's last token comes with its finish.
-            end: if private { ask.max_tokens - 1 } else { ask.max_tokens },
+            end: match (private, ask.stream) {
+                (true, true) => ask.max_tokens - 1,
+                (true, false) => 0,
+                (false, _) => ask.max_tokens,
+            },
             due: Instant::now(),
             pace: Duration::from_micros(ask.pace_us),
-            stream: ask.stream,
             private,
             events,
         };

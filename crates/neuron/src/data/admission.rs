@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use futures_util::StreamExt;
+use grammar::Source;
 use inference::{ChoiceStart, Pooling, Priority, StopRules, Submission, Task};
 use rand::Rng;
 use service::traces::{KeyValue, Span};
@@ -55,6 +56,11 @@ pub(super) trait Ask: Sized + Send + 'static {
     /// Says whether answers begin with their prompts.
     fn echoes(&self) -> bool {
         false
+    }
+
+    /// Returns what every answer must be, and the field that says so.
+    fn constraint(&self, _style: &Style, _opening: Opening) -> Option<(Source, &'static str)> {
+        None
     }
 
     /// Returns what takes each answer's text apart.
@@ -212,6 +218,10 @@ async fn admit<A: Ask>(
     };
     let each = request.choices as usize;
     let starts = starts(request, &meta, each, asked.prompts.len(), plane.options.scheduler.max_choices)?;
+    let constraint = match ask.constraint(&style, asked.opening) {
+        Some((source, param)) => Some(model.constraints.compile(source, param).await?),
+        None => None,
+    };
     let output = Output::new(ask.parser(&style, asked.opening), model.token_bytes.clone(), &starts);
     let plain = output.plain();
     let telling = matches!(task, Task::Score(_)).then(|| {
@@ -242,7 +252,7 @@ async fn admit<A: Ask>(
         task,
         sampling: sampling::scheduled(&resolved),
         bias: bias.clone(),
-        constraint: None,
+        constraint: constraint.clone(),
         max_tokens: if matches!(task, Task::Embed(_)) { 0 } else { resolved.max_tokens as usize },
         stop: stop.clone(),
         // A client in the middle of its answer comes before one that has none.

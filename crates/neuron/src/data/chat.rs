@@ -1,7 +1,9 @@
 //! `POST /v1/chat/completions`.
 
+use grammar::Source;
 use inference::{Scoring, Task};
 use wire::chat::ChatRequest;
+use wire::format::Wish;
 use wire::generation::Generation;
 use wire::output::{Opening, OutputParser, Style};
 use wire::tools::ToolChoice;
@@ -10,6 +12,7 @@ use words::{Code, Error};
 
 use super::admission::{Ask, Asked};
 use super::answer::Form;
+use crate::constraint;
 use crate::harness::{ChatInput, ChatText, Prompt};
 
 impl Ask for ChatRequest {
@@ -37,12 +40,12 @@ impl Ask for ChatRequest {
                            form by 'tool_parser' of the model";
             return refused("tools", message);
         }
-        match self.tools.choice {
-            ToolChoice::None | ToolChoice::Auto => Ok(()),
-            // A model can only be asked to call; what it says has to be constrained.
-            ToolChoice::Required | ToolChoice::Named(_) => {
-                refused("tool_choice", "'tool_choice' may be none or auto; this server can't force a call yet")
+        let forced = !matches!(self.tools.choice, ToolChoice::None | ToolChoice::Auto);
+        match &self.format {
+            Some(wish) if forced => {
+                refused(wish.param, "a call that 'tool_choice' forces has its own format; leave this one out")
             }
+            _ => Ok(()),
         }
     }
 
@@ -50,6 +53,12 @@ impl Ask for ChatRequest {
         let tools = if self.tools.active() { self.tools.definitions.as_slice() } else { &[] };
         let input = ChatInput { messages: &self.messages, tools, variables: &self.variables };
         Ok(vec![text.prompt(&input, now)?])
+    }
+
+    fn constraint(&self, style: &Style, opening: Opening) -> Option<(Source, &'static str)> {
+        let calls = constraint::calls(&self.tools, style, opening).map(|source| (source, "tools"));
+        let format = |wish: &Wish| (constraint::source(&wish.format, style, opening), wish.param);
+        calls.or_else(|| self.format.as_ref().map(format))
     }
 
     fn parser(&self, style: &Style, opening: Opening) -> OutputParser {

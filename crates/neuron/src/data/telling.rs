@@ -24,6 +24,8 @@ pub(super) struct Telling {
     /// Choices of each prompt.
     each: usize,
     echo: bool,
+    /// Tokens of each choice that its client has already: their scores are told no more.
+    had: Vec<usize>,
     /// Characters of each choice so far, from the answer's start.
     said: Vec<u32>,
 }
@@ -31,8 +33,14 @@ pub(super) struct Telling {
 impl Telling {
     /// Begins. `starts` are the ids that each choice's client has already; none for an answer told from its start.
     pub(super) fn new(text: Arc<dyn ChatText>, prompts: &[Vec<u32>], echo: bool, starts: &[ChoiceStart]) -> Self {
-        let mut telling =
-            Telling { text, prompts: Vec::new(), each: starts.len() / prompts.len().max(1), echo, said: Vec::new() };
+        let mut telling = Telling {
+            text,
+            prompts: Vec::new(),
+            each: starts.len() / prompts.len().max(1),
+            echo,
+            had: starts.iter().map(|start| start.accepted.len()).collect(),
+            said: Vec::new(),
+        };
         telling.said =
             starts.iter().map(|start| start.accepted.iter().map(|id| telling.characters(*id)).sum()).collect();
         for prompt in prompts {
@@ -86,7 +94,8 @@ impl Telling {
         let place = self.prompt_of(choice);
         let length = self.prompts.get(place).map_or(0, |prompt| prompt.length);
         if position >= length {
-            return self.said(choice, id, Some(score));
+            let had = self.had.get(choice as usize).copied().unwrap_or(0);
+            return if position < length + had { None } else { self.said(choice, id, Some(score)) };
         }
         if self.echo && self.prompts.get(place).is_some_and(|prompt| prompt.tokens.len() == position) {
             self.echoed_token(place, id, Some(score));
