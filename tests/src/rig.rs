@@ -166,6 +166,7 @@ impl Rig {
                 notifier: Notifier::default(),
                 traces: TraceSettings::default(),
                 host_name: "rig".into(),
+                hooks: Vec::new(),
                 on_data_address: None,
             });
             tasks.push(tokio::spawn(async move {

@@ -10,12 +10,6 @@ use fleet_tests::{Client, Fleet, Gateway, Neuron, chat_body, programs};
 use serde_json::Value;
 use words::Code;
 
-/// Metrics that alerts name and that no program exports yet.
-const TO_COME: [&str; 1] = [
-    // Comes with the hooks of a model's life.
-    "neuron_hook_runs_total",
-];
-
 /// Metrics that stay without samples, or without an increase, in this test: nothing of the kind happens here, or once.
 const QUIET: [&str; 4] = [
     "cortex_continuation_gap_seconds",
@@ -247,7 +241,7 @@ async fn prometheus_sees_the_fleet_an_alert_fires_for_a_killed_worker_and_every_
     check_rules(&prometheus).await;
 }
 
-/// Checks that every rule is healthy, and that what it looks at is exported, recorded or to come.
+/// Checks that every rule is healthy, and that what it looks at is exported or recorded.
 async fn check_rules(prometheus: &Prometheus) {
     let known = documented();
     let data = prometheus.get("/api/v1/rules").await.unwrap();
@@ -255,17 +249,12 @@ async fn check_rules(prometheus: &Prometheus) {
     let rules: Vec<&Value> = groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
     let recorded: BTreeSet<&str> =
         rules.iter().filter(|rule| rule["type"] == "recording").map(|rule| rule["name"].as_str().unwrap()).collect();
-    let mut to_come = BTreeSet::new();
     for rule in &rules {
         assert_eq!(rule["health"], "ok", "{rule:#}");
         for name in names(rule["query"].as_str().unwrap()) {
-            if TO_COME.contains(&name.as_str()) {
-                to_come.insert(name);
-            } else if !recorded.contains(name.as_str()) {
+            if !recorded.contains(name.as_str()) {
                 assert!(known.contains_key(&family(&name, &known)), "{}: {name} is nothing we export", rule["name"]);
             }
         }
     }
-    assert_eq!(to_come.len(), TO_COME.len(), "what is to come is still waited for");
-    assert!(TO_COME.iter().all(|name| !known.contains_key(*name)), "what has come is no longer to come");
 }

@@ -353,6 +353,11 @@ impl Scheduler {
         self.ledger.import(parent, salt, tokens)
     }
 
+    /// Whether a block with this address can be found.
+    pub fn knows_prefix(&self, hash: &PrefixHash) -> bool {
+        self.ledger.knows(hash)
+    }
+
     /// Forgets a cached block that could not be filled; `false` when it is unknown, in use, or has children.
     pub fn forget_prefix(&mut self, hash: &PrefixHash) -> bool {
         self.ledger.forget(hash)

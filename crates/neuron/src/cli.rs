@@ -123,7 +123,11 @@ fn loaded(args: &ConfigArgs) -> Result<Options, u8> {
 /// A configuration that can't work must not be restarted into.
 fn code_of(error: &NodeError) -> u8 {
     match error {
-        NodeError::Token(_) | NodeError::Name(_) | NodeError::Record(_) | NodeError::Traces(_) => exit::CONFIG,
+        NodeError::Token(_)
+        | NodeError::Name(_)
+        | NodeError::Record(_)
+        | NodeError::Traces(_)
+        | NodeError::Hooks(_) => exit::CONFIG,
         _ => exit::FAILURE,
     }
 }
@@ -141,6 +145,7 @@ async fn serve(options: Options) -> Result<u8, NodeError> {
         hub: environment(),
         traces: TraceSettings::from_variables(|name| std::env::var(name).ok()).map_err(TraceError::from)?,
         host_name: host_name(),
+        hooks: Vec::new(),
         on_data_address: None,
     };
     node::run(options, around).await

@@ -20,6 +20,7 @@ mod emptying;
 mod engine_thread;
 mod fetch;
 mod harness;
+mod keeper;
 mod life;
 mod manager;
 mod metrics;
@@ -34,5 +35,6 @@ mod sampling;
 mod sessions;
 mod state_dir;
 mod streams;
+mod turns;
 
 pub use cli::main;

@@ -1,5 +1,6 @@
 //! What Prometheus sees of a worker. Names follow vLLM's meanings with the prefix `neuron_`.
 
+use hooks::HookMetrics;
 use inference::{EventKind, Load};
 use service::metrics::prometheus::{
     CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec,
@@ -17,6 +18,7 @@ pub(crate) struct Families {
     pub(crate) control: ServerMetrics,
     pub(crate) data: ServerMetrics,
     pub(crate) traces: TraceMetrics,
+    pub(crate) hooks: HookMetrics,
 }
 
 impl Families {
@@ -27,6 +29,7 @@ impl Families {
             control: ServerMetrics::register(registry, "neuron_control")?,
             data: ServerMetrics::register(registry, "neuron_data")?,
             traces: TraceMetrics::register(registry, "neuron")?,
+            hooks: HookMetrics::register(registry, "neuron")?,
         })
     }
 }
@@ -72,6 +75,7 @@ pub(crate) struct Metrics {
     preemptions: IntCounterVec,
     prefix_queries: IntCounterVec,
     prefix_hits: IntCounterVec,
+    restored_blocks: IntCounterVec,
     load_seconds: CounterVec,
     download_bytes: IntCounterVec,
     download_seconds: CounterVec,
@@ -182,6 +186,11 @@ impl Metrics {
                 "Tokens that were found in the prefix cache.",
                 model,
             )?,
+            restored_blocks: registry.counter_vec(
+                "neuron_kv_blocks_restored_total",
+                "KV blocks that were taken back from the store that outlives the model.",
+                model,
+            )?,
             load_seconds: registry.float_counter_vec(
                 "neuron_model_load_seconds_total",
                 "Time spent loading, warm-up included.",
@@ -282,6 +291,7 @@ impl Metrics {
             preemptions: self.preemptions.with_label_values(&[model]),
             prefix_queries: self.prefix_queries.with_label_values(&[model]),
             prefix_hits: self.prefix_hits.with_label_values(&[model]),
+            restored_blocks: self.restored_blocks.with_label_values(&[model]),
         }
     }
 }
@@ -294,6 +304,7 @@ pub(crate) struct ModelMetrics {
     pub(crate) engine_failures: IntCounter,
     pub(crate) first_token: Histogram,
     pub(crate) inter_token: Histogram,
+    pub(crate) restored_blocks: IntCounter,
     pub(crate) queue_seconds: Histogram,
     pub(crate) prefill_seconds: Histogram,
     pub(crate) decode_seconds: Histogram,

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hooks::{FunctionHook, HookConfigError};
 use hyper_util::service::TowerToHyperService;
-use lifecycle::NodeLife;
+use kv_store::KvStore;
+use lifecycle::{HookEvent, NodeLife};
 use rand::Rng;
 use service::exit;
 use service::metrics::{MetricsError, Registry};
@@ -15,7 +17,7 @@ use service::token::{Token, TokenError, guard};
 use service::traces::{Program, TraceError, TraceSettings, Traces};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use words::{Incarnation, ModelId, ModelStatus, NodeId, NodeStatus};
+use words::{Incarnation, ModelId, ModelStatus, Moment, NodeId, NodeStatus};
 
 use crate::control::{ControlPlane, router as control_router};
 use crate::crumbs::Crumbs;
@@ -25,12 +27,13 @@ use crate::harness::Harnesses;
 use crate::life::{self, Life, Parts};
 use crate::manager::Manager;
 use crate::metrics::Families;
-use crate::models::Models;
-use crate::options::{Options, SHUTDOWN_MAX};
+use crate::models::{self, Models};
+use crate::options::{KvStoreOptions, Options, SHUTDOWN_MAX};
 use crate::publisher::Publisher;
 use crate::sessions::Sessions;
 use crate::state_dir::StateDir;
 use crate::streams::Streams;
+use crate::turns::Turns;
 use service::clock::Clock;
 use service::gate::Gate;
 
@@ -46,6 +49,8 @@ pub struct Surroundings {
     pub hub: hub::Settings,
     /// The name when the options give none.
     pub host_name: String,
+    /// Hooks of the program around, which run before those of the configuration.
+    pub hooks: Vec<FunctionHook>,
     /// What the environment says of traces.
     pub traces: TraceSettings,
     /// Told the data address once it is bound.
@@ -88,6 +93,12 @@ pub enum NodeError {
     /// A metric could not be registered: a fault of ours.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricsError),
+    /// A hook can't be run as it is written.
+    #[error(transparent)]
+    Hooks(#[from] HookConfigError),
+    /// A hook of the start failed.
+    #[error("{0}")]
+    Startup(words::Error),
     /// A required model failed.
     #[error("a required model failed to load: {0}")]
     Required(words::Error),
@@ -121,6 +132,37 @@ pub fn guard_control(options: &Options) -> Result<Option<Token>, NodeError> {
     Ok(token)
 }
 
+/// Opens the KV store; what can't be used of it is said once, and goes without.
+fn open_store(options: &KvStoreOptions, clock: Clock) -> KvStore {
+    let opened = KvStore::open((options.ram_mib as u64) << 20, options.disk(), clock.unix_seconds());
+    if let Some(error) = opened.unusable {
+        tracing::warn!(%error, folder = ?options.folder, "KV is kept in memory alone: its folder can't be used");
+    }
+    let counts = opened.store.counts();
+    if counts.damaged > 0 {
+        tracing::warn!(files = counts.damaged, "stored KV was damaged or of another version, and is removed");
+    }
+    if counts.disk_blocks > 0 {
+        tracing::info!(blocks = counts.disk_blocks, bytes = counts.disk_bytes, "KV of an earlier life is there");
+    }
+    opened.store
+}
+
+/// Writes what is kept in memory to disk, until `by`.
+async fn spill(store: KvStore, clock: Clock, by: Moment) {
+    if !store.has_disk() || store.counts().ram_blocks == 0 {
+        return;
+    }
+    let work = tokio::task::spawn_blocking(move || store.spill(clock.unix_seconds(), || clock.now() < by));
+    match work.await {
+        Ok(spilled) => {
+            let (written, left) = (spilled.written, spilled.left);
+            tracing::info!(written, left, error = ?spilled.error, "KV written for the next life");
+        }
+        Err(error) => tracing::error!(%error, "KV could not be written"),
+    }
+}
+
 /// How often loads are looked at between the heartbeats.
 const LOAD_REFRESH: Duration = Duration::from_millis(100);
 
@@ -138,6 +180,7 @@ async fn refresh_loads(models: Models, gate: Gate, publisher: Publisher) {
 pub(crate) struct DataPort {
     plane: Option<DataPlane>,
     metrics: Option<ServerMetrics>,
+    turns: Turns,
     on_address: Option<tokio::sync::oneshot::Sender<std::net::SocketAddr>>,
 }
 
@@ -159,6 +202,7 @@ impl DataPort {
         let address = server.local_addr();
         let advertised = options.advertise.unwrap_or_else(|| address.to_string());
         publisher.change(|status| status.data_address = advertised);
+        self.turns.bound(address.port());
         tracing::info!(%address, "data port open");
         if let Some(told) = self.on_address.take() {
             let _ = told.send(address);
@@ -187,16 +231,21 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let (sessions, gate, streams) = (Sessions::new(clock), Gate::new(), Streams::default());
     let settings = fetch::settings(around.hub, &options.harness.candle);
     let downloads = Downloads::new(settings, clock, metrics.clone());
-    let models = Models::new(
-        Harnesses::new(&options.harness),
-        options.scheduler,
+    let name = publisher.snapshot().node;
+    let turns = Turns::new(&options, name.as_str(), around.hooks, clock, families.hooks)?;
+    let kv = open_store(&options.kv_store, clock);
+    let models = Models::new(models::Parts {
+        harnesses: Harnesses::new(&options.harness),
+        scheduler: options.scheduler,
         clock,
-        metrics.clone(),
-        publisher.clone(),
-        streams.clone(),
-        downloads.clone(),
-        options.node.state_dir.clone(),
-    );
+        metrics: metrics.clone(),
+        publisher: publisher.clone(),
+        streams: streams.clone(),
+        downloads: downloads.clone(),
+        turns: turns.clone(),
+        kv: (kv.clone(), options.kv_store.keep_max()),
+        state_dir: options.node.state_dir.clone(),
+    });
     let first = publisher.snapshot();
     let (intent, budget_s) = (machine.intent(), options.drain.exit_budget().as_secs_f64());
     let version = first.version;
@@ -228,7 +277,12 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         options: options.clone(),
         token,
     };
-    let port = DataPort { plane: Some(plane), metrics: Some(data_metrics), on_address: around.on_data_address.take() };
+    let port = DataPort {
+        plane: Some(plane),
+        metrics: Some(data_metrics),
+        turns: turns.clone(),
+        on_address: around.on_data_address.take(),
+    };
     let refresher = tokio::spawn(refresh_loads(models.clone(), gate.clone(), publisher.clone()));
     let parts = Parts {
         clock,
@@ -237,13 +291,21 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         publisher,
         sessions,
         streams,
+        turns: turns.clone(),
         metrics,
         manager: Manager::new(clock, around.notifier),
         options: Arc::new(options),
         state_dir,
         port,
     };
-    let ended = Life::new(machine, parts).run(&mut around.signals, commands).await?;
+    let (unload_max, keep_max) = (parts.options.drain.unload_max(), parts.options.kv_store.keep_max());
+    let ended = Life::new(machine, parts).run(&mut around.signals, commands).await;
+    let hooks_by = ended.as_ref().map_or(clock.now() + unload_max, |ended| ended.hooks_by);
+    spill(kv, clock, hooks_by.min(clock.now() + keep_max)).await;
+    if tokio::time::timeout_at(clock.instant(hooks_by), turns.of_node(HookEvent::Shutdown)).await.is_err() {
+        tracing::warn!("the hooks of the shutdown took too long and were ended");
+    }
+    let ended = ended?;
     let last = tokio::time::Instant::now() + SHUTDOWN_MAX;
     let mut cut_connections = 0;
     if let Some(data) = ended.data {

@@ -1,4 +1,4 @@
-//! A model that serves: its engine, its text, and the node's own questions to it.
+//! A model that serves: its engine, the text around it, and the node's own questions to it.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use inference::sampling::Sampling;
 use inference::{ChoiceStart, EventKind, Pooling, Priority, RequestKey, StopRules, Submission, Task, TokenBytes};
+use service::clock::Clock;
 use words::{Error, Fingerprint, ModelId};
 
 use crate::constraint::Constraints;
 use crate::engine_thread::{EngineHandle, Message};
 use crate::harness::{ChatInput, ChatText};
+use crate::keeper::Keeper;
 use crate::metrics::ModelMetrics;
 use crate::pace::Pace;
 use crate::sampling::Defaults;
-use service::clock::Clock;
 
 /// Events that wait for the node's own questions.
 const ASK_QUEUE: usize = 16;
@@ -39,6 +40,8 @@ pub(crate) struct ReadyModel {
     pub(crate) continue_fingerprint: Fingerprint,
     pub(crate) exact_fingerprint: Fingerprint,
     pub(crate) metrics: ModelMetrics,
+    /// What is taken from the KV store, where there is a prefix cache to take it to.
+    pub(crate) keeper: Option<Keeper>,
     /// Held for one sample.
     pub(crate) pace: Mutex<Pace>,
     pub(crate) next_request: AtomicU64,
@@ -49,6 +52,11 @@ impl ReadyModel {
     pub(crate) fn inter_token(&self, span: Duration) {
         self.metrics.inter_token.observe(span.as_secs_f64());
         self.pace.lock().unwrap_or_else(PoisonError::into_inner).observe(span);
+    }
+
+    /// Returns the 99th percentile of the time between two tokens, in milliseconds.
+    pub(crate) fn inter_token_p99_ms(&self) -> u32 {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).p99_ms()
     }
 
     /// Asks a question of the node's own, at temperature 0 and before others; `taken` sees each piece of the answer and

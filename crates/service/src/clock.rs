@@ -40,6 +40,11 @@ impl Clock {
 
     /// Returns Unix seconds.
     pub fn unix_seconds(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+        self.unix_ms() / 1000
+    }
+
+    /// Returns Unix time in milliseconds.
+    pub fn unix_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
     }
 }

@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use words::Code;
 
-use crate::{EventSplitter, Peek, without_private_fields};
 use crate::chat::ChatRequest;
 use crate::generation::DEPTH_MAX;
 use crate::private::{LINE_PREFIX, Line, strip};
+use crate::{EventSplitter, Peek, without_private_fields};
 
 /// A body with so many arrays around nothing, in a field of its own or in a message.
 fn nested(depth: usize, field: &str) -> Vec<u8> {

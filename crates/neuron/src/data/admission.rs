@@ -24,7 +24,7 @@ use super::parts::Parts;
 use super::telling::Telling;
 use super::{DataPlane, HttpError};
 use crate::harness::{ChatText, Prompt};
-use crate::models::ReadyModel;
+use crate::ready::ReadyModel;
 use crate::sampling;
 use service::gate::Admission;
 
@@ -258,7 +258,7 @@ async fn admit<A: Ask>(
         // A client in the middle of its answer comes before one that has none.
         priority: class.raised(usize::from(request.resume.is_some())),
         deadline: Some(arrived + Duration::from_secs(plane.options.scheduler.max_request_s)),
-        salt: request.cache_salt.as_ref().map_or([0; 32], |salt| *blake3::hash(salt.as_bytes()).as_bytes()),
+        salt: salt_of(request),
     };
     let submissions = asked.prompts.iter().enumerate().map(submission).collect();
     model.metrics.prompt_tokens.inc_by(u64::from(meta.prompt_tokens));
@@ -305,11 +305,22 @@ fn describe<A: Ask>(span: &mut Span, request: &Generation, meta: &Meta, private:
     });
 }
 
-/// Renders and tokenises off the runtime: a long prompt takes milliseconds of pure computing.
+/// Keeps what tenants have computed apart.
+fn salt_of(request: &Generation) -> [u8; 32] {
+    request.cache_salt.as_ref().map_or([0; 32], |salt| *blake3::hash(salt.as_bytes()).as_bytes())
+}
+
+/// Renders and tokenises off the runtime: a long prompt takes milliseconds of pure computing. What the disk has of the
+/// prompts' KV is brought into memory on the way.
 async fn tokenize<A: Ask>(model: &Arc<ReadyModel>, ask: A, now: u64) -> Result<(Asked, A), Error> {
     let (text, pooling, width) = (model.text.clone(), model.pooling.clone(), model.width);
+    let keeper = model.keeper.clone();
     let work = tokio::task::spawn_blocking(move || {
         let prompts = ask.prompts(&*text, now)?;
+        if let Some(keeper) = keeper {
+            let salt = salt_of(ask.generation());
+            prompts.iter().for_each(|prompt| keeper.prefetch(&prompt.ids, &salt));
+        }
         let opening = prompts.first().map_or(Opening::default(), |prompt| prompt.opening);
         let prompts = prompts.into_iter().map(|prompt| prompt.ids).collect();
         Ok((Asked { prompts, opening, text, pooling, width }, ask))

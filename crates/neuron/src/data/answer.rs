@@ -15,7 +15,7 @@ use super::output::{Output, Said};
 use super::parts::Parts;
 use super::telling::Telling;
 use crate::engine_thread::{CancelGuard, Message};
-use crate::models::ReadyModel;
+use crate::ready::ReadyModel;
 use crate::streams::{Ticket, Word};
 use service::gate::Admission;
 use service::traces::{KeyValue, Span, list};

@@ -14,7 +14,7 @@ use words::{Code, Error};
 use super::DataPlane;
 use super::admission::{Entered, Private, answered, enter, one_json};
 use crate::harness::ChatInput;
-use crate::models::ReadyModel;
+use crate::ready::ReadyModel;
 
 /// Runs `work` off the runtime: long texts take milliseconds of pure computing.
 async fn off<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {

@@ -7,9 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{Connect, HttpConnector};
+use hyper_util::client::legacy::connect::Connect;
 use hyper_util::rt::TokioExecutor;
 use opentelemetry::Context;
 use opentelemetry_http::{HttpClient, HttpError};
@@ -82,17 +81,10 @@ pub(super) fn start(
     metrics: TraceMetrics,
 ) -> Result<(Queue, Exporting), TraceError> {
     let builder = SpanExporter::builder().with_http();
-    let mut plain = HttpConnector::new();
     let patience = settings.timeout;
-    let built = if settings.tls {
-        plain.enforce_http(false);
-        let provider = rustls::crypto::ring::default_provider();
-        let tls = HttpsConnectorBuilder::new().with_provider_and_native_roots(provider).map_err(TraceError::Roots)?;
-        let connector = tls.https_or_http().enable_http1().wrap_connector(plain);
-        builder.with_http_client(Collector { client: Client::builder(TokioExecutor::new()).build(connector), patience })
-    } else {
-        builder.with_http_client(Collector { client: Client::builder(TokioExecutor::new()).build(plain), patience })
-    };
+    let connector = crate::https::connector(patience, settings.tls).map_err(TraceError::Roots)?;
+    let client = Client::builder(TokioExecutor::new()).build(connector);
+    let built = builder.with_http_client(Collector { client, patience });
     let mut exporter = built.build()?;
     exporter.set_resource(resource);
     let (sender, spans) = mpsc::channel(settings.queue);

@@ -38,8 +38,8 @@ pub enum TraceError {
     #[error("traces: {0}")]
     Exporter(#[from] ExporterBuildError),
     /// The collector wants TLS, and the system has no certificates to check it by.
-    #[error("traces: the system's certificates can't be read: {0}")]
-    Roots(std::io::Error),
+    #[error("traces: {0}")]
+    Roots(String),
 }
 
 /// What Prometheus sees of spans.
