@@ -105,3 +105,27 @@ async fn a_hook_that_hangs_holds_an_exit_no_longer_than_its_time() {
     assert!(log.contains("took longer than 0.5 s and was killed"), "{log}");
     assert!(log.contains("the hooks of the shutdown took too long"), "{log}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hooks_can_be_listed_and_tried_without_a_worker() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("n.toml");
+    let config =
+        hook("ready", "echo said of ${MODEL}; exit 1", "name = \"pager\"\ndescription = \"tells the pager\"\n");
+    std::fs::write(&file, config).unwrap();
+    let neuron = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_test-neuron"));
+        let output = command.arg("hooks").args(arguments).arg("--config").arg(&file).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text)
+    };
+    let (code, text) = neuron(&["list"]);
+    assert!(code == Some(0) && text.contains("pager (warn, 30 s, config hooks.run[0]): tells the pager"), "{text}");
+    let (code, text) = neuron(&["test", "ready", "org/m"]);
+    assert!(code == Some(1) && text.contains("pager: said of org/m"), "{text}");
+    assert!(text.contains("ready 'pager': sh ended with exit status: 1"), "{text}");
+    let (code, text) = neuron(&["test", "shutdown"]);
+    assert!(code == Some(0) && text.contains("no hook runs at shutdown"), "{text}");
+    let (code, text) = neuron(&["test", "lunch"]);
+    assert!(code == Some(78) && text.contains("there is no event 'lunch'"), "{text}");
+}

@@ -24,6 +24,7 @@ use crate::metrics::{Families, Metrics};
 use crate::node::{self, NodeError, Surroundings};
 use crate::options::Options;
 use crate::pull;
+use crate::rehearse::{self, HooksCommand};
 
 /// Runs models in process and serves them to a fleet.
 #[derive(Debug, Parser)]
@@ -42,6 +43,12 @@ enum Command {
     /// Look at the machine and at what the configuration names, without serving: say what was found, and what to do about
     /// each fault. Fails when something would stop the start.
     Check(CheckArgs),
+    /// Look at the hooks, and try them.
+    Hooks {
+        /// What to do.
+        #[command(subcommand)]
+        what: HooksCommand,
+    },
     /// Print all metrics that this program has, as a table.
     Metrics,
     /// Print what there is to know about the configuration.
@@ -96,6 +103,17 @@ pub fn main() -> ExitCode {
             let cache = fetch::settings(environment(), &options.harness.candle).cache;
             check::run(&options, cache.as_deref(), args.json)
         }),
+        Command::Hooks { what: HooksCommand::List(args) } => loaded(&args).and_then(|options| {
+            rehearse::list(&options, &name_of(&options)).map_err(|error| {
+                complain("neuron", &error);
+                exit::CONFIG
+            })
+        }),
+        Command::Hooks { what: HooksCommand::Test(args) } => loaded(&args.config).map(|options| {
+            let log = LogOptions { filter: "warn".into(), format: options.log.format };
+            let name = name_of(&options);
+            run("neuron", &log, rehearse::test(args, options, name), |_| exit::CONFIG)
+        }),
         Command::Metrics => metrics("neuron", Families::register).map(|table| {
             print!("{table}");
             exit::CLEAN
@@ -110,6 +128,11 @@ pub fn main() -> ExitCode {
         }),
     };
     ExitCode::from(code.unwrap_or_else(|code| code))
+}
+
+/// Returns the node's name.
+fn name_of(options: &Options) -> String {
+    options.node.id.clone().unwrap_or_else(host_name)
 }
 
 /// Loads the options of a worker; its token may be one of the service manager's credentials.

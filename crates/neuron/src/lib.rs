@@ -31,6 +31,7 @@ mod pace;
 mod publisher;
 mod pull;
 mod ready;
+mod rehearse;
 mod sampling;
 mod sessions;
 mod state_dir;

@@ -233,6 +233,11 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let downloads = Downloads::new(settings, clock, metrics.clone());
     let name = publisher.snapshot().node;
     let turns = Turns::new(&options, name.as_str(), around.hooks, clock, families.hooks)?;
+    let ids = options.default_models.iter().filter_map(|entry| ModelId::new(entry.id.clone()).ok());
+    let (hooks_max, unload_max) = (ids.map(|id| turns.longest_stop(&id)).max(), options.drain.unload_max());
+    if hooks_max.is_some_and(|longest| longest > unload_max) {
+        tracing::warn!(?hooks_max, ?unload_max, "hooks of a model's end may take longer than drain.unload_max_s");
+    }
     let kv = open_store(&options.kv_store, clock);
     let models = Models::new(models::Parts {
         harnesses: Harnesses::new(&options.harness),

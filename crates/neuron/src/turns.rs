@@ -110,9 +110,9 @@ impl Turns {
         ended.map_err(|stopped| Error::new(Code::HookFailed, stopped.to_string()))
     }
 
-    /// Returns the longest time that the hooks of a way out can take for one model.
-    pub(crate) fn longest_stop(&self, id: Option<&ModelId>) -> Duration {
-        let longest = |event| self.inner.hooks.longest(event, id.map(ModelId::as_str));
+    /// Returns the longest time that the hooks of a model's end can take.
+    pub(crate) fn longest_stop(&self, id: &ModelId) -> Duration {
+        let longest = |event| self.inner.hooks.longest(event, Some(id.as_str()));
         longest(HookEvent::BeforeStop) + longest(HookEvent::AfterUnload)
     }
 
@@ -129,9 +129,9 @@ impl Turns {
         logs.entry(id.clone()).or_insert_with(|| LogRing::new(LOG_BYTES)).clone()
     }
 
-    /// Returns a model's log, if anything was ever said of it.
-    pub(crate) fn known_log(&self, id: &ModelId) -> Option<LogRing> {
-        self.logs().get(id).cloned()
+    /// Returns the log of the node's own hooks.
+    pub(crate) fn node_log(&self) -> LogRing {
+        self.inner.node_log.clone()
     }
 
     /// Writes a change of a model's state into its log.
