@@ -215,7 +215,7 @@ async fn bad_input_gets_a_clear_error_and_the_fleet_goes_on() {
         (chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"n\":0"), 400, "invalid_request"),
         (chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"n\":99"), 400, "invalid_request"),
         (
-            chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"logprobs\":true"),
+            chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"modalities\":[\"audio\"]"),
             400,
             "unsupported_parameter",
         ),
