@@ -79,10 +79,10 @@ proptest! {
         match ChatRequest::parse(&body) {
             Ok(request) => {
                 let peek = Peek::parse(&body).unwrap();
-                prop_assert_eq!(peek.model_id().unwrap(), request.model);
-                prop_assert_eq!(peek.stream.unwrap_or(false), request.stream);
-                prop_assert_eq!(peek.choices().unwrap(), request.choices);
-                prop_assert_eq!(peek.include_usage(), request.include_usage);
+                prop_assert_eq!(peek.model_id().unwrap(), request.generation.model);
+                prop_assert_eq!(peek.stream.unwrap_or(false), request.generation.stream);
+                prop_assert_eq!(peek.choices(crate::Endpoint::Chat).unwrap(), request.generation.choices);
+                prop_assert_eq!(peek.include_usage(), request.generation.include_usage);
             }
             Err(error) => prop_assert_eq!(error.code().row().http, 400),
         }
@@ -119,7 +119,7 @@ proptest! {
     fn token_lines_survive_their_text(
         attempt: u32, choice: u32, index: u32, ids in proptest::collection::vec(any::<u32>(), 1..9), stops: bool
     ) {
-        let line = Line::Tokens { attempt, choice, index, ids, finish: stops.then_some("stop") };
+        let line = Line::Tokens { attempt, choice, index, ids, finish: stops.then_some("stop"), reasoning: 0 };
         let mut read = Vec::new();
         prop_assert!(strip(&line.event(), &mut read).is_empty());
         prop_assert_eq!(read, vec![line]);
