@@ -134,8 +134,8 @@ impl Ledger {
     }
 
     /// Whether a block with this address can be found.
-    pub fn knows(&self, hash: &PrefixHash) -> bool {
-        self.prefixes.knows(hash)
+    pub fn has_prefix(&self, hash: &PrefixHash) -> bool {
+        self.prefixes.has(hash)
     }
 
     /// Forgets a cached block that no known block follows, and frees it; `false` when it is none.

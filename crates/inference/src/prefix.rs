@@ -83,7 +83,7 @@ impl PrefixCache {
     }
 
     /// Whether a block with this address can be found.
-    pub(crate) fn knows(&self, hash: &PrefixHash) -> bool {
+    pub(crate) fn has(&self, hash: &PrefixHash) -> bool {
         self.entries.contains_key(hash)
     }
 

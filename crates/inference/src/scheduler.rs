@@ -355,7 +355,7 @@ impl Scheduler {
 
     /// Whether a block with this address can be found.
     pub fn knows_prefix(&self, hash: &PrefixHash) -> bool {
-        self.ledger.knows(hash)
+        self.ledger.has_prefix(hash)
     }
 
     /// Forgets a cached block that could not be filled; `false` when it is unknown, in use, or has children.
