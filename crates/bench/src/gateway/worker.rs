@@ -75,15 +75,15 @@ fn identity() -> Identity {
 }
 
 fn token(index: usize, finish: Option<&'static str>) -> Line {
-    Line::Tokens { attempt: 1, choice: 0, index: index as u32, ids: vec![1000 + index as u32], finish }
+    Line::Tokens { attempt: 1, choice: 0, index: index as u32, ids: vec![1000 + index as u32], finish, reasoning: 0 }
 }
 
 impl Events {
     fn make() -> Self {
         let encoder = ChatEncoder::new(identity(), false);
         let public = |index: usize| match index {
-            0 => vec![encoder.role(0), encoder.content(0, TOKEN)],
-            _ => vec![encoder.content(0, TOKEN)],
+            0 => vec![encoder.role(0, true), encoder.content(0, TOKEN, None)],
+            _ => vec![encoder.content(0, TOKEN, None)],
         };
         let meta = Meta {
             prompt_hash: Fingerprint([1; 32]),
@@ -114,7 +114,7 @@ impl Events {
     /// Returns an answer's events but its first ones, which come at once, and its last, which come with the last token.
     fn ends(&self, ask: &Ask, private: bool) -> (Vec<Bytes>, Vec<Bytes>) {
         let (encoder, last) = (ChatEncoder::new(identity(), false), ask.max_tokens - 1);
-        let usage = Usage { prompt: 12, completion: ask.max_tokens as u32, cached: 0 };
+        let usage = Usage { prompt: 12, completion: ask.max_tokens as u32, cached: 0, reasoning: 0 };
         let (finish, done) = (encoder.finish(0, "length"), Bytes::from_static(DONE_EVENT));
         if !private {
             return (Vec::new(), vec![finish, done]);
@@ -124,18 +124,18 @@ impl Events {
             let head = if last == 0 { Vec::new() } else { vec![token(0, None).event()] };
             let ids = (head.len() as u32..ask.max_tokens as u32).map(|index| 1000 + index).collect();
             let index = head.len() as u32;
-            let rest = Line::Tokens { attempt: 1, choice: 0, index, ids, finish: Some("length") };
+            let rest = Line::Tokens { attempt: 1, choice: 0, index, ids, finish: Some("length"), reasoning: 0 };
             let whole = with_private(&[rest, Line::Usage(usage)], &[data_event(&whole(ask, usage))]);
             return ([vec![self.meta.clone()], head].concat(), vec![whole]);
         }
-        let finish = with_private(&[token(last, Some("length"))], &[encoder.content(0, TOKEN), finish]);
+        let finish = with_private(&[token(last, Some("length"))], &[encoder.content(0, TOKEN, None), finish]);
         (vec![self.meta.clone()], vec![finish, with_private(&[Line::Usage(usage)], &[done])])
     }
 }
 
 fn whole(ask: &Ask, usage: Usage) -> String {
-    let mut folder = Folder::new(identity(), 1);
-    folder.content(0, &TOKEN.repeat(ask.max_tokens));
+    let mut folder = Folder::new(identity(), 1, true, false);
+    folder.part(0, &wire::output::Delta::Content(TOKEN.repeat(ask.max_tokens)));
     folder.finish(0, "length");
     folder.done(usage)
 }
@@ -180,7 +180,7 @@ async fn answer(events: Arc<Events>, request: http::Request<Incoming>) -> Result
     ask.max_tokens = ask.max_tokens.clamp(1, TOKENS_MAX);
     let mut headers = HeaderMap::new();
     headers.insert("x-request-id", HeaderValue::from_static("req-0123456789abcdef"));
-    let usage = Usage { prompt: 12, completion: ask.max_tokens as u32, cached: 0 };
+    let usage = Usage { prompt: 12, completion: ask.max_tokens as u32, cached: 0, reasoning: 0 };
     let body = if ask.stream || private {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(HTTP_SSE_CONTENT_TYPE));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
