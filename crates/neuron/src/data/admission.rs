@@ -18,7 +18,8 @@ use wire::private::{self, Line, Meta};
 use wire::{Endpoint, HTTP_SSE_CONTENT_TYPE, Identity};
 use words::{Code, Error, Fingerprint, GatewayId, Moment, RolloutId};
 
-use super::answer::{Account, Answer, Form, Inside, Start};
+use super::account::Account;
+use super::answer::{Answer, Form, Inside, Start};
 use super::output::Output;
 use super::parts::Parts;
 use super::telling::Telling;

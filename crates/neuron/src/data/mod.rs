@@ -1,5 +1,6 @@
 //! The data plane: OpenAI's API and the model list, over HTTP.
 
+mod account;
 mod admission;
 mod answer;
 mod chat;
