@@ -18,6 +18,7 @@ use crate::options::{Act, HOOKS_MAX, Hook, HooksOptions, configured, limits, wro
 use crate::run::{HookFailure, Output, Turn, run};
 
 type Ended = Result<(), String>;
+type Running = Pin<Box<dyn Future<Output = Ended> + Send>>;
 
 /// A function of a program that embeds a worker.
 #[derive(Clone)]
@@ -26,7 +27,7 @@ pub enum Function {
     /// has ended.
     Blocking(Arc<dyn Fn(&Turn) -> Ended + Send + Sync>, Arc<Semaphore>),
     /// Runs as a task; dropped when it is past its time.
-    Async(Arc<dyn Fn(Turn) -> Pin<Box<dyn Future<Output = Ended> + Send>> + Send + Sync>),
+    Async(Arc<dyn Fn(Turn) -> Running + Send + Sync>),
 }
 
 impl std::fmt::Debug for Function {
