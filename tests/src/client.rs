@@ -71,18 +71,30 @@ pub fn fake_answer(message: &str, tokens: u32) -> String {
 pub struct Client {
     http: reqwest::Client,
     api: String,
+    path: &'static str,
 }
 
 impl Client {
     /// Makes a client; connections are reused.
     pub fn new(api: &str) -> Result<Self> {
-        Ok(Client { http: reqwest::Client::builder().tcp_nodelay(true).build()?, api: api.into() })
+        let (http, path) = (reqwest::Client::builder().tcp_nodelay(true).build()?, "/v1/chat/completions");
+        Ok(Client { http, api: api.into(), path })
+    }
+
+    /// Returns a client that posts to another path.
+    #[must_use]
+    pub fn at(&self, path: &'static str) -> Client {
+        Client { path, ..self.clone() }
+    }
+
+    fn url(&self) -> String {
+        format!("{}{}", self.api, self.path)
     }
 
     /// Posts a body and reads the whole answer; `on_text` is told all content so far at each piece.
     pub async fn stream(&self, body: &Value, mut on_text: impl FnMut(&Answer)) -> Result<Answer> {
         let begun = Instant::now();
-        let response = self.http.post(format!("{}/v1/chat/completions", self.api)).json(body).send().await?;
+        let response = self.http.post(self.url()).json(body).send().await?;
         let mut answer = Answer { status: response.status().as_u16(), ..Answer::default() };
         if !response.status().is_success() {
             let text = response.text().await?;
@@ -114,14 +126,14 @@ impl Client {
 
     /// Posts a body and returns status and JSON.
     pub async fn json(&self, body: &Value) -> Result<(u16, Value)> {
-        let response = self.http.post(format!("{}/v1/chat/completions", self.api)).json(body).send().await?;
+        let response = self.http.post(self.url()).json(body).send().await?;
         let status = response.status().as_u16();
         Ok((status, serde_json::from_str(&response.text().await?)?))
     }
 
     /// Posts raw bytes and returns status and JSON.
     pub async fn raw(&self, body: impl Into<reqwest::Body>, content_type: &str) -> Result<(u16, Value)> {
-        let request = self.http.post(format!("{}/v1/chat/completions", self.api)).header("content-type", content_type);
+        let request = self.http.post(self.url()).header("content-type", content_type);
         let response = request.body(body).send().await?;
         let status = response.status().as_u16();
         Ok((status, serde_json::from_str(&response.text().await?)?))
@@ -149,7 +161,8 @@ fn take(answer: &mut Answer, event: &str, begun: Instant) -> Result<()> {
         answer.usage = Some(chunk["usage"].clone());
     }
     let choice = &chunk["choices"][0];
-    if let Some(text) = choice["delta"]["content"].as_str().filter(|text| !text.is_empty()) {
+    let text = choice["delta"]["content"].as_str().or(choice["text"].as_str());
+    if let Some(text) = text.filter(|text| !text.is_empty()) {
         answer.first.get_or_insert_with(|| begun.elapsed());
         answer.text.push_str(text);
         answer.pieces += 1;

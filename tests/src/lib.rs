@@ -2,6 +2,7 @@
 
 mod client;
 mod process;
+pub mod prometheus;
 mod rig;
 pub mod scene;
 pub mod soak;

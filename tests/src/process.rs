@@ -51,13 +51,21 @@ pub struct Running {
 }
 
 impl Running {
-    fn start(program: &Path, name: &str, folder: &Path, config: &str, group: Option<&AtomicI32>) -> Result<Self> {
+    fn start(
+        program: &Path,
+        name: &str,
+        folder: &Path,
+        config: &str,
+        group: Option<&AtomicI32>,
+        environment: &[(String, String)],
+    ) -> Result<Self> {
         let file = folder.join(format!("{name}.toml"));
         std::fs::write(&file, config)?;
         let log = folder.join(format!("{name}.log"));
         let stderr = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
         let mut command = Command::new(program);
         command.args(["serve", "--config"]).arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         if let Some(group) = group {
             command.process_group(group.load(Ordering::Relaxed));
         }
@@ -154,6 +162,8 @@ pub struct Fleet {
     http: reqwest::Client,
     /// The process group of all programs, where they have one of their own.
     group: Option<AtomicI32>,
+    /// What all programs find in their environment besides ours.
+    environment: Vec<(String, String)>,
 }
 
 /// Starts workers of a fleet whose configuration has its own node table.
@@ -173,7 +183,7 @@ impl Starter {
     pub fn neuron_with_data(&self, name: &str, port: u16, data: &str, config: &str) -> Result<Neuron> {
         let control = format!("127.0.0.1:{port}");
         let config = format!("{config}[data]\n{data}\n[control]\nbind = \"{control}\"\n");
-        let process = Running::start(&self.program, name, &self.folder, &config, None)?;
+        let process = Running::start(&self.program, name, &self.folder, &config, None, &[])?;
         Ok(Neuron { process, control })
     }
 }
@@ -182,7 +192,17 @@ impl Fleet {
     /// Makes an empty fleet.
     pub fn new(programs: Programs) -> Result<Self> {
         let http = reqwest::Client::builder().connect_timeout(SOON).build()?;
-        Ok(Fleet { programs, folder: tempfile::tempdir()?, http, group: None })
+        Ok(Fleet { programs, folder: tempfile::tempdir()?, http, group: None, environment: Vec::new() })
+    }
+
+    /// Gives all programs that are started from now on these variables, in place of those before.
+    pub fn with_environment(self, variables: &[(&str, &str)]) -> Self {
+        let environment = variables.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        Fleet { environment, ..self }
+    }
+
+    fn start(&self, program: &Path, name: &str, config: &str) -> Result<Running> {
+        Running::start(program, name, self.folder.path(), config, self.group.as_ref(), &self.environment)
     }
 
     /// Puts all programs that are started from now on into one process group.
@@ -219,14 +239,14 @@ impl Fleet {
         let config = format!(
             "{config}\n[node]\nid = \"{name}\"\n[data]\nbind = \"127.0.0.1:0\"\n[control]\nbind = \"{control}\"\n"
         );
-        let process = Running::start(&self.programs.neuron, name, self.folder.path(), &config, self.group.as_ref())?;
+        let process = self.start(&self.programs.neuron, name, &config)?;
         Ok(Neuron { process, control })
     }
 
     /// Starts a worker whose configuration has its own control table.
     pub fn neuron_with_control(&self, control: &str, config: &str) -> Result<Neuron> {
         let config = format!("{config}[node]\nid = \"a\"\n[data]\nbind = \"127.0.0.1:0\"\n");
-        let process = Running::start(&self.programs.neuron, "a", self.folder.path(), &config, self.group.as_ref())?;
+        let process = self.start(&self.programs.neuron, "a", &config)?;
         Ok(Neuron { process, control: control.into() })
     }
 
@@ -238,7 +258,7 @@ impl Fleet {
             "{config}\n[node]\nid = \"{name}\"\nstate_dir = {state:?}\n[data]\nbind = \"127.0.0.1:0\"\n\
              [control]\nbind = \"{control}\"\n"
         );
-        let process = Running::start(&self.programs.neuron, name, self.folder.path(), &config, self.group.as_ref())?;
+        let process = self.start(&self.programs.neuron, name, &config)?;
         Ok(Neuron { process, control })
     }
 
@@ -311,7 +331,7 @@ impl Fleet {
             text.push_str(&format!("[[neurons]]\ncontrol = \"{control}\"\n"));
         }
         let name = format!("cortex-{admin}");
-        let process = Running::start(&self.programs.cortex, &name, self.folder.path(), &text, self.group.as_ref())?;
+        let process = self.start(&self.programs.cortex, &name, &text)?;
         let (api, admin) = (format!("http://127.0.0.1:{api}"), format!("http://127.0.0.1:{admin}"));
         self.until_ok(&format!("{admin}/readyz"), &process).await?;
         Ok(Gateway { process, api, admin })

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use service::notify::Notifier;
 use service::signals::Signal;
+use service::traces::TraceSettings;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -162,8 +163,10 @@ impl Rig {
                 hub: Default::default(),
                 control,
                 signals,
-                notifier: Notifier::new(None),
+                notifier: Notifier::default(),
+                traces: TraceSettings::default(),
                 host_name: "rig".into(),
+                hooks: Vec::new(),
                 on_data_address: None,
             });
             tasks.push(tokio::spawn(async move {
@@ -178,7 +181,8 @@ impl Rig {
             admin,
             api,
             signals,
-            notifier: Notifier::new(None),
+            notifier: Notifier::default(),
+            traces: TraceSettings::default(),
         });
         tasks.push(tokio::spawn(async move {
             if let Err(error) = cortex::gateway::run(gateway, around).await {

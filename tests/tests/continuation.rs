@@ -86,6 +86,179 @@ async fn a_stream_cut_at_any_token_is_the_uncut_stream() {
     assert!(made > prompts() * 8, "{made} cuts are too few");
 }
 
+/// A worker whose models say what their prompts tell them to, each in its form of calls.
+fn scripted() -> neuron::options::Options {
+    let model = |parser: &str| neuron::options::ModelEntry {
+        id: parser.into(),
+        tool_parser: Some(parser.into()),
+        reasoning_parser: Some("think".into()),
+        ..fake()
+    };
+    let default_models = ["hermes", "llama", "mistral"].map(model).to_vec();
+    neuron::options::Options { default_models, ..Default::default() }
+}
+
+/// A request to a model that says `script`; with `opened`, its prompt begins its reasoning.
+fn scripted_request(model: &str, script: &str, opened: bool, more: Value) -> Value {
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}});
+    let mut body = request(model, &format!("\u{2}{script}\u{3}{}", if opened { "<think>" } else { "" }), 400, more);
+    if body.get("tools").is_none() {
+        body["tools"] = json!([tool("get_weather"), tool("f")]);
+    }
+    body
+}
+
+const HERMES: &str = "<think>\nhm, é\n</think>\n\nI ask.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"é\"}}\n\
+                      </tool_call>\n<tool_call>{\"name\":\"get_weather\"}</tool_call>";
+
+/// Puts a stream together as clients do: each choice's message and finish, and the usage.
+fn folded(answer: &Answer, choices: usize) -> (Vec<(Value, Value)>, Value) {
+    let empty = json!({"role": null, "content": null, "refusal": null});
+    let mut all = vec![(empty, Value::Null); choices];
+    let mut usage = Value::Null;
+    for event in answer.raw.split("\n\n").filter_map(|event| event.strip_prefix("data: ")) {
+        let Ok(chunk) = serde_json::from_str::<Value>(event) else { continue };
+        usage = chunk["usage"].clone();
+        let Some(choice) = chunk["choices"].get(0) else { continue };
+        let (message, finish) = &mut all[choice["index"].as_u64().unwrap() as usize];
+        assert!(finish.is_null(), "nothing comes after the finish");
+        *finish = choice["finish_reason"].clone();
+        for (key, value) in choice["delta"].as_object().unwrap() {
+            match (key.as_str(), value.as_str()) {
+                ("tool_calls", _) => {
+                    let (call, index) = (&value[0], value[0]["index"].as_u64().unwrap() as usize);
+                    let calls = message.as_object_mut().unwrap().entry("tool_calls").or_insert_with(|| json!([]));
+                    let calls = calls.as_array_mut().unwrap();
+                    if index == calls.len() {
+                        let mut call = call.clone();
+                        call.as_object_mut().unwrap().shift_remove("index");
+                        calls.push(call);
+                        continue;
+                    }
+                    let so_far = &mut calls[index]["function"]["arguments"];
+                    *so_far =
+                        json!(so_far.as_str().unwrap().to_string() + call["function"]["arguments"].as_str().unwrap());
+                    assert_eq!((call.as_object().unwrap().len(), call["function"].as_object().unwrap().len()), (2, 1));
+                }
+                (_, Some(more)) => message[key] = json!(message[key].as_str().unwrap_or_default().to_string() + more),
+                _ => {}
+            }
+        }
+    }
+    (all, usage)
+}
+
+/// Asks for one JSON, and returns each choice's message and finish, and the usage.
+async fn asked_whole(client: &Client, mut body: Value) -> (Vec<(Value, Value)>, Value) {
+    body["stream"] = json!(false);
+    body["stream_options"] = Value::Null;
+    let (status, answer) = client.json(&body).await.unwrap();
+    assert_eq!(status, 200, "{answer}");
+    let choices = answer["choices"].as_array().unwrap().iter();
+    (
+        choices.map(|choice| (choice["message"].clone(), choice["finish_reason"].clone())).collect(),
+        answer["usage"].clone(),
+    )
+}
+
+/// Takes the ids of calls away, which differ by request; they are the same in every attempt.
+fn without_ids(mut said: (Vec<(Value, Value)>, Value)) -> (Vec<(Value, Value)>, Value) {
+    for (message, _) in &mut said.0 {
+        for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+            assert_eq!(call["id"].as_str().unwrap().len(), 9);
+            call["id"] = json!("");
+        }
+    }
+    said
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_with_reasoning_and_calls_cut_at_any_token_is_the_uncut_stream() {
+    let rig = Rig::start(&[scripted(), scripted()], Default::default()).await.unwrap();
+    let client = Client::new(&rig.api).unwrap();
+    let mut made = 0;
+    for (model, script, opened, more) in [
+        ("hermes", HERMES, false, json!({})),
+        (
+            "hermes",
+            "hm</think><tool_call>{\"name\":\"f\"}</tool_call> and more",
+            true,
+            json!({"parallel_tool_calls": false}),
+        ),
+        ("llama", "{\"name\": \"f\", \"parameters\": {\"a\": 1}}; {\"name\": \"no", false, json!({"n": 2})),
+        ("mistral", "Well [TOOL_CALLS][{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"f\"}]", false, json!({})),
+    ] {
+        made += cut_everywhere(&rig, &client, &|| scripted_request(model, script, opened, more.clone())).await;
+    }
+    eprintln!("{made} cuts");
+    assert!(made > 250, "{made} cuts are too few");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_folds_to_the_answer_in_one_json_which_survives_cuts() {
+    let rig = Rig::start(&[scripted(), scripted()], Default::default()).await.unwrap();
+    let client = Client::new(&rig.api).unwrap();
+    let call = |name: &str, arguments: &str| json!({"id": "", "type": "function", "function": {"name": name, "arguments": arguments}});
+    let message = |content: Value, reasoning: &str, calls: &[Value]| {
+        let mut message = json!({"role": "assistant", "content": content});
+        if !reasoning.is_empty() {
+            message["reasoning_content"] = json!(reasoning);
+        }
+        if !calls.is_empty() {
+            message["tool_calls"] = json!(calls);
+        }
+        message["refusal"] = Value::Null;
+        message
+    };
+    let both = [call("f", "{\"a\": \"é\"}"), call("get_weather", "{}")];
+    let stopped = "x</think>\n<tool_call>{\"name\":\"f\"}</tool_call><tool_call>{\"name\":\"f\"}</tool_call>";
+    let broken = "<tool_call>{\"name\": \"f\", \"arguments\": {a}}</tool_call>";
+    let one = json!({"parallel_tool_calls": false, "n": 2});
+    for (model, script, opened, more, wanted, finish, reasoning) in [
+        ("hermes", HERMES, false, json!({}), message(json!("I ask."), "hm, é", &both), "tool_calls", 23),
+        ("hermes", "hm</think>\n\nhello\n", true, json!({}), message(json!("hello\n"), "hm", &[]), "stop", 10),
+        ("hermes", broken, false, json!({}), message(json!(broken), "", &[]), "stop", 0),
+        (
+            "hermes",
+            "<think>on and on",
+            false,
+            json!({"max_tokens": 12}),
+            message(Value::Null, "on an", &[]),
+            "length",
+            12,
+        ),
+        ("hermes", stopped, true, one, message(Value::Null, "x", &[call("f", "{}")]), "tool_calls", 18),
+        ("hermes", HERMES, false, json!({"tools": []}), message(json!(&HERMES[25..]), "hm, é", &[]), "stop", 23),
+        ("llama", "{\"name\": \"f\"}", false, json!({}), message(Value::Null, "", &[call("f", "{}")]), "tool_calls", 0),
+        (
+            "mistral",
+            "[TOOL_CALLS]f[ARGS]{\"a\":[]}",
+            false,
+            json!({}),
+            message(Value::Null, "", &[call("f", "{\"a\":[]}")]),
+            "tool_calls",
+            0,
+        ),
+    ] {
+        let body = || scripted_request(model, script, opened, more.clone());
+        let n = more["n"].as_u64().unwrap_or(1) as usize;
+        rig.arm([]);
+        let streamed = without_ids(folded(&client.stream(&body(), |_| {}).await.unwrap(), n));
+        assert_eq!(streamed.0, vec![(wanted.clone(), json!(finish)); n], "{script}");
+        assert_eq!(streamed.1["completion_tokens_details"]["reasoning_tokens"], reasoning, "{script}");
+        let whole = without_ids(asked_whole(&client, body()).await);
+        assert_eq!(whole, streamed, "{script}");
+        // Every fifth mark is enough: the streams were cut at all of them.
+        for mark in (2..).step_by(5) {
+            rig.arm([Cut { mark, bytes: 9, hangs: false }]);
+            assert_eq!(without_ids(asked_whole(&client, body()).await), whole, "{script} cut at {mark}");
+            if rig.cuts_made() == 0 {
+                break;
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_in_one_json_survives_cuts_too() {
     let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();
@@ -103,6 +276,67 @@ async fn an_answer_in_one_json_survives_cuts_too() {
         rig.arm([Cut { mark, bytes: 9, hangs: false }]);
         assert_eq!(ask().await, whole, "cut at {mark}");
         assert_eq!(rig.cuts_made(), usize::from(mark < 37), "cut at {mark}");
+    }
+}
+
+/// Requests of every kind that tells how likely its tokens were, and of several prompts.
+fn told() -> Vec<(&'static str, Value)> {
+    let (chat, text) = ("/v1/chat/completions", "/v1/completions");
+    vec![
+        (chat, json!({"logprobs": true, "top_logprobs": 3, "n": 2, "temperature": 1, "seed": 3})),
+        (chat, json!({"logprobs": true, "stop": ["abc", "e", "\u{e9}"]})),
+        (text, json!({"prompt": "one"})),
+        (text, json!({"prompt": "\u{e9}cho", "echo": true, "logprobs": 2, "n": 2})),
+        (text, json!({"prompt": ["first", "another"], "logprobs": 0, "stop": ["e"]})),
+        (
+            text,
+            json!({"prompt": [[104, 105], [106]], "echo": true, "logprobs": 1, "temperature": 1, "seed": 9, "n": 2}),
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_tells_its_tokens_cut_at_any_token_is_the_uncut_stream() {
+    let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();
+    for (path, more) in told() {
+        let client = Client::new(&rig.api).unwrap().at(path);
+        let made = cut_everywhere(&rig, &client, &|| request("m", "told", 9, more.clone())).await;
+        assert!(made > 9, "{made} cuts are too few");
+        let answer = client.stream(&request("m", "told", 9, more.clone()), |_| {}).await.unwrap();
+        if more["stop"].is_null() && !more["logprobs"].is_null() {
+            // A token an event; an echo has one of its own, and each choice has its role or echo.
+            let told = answer.raw.matches("token_logprobs").count() + answer.raw.matches("\"content\":[").count();
+            let choices = answer.raw.matches("\"finish_reason\":\"").count();
+            let echoes = if more["echo"] == true { choices } else { 0 };
+            assert_eq!(told, choices * 9 + echoes, "{}", answer.raw);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_answer_that_tells_its_tokens_survives_cuts_too() {
+    let rig = Rig::start(&[worker(fake()), worker(fake())], Default::default()).await.unwrap();
+    for (path, more) in told() {
+        let client = Client::new(&rig.api).unwrap().at(path);
+        let ask = async || {
+            let mut body = request("m", "told", 7, json!({"stream": false, "stream_options": null}));
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let (status, mut answer) = client.json(&body).await.unwrap();
+            assert_eq!(status, 200, "{answer}");
+            (answer["id"], answer["created"]) = (json!(0), json!(0));
+            answer
+        };
+        let whole = ask().await;
+        let mut made = 0;
+        for mark in 0.. {
+            rig.arm([Cut { mark, bytes: 9, hangs: false }]);
+            assert_eq!(ask().await, whole, "{more} cut at {mark}");
+            match rig.cuts_made() {
+                0 => break,
+                cuts => made += cuts,
+            }
+        }
+        assert!(made > 2, "{made} cuts are too few");
     }
 }
 

@@ -119,6 +119,27 @@ async fn a_crash_names_what_it_ran_and_the_next_life_says_so() {
     assert!(second.process.log().contains("the life before this one crashed"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_before_the_first_token_waits_for_the_only_workers_return() {
+    let fleet = fleet();
+    let slow = format!("{}prefill_ms = 1500\n", fake(0));
+    let state = fleet.folder().join("state");
+    let config = format!("{slow}\n[node]\nid = \"a\"\nstate_dir = {state:?}\n");
+    let port = fleet_tests::free_port().unwrap();
+    let mut first = fleet.neuron_with_node(port, &config).unwrap();
+    fleet.until_ok(&format!("http://{}/readyz", first.control), &first.process).await.unwrap();
+    let gateway = fleet.gateway(&[&first.control], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let asked = tokio::spawn(client.stream_owned(chat_body("m", "patient", 8)));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    first.process.kill().unwrap();
+    // Long enough that the gateway knows of nobody.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let second = fleet.neuron_with_node(port, &config).unwrap();
+    check("patient", 8, &asked.await.unwrap().unwrap());
+    assert!(second.process.log().contains("the life before this one crashed"));
+}
+
 /// `CORTEX_CUT_PROMPTS_REAL` sets how many prompts are cut at all positions (3 by default).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_between_real_processes_cut_at_any_token_is_the_uncut_stream() {

@@ -215,7 +215,7 @@ async fn bad_input_gets_a_clear_error_and_the_fleet_goes_on() {
         (chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"n\":0"), 400, "invalid_request"),
         (chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"n\":99"), 400, "invalid_request"),
         (
-            chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"logprobs\":true"),
+            chat_body("m", "x", 5).to_string().replace("\"temperature\":0", "\"modalities\":[\"audio\"]"),
             400,
             "unsupported_parameter",
         ),
@@ -229,6 +229,27 @@ async fn bad_input_gets_a_clear_error_and_the_fleet_goes_on() {
     assert_eq!((status, answer["error"]["code"].as_str()), (415, Some("unsupported_media_type")));
     assert_eq!(client.get("/v2/nothing").await.unwrap().0, 404);
     assert!(client.stream(&chat_body("m", "still here", 5), |_| {}).await.unwrap().whole());
+}
+
+#[tokio::test]
+async fn one_address_has_its_requests_and_a_body_nested_too_deep_is_refused_by_both_programs() {
+    let fleet = fleet();
+    let a = fleet.neuron("a", &fake("[harness.fake]\nstep_ms = 20\n")).await.unwrap();
+    let gateway = fleet.gateway_with_api(&[&a.control], "max_requests_per_address = 1\n").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let running = tokio::spawn(client.stream_owned(chat_body("m", "hello", 40)));
+    fleet.until_metric(&format!("http://{}", a.control), "neuron_num_requests_running", &[], 1.0).await.unwrap();
+    let (status, error) = client.json(&chat_body("m", "hello", 1)).await.unwrap();
+    assert_eq!((status, error["error"]["code"].as_str()), (429, Some("rate_limit_exceeded")), "{error}");
+    assert!(running.await.unwrap().unwrap().whole());
+    let deep = format!(r#"{{"model": "m", "messages": {}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    let status: Value = reqwest::get(format!("{}/api/status", gateway.admin)).await.unwrap().json().await.unwrap();
+    let worker = format!("http://{}", status["nodes"][0]["status"]["data_address"].as_str().unwrap());
+    for api in [&gateway.api, &worker] {
+        let (status, error) = Client::new(api).unwrap().raw(deep.clone(), "application/json").await.unwrap();
+        assert_eq!(status, 400, "{error}");
+        assert!(error["error"]["message"].as_str().unwrap().contains("deep in one another"), "{error}");
+    }
 }
 
 #[tokio::test]

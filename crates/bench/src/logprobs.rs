@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use engine_candle::{Arithmetic, CandleEngine, KernelOptions, KvType};
-use inference::engine::{Batch, BlockId, Engine, Row, RowOutput, SequenceId};
+use inference::engine::{Batch, BlockId, Engine, Row, RowOutput, SequenceId, Wanted};
 use inference::sampling::Sampling;
 use serde::{Deserialize, Serialize};
 
@@ -83,7 +83,8 @@ fn make_golden(peer: &mut Peer, args: &LogprobsArgs) -> Result<Golden> {
 
 fn logprobs(engine: &mut CandleEngine, tokens: Vec<u32>) -> Result<Vec<f64>> {
     let blocks = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).map(BlockId).collect();
-    let row = Row { sequence: SequenceId(0), tokens, start: 0, blocks, wants_logits: true, sampling: Sampling::GREEDY };
+    let row =
+        Row { sequence: SequenceId(0), tokens, start: 0, blocks, wanted: Wanted::Token, sampling: Sampling::GREEDY };
     let outputs = engine.step(&Batch { copies: Vec::new(), rows: vec![row] })?;
     let Some(RowOutput::Logits(logits)) = outputs.rows.first() else { anyhow::bail!("the engine gave no logits") };
     let top = logits.iter().fold(f32::NEG_INFINITY, |top, logit| top.max(*logit));

@@ -1,11 +1,14 @@
-//! `bench engine` times the engine beside its peer; `bench gguf` writes a random-weight model of a known shape;
-//! `bench logprobs` compares the engine with another program on it.
+//! `bench engine` times the engine beside its peer; `bench gateway` times the gateway beside a bare forwarder; `bench
+//! hostile` attacks it; `bench gguf` writes a random-weight model of a known shape; `bench logprobs` compares the engine with another program on it.
 
+#[cfg(feature = "engine")]
 mod engine;
+mod gateway;
+#[cfg(feature = "engine")]
 mod gguf;
+#[cfg(feature = "engine")]
 mod logprobs;
-
-use std::path::PathBuf;
+mod report;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -20,6 +23,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Write a random-weight GGUF file; equal arguments give equal bytes on every machine.
+    #[cfg(feature = "engine")]
     Gguf {
         /// The shape.
         #[arg(long, value_enum, default_value = "qwen3-0.6b")]
@@ -32,18 +36,37 @@ enum Command {
         seed: u64,
         /// Where to.
         #[arg(long)]
-        out: PathBuf,
+        out: std::path::PathBuf,
     },
     /// Time the engine beside llama.cpp, candle and the memory's speed.
+    #[cfg(feature = "engine")]
     Engine(engine::EngineArgs),
     /// Compare the engine's logprobs with those of llama.cpp; fails where they differ by more than is explained there.
+    #[cfg(feature = "engine")]
     Logprobs(logprobs::LogprobsArgs),
+    /// Time the gateway beside a bare hyper forwarder, and nginx, in front of one paced worker.
+    Gateway(gateway::GatewayArgs),
+    /// Attack the gateway, and say what a good client and its memory feel of it.
+    Hostile(gateway::HostileArgs),
+    /// The paced worker.
+    #[command(hide = true)]
+    GatewayWorker(gateway::WorkerArgs),
+    /// The bare forwarder.
+    #[command(hide = true)]
+    GatewayPeer(gateway::PeerArgs),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().command {
+        #[cfg(feature = "engine")]
         Command::Gguf { shape, quant, seed, out } => gguf::write(shape, quant, seed, &out),
+        #[cfg(feature = "engine")]
         Command::Engine(args) => engine::bench(&args),
+        #[cfg(feature = "engine")]
         Command::Logprobs(args) => logprobs::compare(&args),
+        Command::Gateway(args) => gateway::bench(&args),
+        Command::Hostile(args) => gateway::attack(&args),
+        Command::GatewayWorker(args) => gateway::work(&args),
+        Command::GatewayPeer(args) => gateway::forward(&args),
     }
 }

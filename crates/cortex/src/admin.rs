@@ -62,6 +62,7 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/api/status", get(status))
+        .route("/api/targets", get(targets))
         .route("/api/nodes/{node}/pull", post(pull::pull))
         .route("/api/nodes/{node}/{action}", post(operate::order))
         // Bodies are read with our own bound and deadline.
@@ -75,6 +76,12 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, service::metrics::TEXT_FORMAT)], admin.registry.render())
+}
+
+/// The workers for Prometheus' discovery over HTTP.
+async fn targets(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
+    let view = admin.fleet.view();
+    Json(crate::targets::targets(view.nodes().map(|(_, node)| node.control_address.as_str())))
 }
 
 /// Every configured worker: its last status, how old that is, and whether it gets requests.

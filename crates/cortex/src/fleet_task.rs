@@ -1,12 +1,13 @@
 //! The owner of the fleet view: reports in, immutable snapshots out.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fleet::{FleetView, Observation, Quarantine, Slot};
 use service::clock::Clock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use words::NodeStatus;
+use words::{ModelId, NodeStatus};
 
 use crate::metrics::Metrics;
 
@@ -82,7 +83,7 @@ pub(crate) fn spawn(
     let prefills = control_addresses.iter().map(|_| Arc::new(Semaphore::new(PREFILLS_MAX))).collect();
     let fleet = Fleet { view: watch, sent_since: sent_since.clone(), prefills };
     tokio::spawn(async move {
-        let mut view = view;
+        let (mut view, mut shown) = (view, BTreeMap::new());
         while let Some(report) = reports.recv().await {
             let now = clock.now();
             match report {
@@ -101,7 +102,7 @@ pub(crate) fn spawn(
                 Report::Heard(slot) => view.heard(now, slot),
                 Report::Lost(slot) => view.lost(slot),
             }
-            show(&view, &metrics, now);
+            show(&view, &metrics, &mut shown, now);
             publish.send_replace(Arc::new(view.clone()));
         }
     });
@@ -129,10 +130,20 @@ fn log_change(view: &FleetView, slot: Slot, state: words::NodeState) {
     }
 }
 
-fn show(view: &FleetView, metrics: &Metrics, now: words::Moment) {
+/// Shows the view; `shown` are the models of the last call with their replicas.
+fn show(view: &FleetView, metrics: &Metrics, shown: &mut BTreeMap<ModelId, usize>, now: words::Moment) {
     for (_, node) in view.nodes() {
         let labels = &[node.control_address.as_str()];
         metrics.routable.with_label_values(labels).set(i64::from(node.routable(now).is_some()));
         metrics.conflicted.with_label_values(labels).set(i64::from(node.conflicted));
     }
+    let replicas = view.replicas(now);
+    for gone in shown.keys().filter(|model| !replicas.contains_key(*model)) {
+        // A label that is not there any more is what was wanted.
+        let _ = metrics.replicas.remove_label_values(&[gone.as_str()]);
+    }
+    for (model, count) in &replicas {
+        metrics.replicas.with_label_values(&[model.as_str()]).set(*count as i64);
+    }
+    *shown = replicas;
 }

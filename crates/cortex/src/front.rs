@@ -7,10 +7,13 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use rand::Rng;
+use service::addresses::Addresses;
 use service::gate::Gate;
-use wire::chat::{Peek, without_private_fields};
+use service::server::Peer;
+use service::traces::{KeyValue, Span};
 use wire::models::{Model, ModelList};
 use wire::private::REQUEST_ID_HEADER;
+use wire::{Endpoint, Peek, without_private_fields};
 use words::{Code, Error, ModelState, RequestId};
 
 use crate::gateway::Readiness;
@@ -21,6 +24,7 @@ pub(crate) struct Front {
     pub(crate) proxy: SharedProxy,
     pub(crate) gate: Gate,
     pub(crate) readiness: Readiness,
+    pub(crate) addresses: Addresses,
 }
 
 impl Front {
@@ -47,12 +51,11 @@ impl Front {
     async fn dispatch(&self, request: Request<Incoming>, request_id: &str) -> Result<Response<BoxBody>, Error> {
         let path = request.uri().path();
         let wanted = match path {
-            "/v1/chat/completions" => Method::POST,
+            _ if Endpoint::at(path).is_some() => Method::POST,
             "/v1/models" | "/livez" | "/readyz" | "/health" => Method::GET,
             _ if path.starts_with("/v1/models/") => Method::GET,
             _ => {
-                let message =
-                    format!("there is nothing at {path}; this server has /v1/chat/completions and /v1/models");
+                let message = format!("there is nothing at {path}; this server has {}", Endpoint::list());
                 return Err(Error::new(Code::RouteNotFound, message));
             }
         };
@@ -63,8 +66,10 @@ impl Front {
                 return Err(Error::new(Code::MethodNotAllowed, format!("{path} takes {wanted}, not {method}")));
             }
         }
+        if let Some(endpoint) = Endpoint::at(path) {
+            return self.ask(endpoint, request, request_id).await;
+        }
         match path {
-            "/v1/chat/completions" => self.chat(request, request_id).await,
             "/v1/models" => Ok(json(&self.models())),
             "/livez" => Ok(Response::new(full("ok\n"))),
             "/readyz" | "/health" => Ok(self.readiness.response()),
@@ -72,30 +77,57 @@ impl Front {
         }
     }
 
-    async fn chat(&self, request: Request<Incoming>, request_id: &str) -> Result<Response<BoxBody>, Error> {
+    async fn ask(
+        &self,
+        endpoint: Endpoint,
+        request: Request<Incoming>,
+        request_id: &str,
+    ) -> Result<Response<BoxBody>, Error> {
+        let mut span = self.proxy.traces.request(request.headers(), endpoint.operation());
+        let answer = self.relay(endpoint, request, request_id, &mut span).await;
+        if let Err(error) = &answer {
+            span.fail(error.code().row().code);
+        }
+        answer
+    }
+
+    /// Has a request answered; the relay takes the span over.
+    async fn relay(
+        &self,
+        endpoint: Endpoint,
+        request: Request<Incoming>,
+        request_id: &str,
+        span: &mut Span,
+    ) -> Result<Response<BoxBody>, Error> {
         let draining = || Error::new(Code::Draining, "this gateway is draining and takes no new requests");
         let admission = self.gate.enter().ok_or_else(draining)?;
+        let place = request.extensions().get::<Peer>().map(|peer| self.addresses.enter(peer.0));
+        let place = place.map(|place| place.ok_or_else(|| self.too_many())).transpose()?;
         check_media_type(request.headers())?;
-        let traceparent = request.headers().get("traceparent").cloned();
+        let trace = ["traceparent", "tracestate"].map(|name| {
+            let value = request.headers().get(name).cloned();
+            (HeaderName::from_static(name), value)
+        });
         let api = &self.proxy.options.api;
         let deadline = Duration::from_millis(api.body_timeout_ms);
         let body = service::body::read(request.into_body(), api.max_body_bytes, deadline).await?;
         let peek = Peek::parse(&body)?;
-        let (model, stream) = (peek.model_id()?, peek.stream.unwrap_or(false));
-        let (choices, include_usage) = (peek.choices()?, peek.include_usage());
+        let (model, stream) = (peek.model_id()?, endpoint.generates() && peek.stream.unwrap_or(false));
+        let (choices, include_usage) = (peek.choices(endpoint)?, peek.include_usage());
         let private = peek.resume.is_some();
         let body = if private { without_private_fields(&body)?.into() } else { body };
         self.proxy.refuse_poison(&body)?;
         let (completion, seed): (u128, u64) = rand::rng().random();
         let order = Order {
+            endpoint,
             model,
             stream,
             body,
             request_id: request_id.to_string(),
-            completion_id: format!("chatcmpl-{:032x}", completion),
+            completion_id: endpoint.answer_id(completion),
             created: self.proxy.clock.unix_seconds(),
             seed,
-            traceparent,
+            trace,
             choices,
             include_usage,
         };
@@ -103,7 +135,15 @@ impl Front {
             commit_after: Duration::from_millis(api.commit_after_ms),
             keep_alive: Duration::from_millis(api.keep_alive_ms),
         };
-        respond(Relay::new(self.proxy.clone(), order), stream, pace, self.proxy.cut.clone(), admission).await
+        describe(span, &order);
+        let relay = Box::new(Relay::new(self.proxy.clone(), order, std::mem::take(span)));
+        respond(relay, stream, pace, self.proxy.cut.clone(), (admission, place)).await
+    }
+
+    fn too_many(&self) -> Error {
+        self.proxy.metrics.limited.inc();
+        let most = self.proxy.options.api.max_requests_per_address;
+        Error::new(Code::RateLimited, format!("{most} requests of this address are running; wait until one has ended"))
     }
 
     fn models(&self) -> ModelList {
@@ -132,6 +172,26 @@ impl Front {
         let allowed = &self.proxy.options.api.cors_origins;
         allowed.iter().any(|known| known == "*" || known.as_bytes() == origin.as_bytes()).then(|| origin.clone())
     }
+}
+
+/// Says what is asked, in the words of OpenTelemetry's conventions for generative models; never what is in it.
+fn describe(span: &mut Span, order: &Order) {
+    let operation = order.endpoint.operation();
+    span.rename(|| format!("{operation} {}", order.model).into());
+    span.note(|| {
+        [
+            KeyValue::new("gen_ai.operation.name", operation),
+            KeyValue::new("gen_ai.provider.name", "cortex"),
+            KeyValue::new("gen_ai.request.model", order.model.to_string()),
+            KeyValue::new("gen_ai.request.choice.count", i64::from(order.choices)),
+            KeyValue::new("gen_ai.response.model", order.model.to_string()),
+            KeyValue::new("gen_ai.response.id", order.completion_id.clone()),
+            KeyValue::new("http.request.method", "POST"),
+            KeyValue::new("url.path", order.endpoint.path()),
+            KeyValue::new("cortex.request_id", order.request_id.clone()),
+            KeyValue::new("cortex.stream", order.stream),
+        ]
+    });
 }
 
 fn preflight(wanted: &Method) -> Response<BoxBody> {

@@ -9,13 +9,16 @@ use hyper::service::service_fn;
 use hyper_util::service::TowerToHyperService;
 use lifecycle::{Drain, DrainFacts, DrainStep};
 use rand::Rng;
+use service::addresses::Addresses;
 use service::clock::Clock;
 use service::gate::Gate;
 use service::metrics::{MetricsError, Registry};
 use service::notify::Notifier;
-use service::server::{Server, ServerMetrics};
+use service::server::Server;
 use service::signals::Signal;
+use service::supervision::Supervision;
 use service::token::{Token, TokenError, guard};
+use service::traces::{Program, TraceError, TraceSettings, Traces};
 use service::{deadman, exit};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -25,9 +28,9 @@ use crate::admin::{Admin, router};
 use crate::attach::Attach;
 use crate::fleet_task::{self, Fleet};
 use crate::front::Front;
-use crate::metrics::Metrics;
-use crate::options::Options;
-use crate::proxy::{BoxBody, Proxy, full, upstream};
+use crate::metrics::{Families, Metrics};
+use crate::options::{Options, SHUTDOWN_MAX};
+use crate::proxy::{BoxBody, Proxy, Upstream, full};
 use crate::rollout;
 
 /// What a gateway takes from its surroundings.
@@ -40,6 +43,8 @@ pub struct Surroundings {
     pub signals: mpsc::Receiver<Signal>,
     /// The service manager.
     pub notifier: Notifier,
+    /// What the environment says of traces.
+    pub traces: TraceSettings,
 }
 
 /// Why a gateway can't start.
@@ -64,6 +69,9 @@ pub enum GatewayError {
     /// The client for canaries can't be made.
     #[error("rollouts: {0}")]
     Rollouts(#[from] reqwest::Error),
+    /// Traces are wanted and can't be exported.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// A metric could not be registered: a fault of ours.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricsError),
@@ -104,8 +112,47 @@ impl Readiness {
     }
 }
 
-/// Longest wait for connections to close once the drain is over.
-const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
+/// How often the service manager hears what this gateway does.
+const TICK: Duration = Duration::from_millis(500);
+
+/// What the service manager is told of.
+struct Watched {
+    /// Requests that run, and tokens passed on.
+    supervision: Supervision<(usize, u64)>,
+    clock: Clock,
+    fleet: Fleet,
+    gate: Gate,
+    metrics: Metrics,
+}
+
+impl Watched {
+    fn look(&mut self) {
+        let running = self.gate.in_flight();
+        let (mut known, mut routable) = (0, 0);
+        for (_, node) in self.fleet.view().nodes() {
+            known += 1;
+            routable += usize::from(node.routable(self.clock.now()).is_some());
+        }
+        let text = match (self.supervision.is_stopping(), self.supervision.was_ready()) {
+            (true, _) => format!("draining: {running} requests left"),
+            (false, true) => format!("serving; {routable} of {known} workers are routable"),
+            (false, false) => "waiting for the fleet".into(),
+        };
+        self.supervision.look(self.clock.now(), (running, self.metrics.tokens_total()), text);
+    }
+
+    /// Waits for `event`, and tells meanwhile how things are. Safe to cancel where `event` is.
+    async fn until<T>(&mut self, event: impl Future<Output = T>) -> T {
+        tokio::pin!(event);
+        let every = self.supervision.look_every().map_or(TICK, |every| TICK.min(every));
+        loop {
+            self.look();
+            if let Ok(done) = tokio::time::timeout(every, &mut event).await {
+                return done;
+            }
+        }
+    }
+}
 
 /// Runs a gateway to its exit; returns the exit code.
 ///
@@ -117,25 +164,28 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     let drawn = || format!("cortex-{:016x}", rand::rng().random::<u64>());
     let gateway = GatewayId::new(options.fleet.gateway_id.clone().unwrap_or_else(drawn))?;
     let registry = Registry::new();
-    let metrics = Metrics::new(&registry)?;
+    let families = Families::register(&registry)?;
+    let program = Program { name: "cortex", version: env!("CARGO_PKG_VERSION"), instance: gateway.as_str() };
+    let (traces, exporting) = Traces::start(&around.traces, program, families.traces)?;
+    let metrics = families.gateway;
+    metrics.info.with_label_values(&[gateway.as_str(), env!("CARGO_PKG_VERSION")]).set(1);
     let addresses: Vec<String> = options.neurons.iter().map(|neuron| neuron.control.clone()).collect();
     let quarantine = Arc::new(Mutex::new(Quarantine::default()));
     let (fleet, reports) = fleet_task::spawn(&addresses, clock, metrics.clone(), quarantine.clone());
     let readiness = Readiness::new();
     let admin = Admin {
         fleet: fleet.clone(),
-        registry: registry.clone(),
+        registry,
         readiness: readiness.clone(),
         clock,
         gateway: gateway.clone(),
         token: token.clone(),
     };
     let rollouts =
-        rollout::Surroundings { fleet: &fleet, clock, gateway: &gateway, token: &token, registry: &registry };
+        rollout::Surroundings { fleet: &fleet, clock, gateway: &gateway, token: &token, metrics: families.rollouts };
     let (rollout_routes, rollouts) = rollout::start(options.rollout.store.as_deref(), rollouts)?;
     let service = TowerToHyperService::new(router(Arc::new(admin)).merge(rollout_routes));
-    let admin_metrics = ServerMetrics::register(&registry, "cortex_admin")?;
-    let admin = Server::start(around.admin, &options.admin.server, service, admin_metrics).map_err(|source| {
+    let admin = Server::start(around.admin, &options.admin.server, service, families.admin).map_err(|source| {
         GatewayError::Bind { what: "the admin port", address: options.admin.bind.to_string(), source }
     })?;
     tracing::info!(address = %admin.local_addr(), %gateway, neurons = addresses.len(), "gateway starting");
@@ -153,6 +203,15 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         attached.spawn(attach.run());
     }
     drop(reports);
+    let gate = Gate::new();
+    let mut watched = Watched {
+        supervision: Supervision::new(around.notifier),
+        clock,
+        fleet: fleet.clone(),
+        gate: gate.clone(),
+        metrics: metrics.clone(),
+    };
+    watched.look();
     let early = tokio::select! {
         () = fleet_heard(&fleet, Duration::from_millis(options.fleet.ready_after_ms)) => None,
         signal = around.signals.recv() => Some(signal),
@@ -160,13 +219,16 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     if early.is_some() {
         return Ok(exit::CLEAN);
     }
-    let gate = Gate::new();
     let (cut, cut_watch) = watch::channel(false);
     let budget = RetryBudget::new(clock.now(), options.proxy.retry_ratio, options.proxy.retry_floor_per_second);
     let proxy = Proxy {
         fleet,
-        upstream: upstream(&options),
+        upstream: Upstream::new(
+            Duration::from_millis(options.proxy.connect_timeout_ms),
+            options.proxy.idle_connections,
+        ),
         metrics,
+        traces,
         clock,
         options: options.clone(),
         gateway,
@@ -174,21 +236,27 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         quarantine,
         cut: cut_watch,
     };
-    let front = Arc::new(Front { proxy: Arc::new(proxy), gate: gate.clone(), readiness: readiness.clone() });
-    let service = service_fn(move |request| front.clone().handle(request));
-    let api_metrics = ServerMetrics::register(&registry, "cortex_api")?;
-    let api = Server::start(around.api, &options.api.server, service, api_metrics)
+    let front = Arc::new(Front {
+        proxy: Arc::new(proxy),
+        gate: gate.clone(),
+        readiness: readiness.clone(),
+        addresses: Addresses::new(options.api.max_requests_per_address),
+    });
+    // Boxed: it would be moved several times for each request, and each connection would keep room for it.
+    let service = service_fn(move |request| Box::pin(front.clone().handle(request)));
+    let api = Server::start(around.api, &options.api.server, service, families.api)
         .map_err(|source| GatewayError::Bind { what: "the API port", address: options.api.bind.to_string(), source })?;
     readiness.set(READY);
-    around.notifier.ready();
+    watched.supervision.ready();
     tracing::info!(address = %api.local_addr(), "API port open");
 
-    let signal = around.signals.recv().await;
-    let total = options.drain.budget().total() + SHUTDOWN_MAX;
-    tracing::info!(?signal, budget_s = total.as_secs_f64(), "leaving");
-    // A deadman that can't be armed is no reason to stay; the service manager has its own.
+    let signal = watched.until(around.signals.recv()).await;
+    let total = options.drain.exit_budget();
+    // Armed before anything is logged: the log may be what is stuck. One that can't be armed is no reason to stay; the
+    // service manager has its own.
     let _deadman = deadman::arm(total + SHUTDOWN_MAX * 2, exit::WEDGED).ok();
-    around.notifier.stopping();
+    watched.supervision.stopping();
+    tracing::info!(?signal, budget_s = total.as_secs_f64(), "leaving");
     readiness.set("draining");
     // Another gateway coordinates from now on; this one's streams go on meanwhile.
     let stop_rollouts = async {
@@ -196,11 +264,12 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
             rollouts.stop().await
         }
     };
-    let drain = drain(&options, clock, &gate, &api, &mut around.signals, &around.notifier, &cut);
+    let drain = drain(&options, clock, &gate, &api, &mut around.signals, &mut watched, &cut);
     let (cut, ()) = tokio::join!(drain, stop_rollouts);
     let report = api.stop(tokio::time::Instant::now() + SHUTDOWN_MAX).await;
     attached.shutdown().await;
-    admin.stop(tokio::time::Instant::now() + SHUTDOWN_MAX).await;
+    let last = tokio::time::Instant::now() + SHUTDOWN_MAX;
+    tokio::join!(admin.stop(last), exporting.close(last));
     tracing::info!(cut, cut_connections = report.cut, "gateway stopped");
     Ok(if cut + report.cut > 0 { exit::CUT } else { exit::CLEAN })
 }
@@ -221,7 +290,7 @@ async fn drain(
     gate: &Gate,
     api: &Server,
     signals: &mut mpsc::Receiver<Signal>,
-    notifier: &Notifier,
+    watched: &mut Watched,
     cut_streams: &watch::Sender<bool>,
 ) -> usize {
     let mut drain = Drain::begin(clock.now(), options.drain.budget());
@@ -246,10 +315,10 @@ async fn drain(
             Some(DrainStep::HandOver) => {}
             Some(DrainStep::Finish) => return cut,
             None => {
-                notifier.status(&format!("draining: {running} requests left"));
+                let wake = tokio::time::sleep_until(clock.instant(drain.wake_at()));
                 tokio::select! {
                     _ = in_flight.changed() => {}
-                    () = tokio::time::sleep_until(clock.instant(drain.wake_at())) => {}
+                    () = watched.until(wake) => {}
                     Some(_) = signals.recv() => forced = true,
                 }
             }

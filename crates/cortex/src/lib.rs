@@ -20,5 +20,6 @@ pub mod options;
 mod proxy;
 mod pull;
 mod rollout;
+mod targets;
 
 pub use cli::main;

@@ -1,11 +1,39 @@
 //! What Prometheus sees of a gateway.
 
 use service::metrics::prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
-use service::metrics::{LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry};
+use service::metrics::{LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry, total};
+use service::server::ServerMetrics;
+use service::traces::TraceMetrics;
+
+use crate::rollout::RolloutMetrics;
+
+/// Everything that a gateway registers.
+pub(crate) struct Families {
+    pub(crate) gateway: Metrics,
+    pub(crate) rollouts: RolloutMetrics,
+    pub(crate) admin: ServerMetrics,
+    pub(crate) api: ServerMetrics,
+    pub(crate) traces: TraceMetrics,
+}
+
+impl Families {
+    /// Registers all of it.
+    pub(crate) fn register(registry: &Registry) -> Result<Self, MetricsError> {
+        Ok(Families {
+            gateway: Metrics::new(registry)?,
+            rollouts: RolloutMetrics::new(registry)?,
+            admin: ServerMetrics::register(registry, "cortex_admin")?,
+            api: ServerMetrics::register(registry, "cortex_api")?,
+            traces: TraceMetrics::register(registry, "cortex")?,
+        })
+    }
+}
 
 /// All metrics of one gateway.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
+    /// 1, with who it is.
+    pub(crate) info: IntGaugeVec,
     /// Requests that ended.
     pub(crate) requests: IntCounterVec,
     /// Attempts by worker and outcome.
@@ -20,6 +48,8 @@ pub(crate) struct Metrics {
     pub(crate) gap: HistogramVec,
     /// Clients that left.
     pub(crate) client_left: IntCounter,
+    /// Requests refused for their address.
+    pub(crate) limited: IntCounter,
     /// Tokens passed on.
     pub(crate) tokens: IntCounterVec,
     /// From arrival to first token.
@@ -32,12 +62,24 @@ pub(crate) struct Metrics {
     pub(crate) attached: IntGaugeVec,
     /// 1 for a worker whose name another live process uses.
     pub(crate) conflicted: IntGaugeVec,
+    /// Workers that may get new requests for a model.
+    pub(crate) replicas: IntGaugeVec,
 }
 
 impl Metrics {
+    /// Returns the tokens passed on, of all models.
+    pub(crate) fn tokens_total(&self) -> u64 {
+        total(&self.tokens)
+    }
+
     /// Registers them.
     pub(crate) fn new(registry: &Registry) -> Result<Self, MetricsError> {
         Ok(Metrics {
+            info: registry.gauge_vec(
+                "cortex_info",
+                "1, with the gateway's name and version.",
+                &["gateway", "version"],
+            )?,
             requests: registry.counter_vec(
                 "cortex_requests_total",
                 "Requests that ended, by outcome: ok, an error's code, or client_closed_request.",
@@ -74,6 +116,13 @@ impl Metrics {
             client_left: registry
                 .counter_vec("cortex_client_disconnects_total", "Clients that left before the end.", &[])?
                 .with_label_values::<&str>(&[]),
+            limited: registry
+                .counter_vec(
+                    "cortex_requests_limited_total",
+                    "Requests refused, for their client's address had too many.",
+                    &[],
+                )?
+                .with_label_values::<&str>(&[]),
             tokens: registry.counter_vec("cortex_generation_tokens_total", "Tokens passed on.", &["model"])?,
             first_token: registry.histogram_vec(
                 "cortex_time_to_first_token_seconds",
@@ -101,6 +150,11 @@ impl Metrics {
                 "cortex_node_conflicted",
                 "1 for a worker whose node id another live process uses; neither gets requests.",
                 &["control_address"],
+            )?,
+            replicas: registry.gauge_vec(
+                "cortex_model_routable_replicas",
+                "Workers that may get new requests for a model that some worker is configured with or has.",
+                &["model"],
             )?,
         })
     }

@@ -49,6 +49,9 @@ pub struct ApiOptions {
     pub commit_after_ms: u64,
     /// A committed stream that is silent shows a sign of life this often, in milliseconds.
     pub keep_alive_ms: u64,
+    /// Requests at once from one address (IPv6: from one /64); further ones get 429. 0 for no bound. Behind a proxy all
+    /// clients have the proxy's address.
+    pub max_requests_per_address: usize,
     /// Origins whose pages may call the API from a browser; '*' for all. None by default.
     pub cors_origins: Vec<String>,
     /// The listener's limits and timeouts.
@@ -63,8 +66,9 @@ impl Default for ApiOptions {
             body_timeout_ms: 30_000,
             commit_after_ms: 5_000,
             keep_alive_ms: 1_000,
+            max_requests_per_address: 1024,
             cors_origins: Vec::new(),
-            server: ServerOptions::default(),
+            server: ServerOptions { max_connections_per_address: 2048, ..ServerOptions::default() },
         }
     }
 }
@@ -199,7 +203,15 @@ impl DrainOptions {
             cut_max: Duration::from_millis(self.cut_max_ms),
         }
     }
+
+    /// Returns the longest time from the signal to the exit.
+    pub fn exit_budget(&self) -> Duration {
+        self.budget().total() + SHUTDOWN_MAX
+    }
 }
+
+/// Longest wait for connections to close once the drain is over.
+pub const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
 
 /// A worker.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -226,6 +238,8 @@ impl Options {
                 return wrong(&key, format!("'{}' is there twice", neuron.control));
             }
         }
+        self.api.server.check("api.server")?;
+        self.admin.server.check("admin.server")?;
         if let Some(id) = &self.fleet.gateway_id
             && let Err(error) = words::GatewayId::new(id.clone())
         {

@@ -10,6 +10,7 @@ use crate::error::LoadError;
 use crate::kv::{KvStore, Place};
 use crate::rope::{Angles, Rope};
 use crate::weights::{Embedding, Loader, Matrix};
+use crate::{StepOutputs, places as places_of};
 
 struct Layer {
     attention_norm: Tensor,
@@ -93,14 +94,14 @@ impl Decoder {
         &self.device
     }
 
-    /// Runs a checked batch; returns the logits of the rows that want them, in order.
-    pub(crate) fn step(&self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+    /// Runs a checked batch; returns what its rows want, in order.
+    pub(crate) fn step(&self, batch: &Batch) -> Result<StepOutputs> {
         self.kv.copy(&batch.copies)?;
         let ids: Vec<u32> = batch.rows.iter().flat_map(|row| row.tokens.iter().copied()).collect();
         let positions: Vec<usize> =
             batch.rows.iter().flat_map(|row| (0..row.tokens.len()).map(|i| row.start + i)).collect();
         if ids.is_empty() {
-            return Ok(Vec::new());
+            return Ok(StepOutputs::default());
         }
         let angles = self.rope.angles(&positions, &self.device)?;
         let places = batch.rows.iter().map(|row| self.kv.place(row, &self.device)).collect::<Result<Vec<_>>>()?;
@@ -112,7 +113,15 @@ impl Decoder {
             let inner = (layer.gate.apply(&normed)?.silu()? * layer.up.apply(&normed)?)?;
             x = (x + layer.down.apply(&inner)?)?;
         }
-        self.logits(&x, batch)
+        let logits = match self.normed(&x, &places_of(batch, false))? {
+            Some(normed) => self.head.apply(&normed)?.flatten_all()?.to_vec1()?,
+            None => Vec::new(),
+        };
+        let hidden = match self.normed(&x, &places_of(batch, true))? {
+            Some(normed) => normed.flatten_all()?.to_vec1()?,
+            None => Vec::new(),
+        };
+        Ok(StepOutputs { logits, hidden })
     }
 
     fn attention(
@@ -148,20 +157,13 @@ impl Decoder {
         layer.output.apply(&Tensor::cat(&mixed, 0)?)
     }
 
-    fn logits(&self, x: &Tensor, batch: &Batch) -> Result<Vec<Vec<f32>>> {
-        let (mut last, mut end) = (Vec::new(), 0u32);
-        for row in &batch.rows {
-            end += row.tokens.len() as u32;
-            if row.wants_logits {
-                last.push(end - 1);
-            }
+    /// Returns the normed states of some of the step's tokens; `None` for none.
+    fn normed(&self, x: &Tensor, places: &[usize]) -> Result<Option<Tensor>> {
+        if places.is_empty() {
+            return Ok(None);
         }
-        if last.is_empty() {
-            return Ok(Vec::new());
-        }
-        let count = last.len();
-        let x = x.index_select(&Tensor::from_vec(last, count, &self.device)?, 0)?;
-        let normed = rms_norm(&x, &self.norm, self.shape.norm_epsilon)?;
-        self.head.apply(&normed)?.to_vec2()
+        let places: Vec<u32> = places.iter().map(|place| *place as u32).collect();
+        let x = x.index_select(&Tensor::new(places, &self.device)?, 0)?;
+        rms_norm(&x, &self.norm, self.shape.norm_epsilon).map(Some)
     }
 }

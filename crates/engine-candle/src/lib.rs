@@ -20,7 +20,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::Device;
-use inference::engine::{Batch, BlockId, Capabilities, Engine, EngineError, Outputs, RowOutput};
+use inference::engine::{Batch, BlockId, Capabilities, Engine, EngineError, Outputs, RowOutput, Wanted};
 use model_files::gguf::Header;
 
 pub use architecture::Architecture;
@@ -70,6 +70,7 @@ impl CandleEngine {
         let architecture = Architecture::read(header)?;
         let device = options.device.open()?;
         let kernels = options.kernels(&device)?;
+        let width = architecture.hidden;
         let wanted = options.context_length.unwrap_or(architecture.context_length);
         let context_length = architecture.context_length.min(wanted);
         let block_bytes = match kernels {
@@ -103,6 +104,7 @@ impl CandleEngine {
             blocks,
             context_length,
             vocab_size,
+            width,
         };
         Ok(CandleEngine { backend, capabilities, block_bytes })
     }
@@ -175,6 +177,10 @@ impl CandleEngine {
             if row.tokens.is_empty() || end > limits.context_length {
                 return bad(format!("row {i} has {} tokens from position {}", row.tokens.len(), row.start));
             }
+            if row.wanted.positions() > row.tokens.len() || matches!(row.wanted, Wanted::Logits(0) | Wanted::Hidden(0))
+            {
+                return bad(format!("row {i} has {} tokens and wants {:?}", row.tokens.len(), row.wanted));
+            }
             if row.tokens.iter().any(|id| *id as usize >= limits.vocab_size) {
                 return bad(format!("row {i} has a token outside the vocabulary"));
             }
@@ -214,14 +220,20 @@ impl Engine for CandleEngine {
 
     fn step(&mut self, batch: &Batch) -> Result<Outputs, EngineError> {
         self.check(batch)?;
-        let logits = match &mut self.backend {
+        let outputs = match &mut self.backend {
             Backend::Kernels(decoder) => decoder.step(batch),
             Backend::Candle(decoder) => decoder.step(batch).map_err(device_error)?,
         };
-        let mut logits = logits.into_iter();
-        let output = |row: &inference::engine::Row| match row.wants_logits {
-            true => logits.next().map_or(RowOutput::Nothing, RowOutput::Logits),
-            false => RowOutput::Nothing,
+        let (mut logits, mut hidden) = (outputs.logits.as_slice(), outputs.hidden.as_slice());
+        let output = |row: &inference::engine::Row| {
+            let count = row.wanted.positions();
+            match row.wanted {
+                Wanted::Nothing => RowOutput::Nothing,
+                Wanted::Token | Wanted::Logits(_) => {
+                    RowOutput::Logits(take(&mut logits, count * self.capabilities.vocab_size))
+                }
+                Wanted::Hidden(_) => RowOutput::Hidden(take(&mut hidden, count * self.capabilities.width)),
+            }
         };
         Ok(Outputs { rows: batch.rows.iter().map(output).collect() })
     }
@@ -252,6 +264,32 @@ impl Engine for CandleEngine {
             Backend::Candle(decoder) => decoder.kv().import(block, bytes).map_err(device_error),
         }
     }
+}
+
+/// What the rows of a step want, over all rows and in order; `[positions, ...]`.
+#[derive(Default)]
+struct StepOutputs {
+    logits: Vec<f32>,
+    hidden: Vec<f32>,
+}
+
+/// Takes the first `count` numbers, or what there is.
+fn take(numbers: &mut &[f32], count: usize) -> Vec<f32> {
+    let (taken, rest) = numbers.split_at(count.min(numbers.len()));
+    *numbers = rest;
+    taken.to_vec()
+}
+
+/// Lists the places of the positions in a step's tokens after which logits (or hidden states) are wanted.
+fn places(batch: &Batch, hidden: bool) -> Vec<usize> {
+    let (mut places, mut end) = (Vec::new(), 0);
+    for row in &batch.rows {
+        end += row.tokens.len();
+        if matches!(row.wanted, Wanted::Hidden(_)) == hidden {
+            places.extend(end - row.wanted.positions()..end);
+        }
+    }
+    places
 }
 
 fn device_error(error: candle_core::Error) -> EngineError {

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use engine_candle::{CandleEngine, LoadError, Options};
-use inference::engine::{Batch, BlockCopy, BlockId, Engine, EngineError, Row, RowOutput};
+use inference::engine::{Batch, BlockCopy, BlockId, Engine, EngineError, Row, RowOutput, Wanted};
 use model_files::gguf::{Builder, Header, Limits, TensorType, Value};
 use support::model::{Model, Shape};
 use support::{largest_difference, load, logits, options, row, step};
@@ -73,7 +73,7 @@ fn a_refused_batch_changes_nothing() {
 #[test]
 fn outputs_come_only_where_they_are_wanted() {
     let mut engine = engine();
-    let quiet = Row { wants_logits: false, ..row(2, &[3, 4], 0, &[1]) };
+    let quiet = Row { wanted: Wanted::Nothing, ..row(2, &[3, 4], 0, &[1]) };
     let outputs = step(&mut engine, vec![row(1, &[1], 0, &[0]), quiet.clone(), row(3, &[1], 0, &[2])]);
     assert_eq!(outputs[1], RowOutput::Nothing);
     assert_eq!(logits(&outputs[0]).len(), 97);

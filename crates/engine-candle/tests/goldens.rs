@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use engine_candle::{Arithmetic, CandleEngine, DeviceChoice, KernelOptions, KvType, LoadError, Options};
-use inference::engine::{Batch, BlockCopy, BlockId, Engine, EngineError, Row, RowOutput, SequenceId};
+use inference::engine::{Batch, BlockCopy, BlockId, Engine, EngineError, Row, RowOutput, SequenceId, Wanted};
 use inference::sampling::{Sampling, argmax};
 use model_files::gguf::{Header, Limits};
 
@@ -58,7 +58,7 @@ fn row(sequence: u64, tokens: &[u32], start: usize, blocks: &[u32]) -> Row {
         tokens: tokens.to_vec(),
         start,
         blocks: blocks[..needed].iter().map(|b| BlockId(*b)).collect(),
-        wants_logits: true,
+        wanted: Wanted::Token,
         sampling: Sampling::GREEDY,
     }
 }

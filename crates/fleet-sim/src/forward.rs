@@ -1,6 +1,9 @@
 //! A gateway's data plane: clients' requests to attempts, attempts' events to clients.
 
-use fleet::{Ending, Patience, PatienceFacts, PatienceLimits, Route, RouteQuery, Slot, Step, Target, Verdict, route};
+use fleet::{
+    Ending, Patience, PatienceFacts, PatienceLimits, Route, RouteQuery, Slot, Step, Target, Verdict, route,
+    worth_waiting,
+};
 use words::{Code, Error, Moment};
 
 use crate::client::{Client, Ended, model_id};
@@ -275,9 +278,8 @@ impl Gateway {
                 self.ended(context, clients, nodes, client, Ending::NobodyFound(error));
             }
             Route::Wait(_) => {
-                // Only a node that handed the request back is worth waiting for again, before the first token.
-                let refused = |error: &mut Error| error.code() != Code::Draining && successor.is_none();
-                match relay.last.take_if(refused) {
+                let hopeless = |error: &mut Error| successor.is_none() && !worth_waiting(error.code());
+                match relay.last.take_if(hopeless) {
                     Some(error) => self.ended(context, clients, nodes, client, Ending::NobodyFound(error)),
                     None => {
                         if !std::mem::replace(&mut relay.waits, true) {

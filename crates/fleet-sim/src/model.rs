@@ -66,6 +66,7 @@ fn scheduler(sizes: usize) -> (Scheduler, FakeEngine) {
         // Room for less than the batch, so that requests wait for blocks and preempt each other.
         blocks: CONTEXT_LENGTH.div_ceil(BLOCK_TOKENS) * 3,
         context_length: CONTEXT_LENGTH,
+        width: 0,
         vocab_size: FAKE_VOCABULARY,
     };
     let limits = Limits {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fleet::Origin;
 use inference::sampling::Sampling;
-use inference::{ChoiceStart, EventKind, FinishReason, RequestKey, Submission};
+use inference::{ChoiceStart, EventKind, FinishReason, RequestKey, Submission, Task};
 use rand::Rng;
 use words::{Code, GatewayId, ModelState, Moment};
 
@@ -105,8 +105,11 @@ impl Node {
             request: key,
             prompt: prompt.into(),
             choices,
+            first_choice: 0,
+            task: Task::Generate,
             sampling: Sampling::GREEDY,
             bias: Arc::default(),
+            constraint: None,
             max_tokens: ask.order.max_tokens,
             stop: ask.order.stop.clone(),
             priority: ask.order.priority,
@@ -173,7 +176,7 @@ impl Node {
                 EventKind::Resumed { choice, text, finish } => {
                     stream.folded[choice as usize] = (text, finish);
                 }
-                EventKind::Token { choice, index, id, text, finish } => {
+                EventKind::Token { choice, index, id, text, finish, .. } => {
                     stream.flows = true;
                     if !stream.streamed {
                         let (whole, ended) = &mut stream.folded[choice as usize];
@@ -187,6 +190,8 @@ impl Node {
                     }
                     context.send(stream.conn, ACCEPTOR, Message::Said(token));
                 }
+                // Nobody here asks for either.
+                EventKind::Scored { .. } | EventKind::Embedded { .. } => {}
                 EventKind::Done(_) if context.stormy() && context.rng.random_bool(0.005) => {
                     context.count(Count::LostEnd);
                     let conn = stream.conn;

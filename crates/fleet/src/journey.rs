@@ -235,6 +235,7 @@ impl Journey {
             return Step::Fail(error);
         }
         self.retries += 1;
+        self.search(now);
         Step::Again
     }
 
@@ -309,6 +310,12 @@ impl Journey {
     pub fn accepted(&self) -> usize {
         self.fence.choices().iter().map(|choice| choice.ids.len()).sum()
     }
+}
+
+/// Returns whether a request that failed so before its first token waits when nobody can take it just then: its worker
+/// broke or is leaving, and may be back. Every other failure is a considered word that its client can have at once.
+pub fn worth_waiting(code: Code) -> bool {
+    code == Code::Draining || crashed(code)
 }
 
 /// Failures under which a worker, or the way to it, broke; every other one is its own considered word.

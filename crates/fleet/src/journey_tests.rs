@@ -52,6 +52,19 @@ fn a_crash_after_the_first_token_is_continued_elsewhere_and_has_its_own_patience
 }
 
 #[test]
+fn a_crash_is_worth_waiting_for_and_has_its_own_patience_and_a_considered_word_is_not() {
+    let mut journey = running(true, 0);
+    assert!(matches!(journey.ended(at(9), failed(Code::UpstreamFailed), &mut budget()), Step::Again));
+    assert_eq!(journey.wait_until(), at(19));
+    for code in [Code::UpstreamFailed, Code::UpstreamTimeout, Code::EngineFailed, Code::Draining] {
+        assert!(worth_waiting(code), "{code:?}");
+    }
+    for code in [Code::Overloaded, Code::ModelNotHere, Code::ModelLoading, Code::InvalidRequest, Code::Internal] {
+        assert!(!worth_waiting(code), "{code:?}");
+    }
+}
+
+#[test]
 fn before_the_first_token_nobody_needs_a_successor() {
     let mut journey = running(true, 0);
     assert!(matches!(journey.ended(at(5), failed(Code::UpstreamFailed), &mut budget()), Step::Again));

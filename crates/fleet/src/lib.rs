@@ -13,6 +13,7 @@ pub use attempt::{Accepted, Fence, FenceError};
 pub use budget::RetryBudget;
 pub use journey::{
     CONTINUATIONS_MAX, Ending, HAND_BACKS_MAX, Journey, JourneyLimits, Origin, POISON_CRASHES, Step, Successor,
+    worth_waiting,
 };
 pub use patience::{ASLEEP_AFTER, Patience, PatienceFacts, PatienceLimits, UNREACHABLE_AFTER, Verdict};
 pub use quarantine::{QUARANTINE, Quarantine, SUSPICION};

@@ -232,3 +232,22 @@ fn a_continuation_goes_to_an_equal_worker_best_to_an_exact_one_that_was_restarte
     let chosen: Vec<String> = (1..=5).map(go).collect();
     assert_eq!(chosen, ["no_replica_available", "like", "like-new", "exact", "exact-new"]);
 }
+
+#[test]
+fn a_model_that_is_known_has_as_many_replicas_as_take_requests_for_it() {
+    let on = |name, state, model_state| Some(status(name, state, vec![model(model_state, 0)]));
+    let id = ModelId::new("m").unwrap();
+    let ready = on("a", NodeState::Ready, ModelState::Ready);
+    for (other, count) in [
+        (on("bb", NodeState::Ready, ModelState::Ready), 2),
+        (on("bb", NodeState::Ready, ModelState::Loading), 1),
+        (on("bb", NodeState::Drained, ModelState::Ready), 1),
+        (None, 1),
+    ] {
+        assert_eq!(view(vec![ready.clone(), other]).replicas(at(1100)).get(&id), Some(&count));
+    }
+    let absent = view(vec![on("a", NodeState::Drained, ModelState::Absent)]);
+    assert_eq!(absent.replicas(at(1100)).get(&id), Some(&0), "none, and still known");
+    assert_eq!(view(vec![ready]).replicas(at(9000)).get(&id), Some(&0), "a silent worker takes nothing");
+    assert_eq!(view(vec![None]).replicas(at(1100)).get(&id), None);
+}

@@ -1,5 +1,6 @@
 //! What a gateway knows of its fleet: the last status of each configured neuron, and how fresh it is.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use words::{DrainPhase, Intent, ModelId, ModelState, ModelStatus, Moment, NodeState, NodeStatus};
@@ -133,6 +134,19 @@ impl FleetView {
             }
         }
         found
+    }
+
+    /// Returns every model that some neuron has or is configured with, and how many may get new requests for it.
+    pub fn replicas(&self, now: Moment) -> BTreeMap<ModelId, usize> {
+        let mut replicas = BTreeMap::new();
+        for node in &self.nodes {
+            let routable = node.routable(now).is_some();
+            for model in node.status.iter().flat_map(|status| &status.models) {
+                let ready = routable && model.state == ModelState::Ready;
+                *replicas.entry(model.id.clone()).or_default() += usize::from(ready);
+            }
+        }
+        replicas
     }
 
     /// Returns whether any neuron knows the model, be it absent just now: a drained node names what it will load again.

@@ -7,7 +7,7 @@ use ::http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -92,27 +92,9 @@ impl Http {
         {
             return Err(unusable("it must be http://HOST or https://HOST".into()));
         }
-        let mut tcp = HttpConnector::new();
-        tcp.set_connect_timeout(Some(settings.limits.connect));
-        tcp.set_nodelay(true);
-        tcp.enforce_http(false);
-        let provider = rustls::crypto::ring::default_provider();
-        let roots = match HttpsConnectorBuilder::new().with_provider_and_native_roots(provider.clone()) {
-            Ok(roots) => roots,
-            Err(error) if origin.scheme_str() == Some("https") => {
-                return Err(unusable(format!("this machine's certificates: {error}")));
-            }
-            // A mirror of the house on a machine without certificates: what it redirects to must be plain too.
-            Err(_) => {
-                let config = rustls::ClientConfig::builder_with_provider(std::sync::Arc::new(provider));
-                let config =
-                    config.with_safe_default_protocol_versions().map_err(|error| unusable(error.to_string()))?;
-                let none = config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
-                HttpsConnectorBuilder::new().with_tls_config(none)
-            }
-        };
-        let client =
-            Client::builder(TokioExecutor::new()).build(roots.https_or_http().enable_http1().wrap_connector(tcp));
+        let needs_tls = origin.scheme_str() == Some("https");
+        let connector = service::https::connector(settings.limits.connect, needs_tls).map_err(&unusable)?;
+        let client = Client::builder(TokioExecutor::new()).build(connector);
         let bearer = |token: String| HeaderValue::try_from(format!("Bearer {token}"));
         let authorization = read_token(settings).map(bearer).transpose();
         let mut authorization =

@@ -29,12 +29,12 @@ struct Entry {
     fresh: usize,
 }
 
-/// Returns the longest chain of known blocks that `choice` can begin with. The last token is always left to
-/// compute, for its logits.
+/// Returns the longest chain of known blocks that `choice` can begin with. The positions whose outputs it wants are
+/// left to compute: at least the last.
 fn find_chain(choice: &mut Choice, ledger: &Ledger) -> Vec<BlockId> {
     let size = ledger.block_tokens();
     let mut found = Vec::new();
-    for i in 0..(choice.len() - 1) / size {
+    for i in 0..choice.awaits / size {
         choice.hash_blocks(i + 1, size);
         let tokens = choice.span(i * size..(i + 1) * size);
         let Some(block) = ledger.find(&choice.hashes[i], choice.parent(i), &choice.salt, tokens) else { break };
@@ -221,15 +221,15 @@ impl Scheduler {
         &mut self,
         request: RequestKey,
         found: usize,
-        replays: Vec<(u32, crate::text::Piece)>,
+        replays: Vec<(u32, crate::text::Piece, bool)>,
         events: &mut Vec<Event>,
     ) {
         let prompt = self.requests.get(&request).map_or(0, |entry| entry.usage.prompt_tokens);
         events.push(Event { request, kind: EventKind::Started { cached: found.min(prompt) } });
-        for (choice, piece) in replays {
+        for (choice, piece, runs) in replays {
             let finish = piece.finish;
             events.push(Event { request, kind: EventKind::Resumed { choice, text: piece.text, finish } });
-            if finish.is_some() {
+            if finish.is_some() && !runs {
                 self.close_choice(request, events);
             }
         }

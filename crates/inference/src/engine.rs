@@ -25,8 +25,35 @@ pub struct Capabilities {
     pub blocks: usize,
     /// Most tokens in one sequence, prompt and completion together.
     pub context_length: usize,
-    /// Tokens in the vocabulary: the length of a row's logits.
+    /// Tokens in the vocabulary: how many logits follow a position.
     pub vocab_size: usize,
+    /// Numbers in a position's hidden state.
+    pub width: usize,
+}
+
+/// What a row must give.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing: a prompt's chunk before its last.
+    #[default]
+    Nothing,
+    /// The token after the row's last one, or the logits to choose it by.
+    Token,
+    /// Logits after each of the row's last tokens, this many, at least one; also from a device that samples by itself.
+    Logits(usize),
+    /// The hidden states of the row's last tokens, this many, at least one: the last layer's output, normed.
+    Hidden(usize),
+}
+
+impl Wanted {
+    /// Returns after how many of the row's last tokens something is wanted.
+    pub fn positions(self) -> usize {
+        match self {
+            Wanted::Nothing => 0,
+            Wanted::Token => 1,
+            Wanted::Logits(count) | Wanted::Hidden(count) => count,
+        }
+    }
 }
 
 /// One sequence's part of a step: `tokens` take positions `start..start + tokens.len()`.
@@ -42,8 +69,8 @@ pub struct Row {
     /// `start` may be shared: other rows of the batch may read them too. A block that the row writes to (positions
     /// `start..start + tokens.len()`) is in no other row; it may be the source of one of the batch's copies.
     pub blocks: Vec<BlockId>,
-    /// Whether the row's last token needs an output.
-    pub wants_logits: bool,
+    /// What the row must give.
+    pub wanted: Wanted,
     /// How the next token will be chosen, for a device that samples by itself.
     pub sampling: Sampling,
 }
@@ -78,10 +105,12 @@ impl Batch {
 /// What one row gave.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RowOutput {
-    /// The row asked for nothing (a prompt's chunk before its last).
+    /// The row asked for nothing.
     Nothing,
-    /// Logits after the row's last token, [`Capabilities::vocab_size`] of them.
+    /// [`Capabilities::vocab_size`] logits after each wanted position, in order.
     Logits(Vec<f32>),
+    /// [`Capabilities::width`] numbers of each wanted position, in order.
+    Hidden(Vec<f32>),
     /// The device sampled by itself, with a result equal to [`crate::sampling::sample`].
     Token(u32),
 }

@@ -1,12 +1,16 @@
 //! An engine whose next token is a hash of the context: any lost, doubled or foreign token changes all that follow.
+//!
+//! It chooses tokens by itself; rows that must not have that get logits, which are such hashes too.
 
 use std::collections::BTreeMap;
 
-use crate::engine::{Batch, BlockId, Capabilities, Engine, EngineError, Outputs, Row, RowOutput};
+use crate::engine::{Batch, BlockId, Capabilities, Engine, EngineError, Outputs, Row, RowOutput, Wanted};
 use crate::text::TokenBytes;
 
 /// The fake vocabulary: 256 bytes and the end token.
 pub const FAKE_VOCABULARY: usize = 257;
+/// Numbers in a fake hidden state.
+pub const FAKE_WIDTH: usize = 24;
 /// Ends a choice; the fake engine itself never says it.
 pub const FAKE_END_TOKEN: u32 = 256;
 
@@ -34,9 +38,36 @@ fn pick(hash: u64, last: u32) -> u32 {
     }
 }
 
+/// How far the token of the oracle stands out of the fake logits, which are otherwise below 1.
+const FAKE_PEAK: f32 = 100.0;
+
+/// Returns logits whose likeliest token is the oracle's; all others are noise.
+fn logits(hash: u64, last: u32) -> Vec<f32> {
+    let mut logits: Vec<f32> = (0..FAKE_VOCABULARY as u32).map(|id| noise(hash, id)).collect();
+    logits[pick(hash, last) as usize] = FAKE_PEAK;
+    logits
+}
+
+fn hidden(hash: u64) -> impl Iterator<Item = f32> {
+    (0..FAKE_WIDTH as u32).map(move |index| noise(hash, index) * 2.0 - 1.0)
+}
+
+/// Returns a number from 0 up to 1 that is the context's alone.
+fn noise(hash: u64, index: u32) -> f32 {
+    let mixed = fold(hash, index);
+    ((mixed ^ (mixed >> 31)) >> 16 & 0xffff) as f32 / 65_536.0
+}
+
 /// Returns the token that follows `context`: the oracle, computed from the whole context at once.
 pub fn fake_next_token(context: &[u32]) -> u32 {
     pick(context.iter().fold(START, |hash, token| fold(hash, *token)), context.last().copied().unwrap_or(0))
+}
+
+/// Returns the logits that follow `context`, and its hidden state: oracles, as above.
+#[cfg(test)]
+pub(crate) fn fake_outputs(context: &[u32]) -> (Vec<f32>, Vec<f32>) {
+    let hash = context.iter().fold(START, |hash, token| fold(hash, *token));
+    (logits(hash, context.last().copied().unwrap_or(0)), hidden(hash).collect())
 }
 
 /// The fake engine. Its "KV" is the context's hash at each position, kept by block id, so that a wrong block
@@ -48,9 +79,9 @@ pub struct FakeEngine {
 }
 
 impl FakeEngine {
-    /// Makes an engine with these limits; `vocab_size` is always [`FAKE_VOCABULARY`].
+    /// Makes an engine with these limits; `vocab_size` is always [`FAKE_VOCABULARY`], `width` [`FAKE_WIDTH`].
     pub fn new(capabilities: Capabilities) -> Self {
-        let capabilities = Capabilities { vocab_size: FAKE_VOCABULARY, ..capabilities };
+        let capabilities = Capabilities { vocab_size: FAKE_VOCABULARY, width: FAKE_WIDTH, ..capabilities };
         FakeEngine { capabilities, hashes: vec![0; capabilities.blocks * capabilities.block_tokens] }
     }
 
@@ -126,9 +157,13 @@ impl Engine for FakeEngine {
         }
         let mut rows = Vec::with_capacity(batch.rows.len());
         for row in &batch.rows {
-            let Some(&last) = row.tokens.last() else {
+            let (Some(&last), wanted) = (row.tokens.last(), row.wanted.positions()) else {
                 return Err(EngineError::BadBatch("a row without tokens".into()));
             };
+            if wanted > row.tokens.len() {
+                return Err(EngineError::BadBatch("outputs of more positions than the row has".into()));
+            }
+            let (mut all, first) = (Vec::new(), row.tokens.len() - wanted);
             if row.start + row.tokens.len() > self.capabilities.context_length {
                 return Err(EngineError::BadBatch("a row past the context".into()));
             }
@@ -137,8 +172,20 @@ impl Engine for FakeEngine {
                 hash = fold(hash, *token);
                 let slot = self.slot(row, row.start + i)?;
                 self.hashes[slot] = hash;
+                match row.wanted {
+                    Wanted::Logits(_) if i >= first => all.extend(logits(hash, *token)),
+                    Wanted::Hidden(_) if i >= first => {
+                        all.extend(hidden(hash));
+                    }
+                    _ => {}
+                }
             }
-            rows.push(if row.wants_logits { RowOutput::Token(pick(hash, last)) } else { RowOutput::Nothing });
+            rows.push(match row.wanted {
+                Wanted::Nothing => RowOutput::Nothing,
+                Wanted::Token => RowOutput::Token(pick(hash, last)),
+                Wanted::Logits(_) => RowOutput::Logits(all),
+                Wanted::Hidden(_) => RowOutput::Hidden(all),
+            });
         }
         Ok(Outputs { rows })
     }

@@ -133,6 +133,11 @@ impl Ledger {
         Some((block, hash))
     }
 
+    /// Whether a block with this address can be found.
+    pub fn has_prefix(&self, hash: &PrefixHash) -> bool {
+        self.prefixes.has(hash)
+    }
+
     /// Forgets a cached block that no known block follows, and frees it; `false` when it is none.
     pub fn forget(&mut self, hash: &PrefixHash) -> bool {
         let forgotten = self.prefixes.forget(hash);

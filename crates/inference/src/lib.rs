@@ -4,6 +4,7 @@
 //! the [`Scheduler`] is a synchronous machine, and the [`engine::Engine`] below it is one synchronous call.
 
 mod admit;
+pub mod constraint;
 pub mod engine;
 mod fake;
 mod ledger;
@@ -20,9 +21,12 @@ mod step;
 mod test_kit;
 mod text;
 
-pub use fake::{FAKE_END_TOKEN, FAKE_VOCABULARY, FakeEngine, fake_next_token, fake_token_bytes};
+pub use fake::{FAKE_END_TOKEN, FAKE_VOCABULARY, FAKE_WIDTH, FakeEngine, fake_next_token, fake_token_bytes};
 pub use ledger::Ledger;
 pub use prefix::{PrefixBlock, PrefixHash, Publication, prefix_hash};
-pub use request::{ChoiceStart, Event, EventKind, FinishReason, Limits, Load, Priority, RequestKey, Submission, Usage};
+pub use request::{
+    ChoiceStart, Event, EventKind, FinishReason, Limits, Load, Pooling, Priority, RequestKey, Score, Scoring,
+    Submission, Task, Usage,
+};
 pub use scheduler::Scheduler;
 pub use text::{Assembler, Piece, StopRules, TokenBytes};

@@ -82,6 +82,11 @@ impl PrefixCache {
         (same && content.tokens.iter().copied().eq(tokens)).then_some(content.block)
     }
 
+    /// Whether a block with this address can be found.
+    pub(crate) fn has(&self, hash: &PrefixHash) -> bool {
+        self.entries.contains_key(hash)
+    }
+
     /// Makes a held block findable.
     pub(crate) fn publish(&mut self, content: PrefixBlock) -> Publication {
         if let Some(entry) = self.entries.get(&content.hash) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::engine::{Batch, BlockCopy, BlockId, Engine, EngineError, Row, SequenceId};
+use crate::engine::{Batch, BlockCopy, BlockId, Engine, EngineError, Row, SequenceId, Wanted};
 use crate::request::{ChoiceStart, EventKind, Limits, Submission};
 use crate::sampling::Sampling;
 use crate::test_kit::{Rig, capabilities, done, ids, limits, oracle, submission};
@@ -170,7 +170,7 @@ fn the_fake_engine_refuses_batches_whose_result_depends_on_their_order() {
         tokens: vec![1],
         start,
         blocks: blocks.iter().copied().map(BlockId).collect(),
-        wants_logits: true,
+        wanted: Wanted::Token,
         sampling: Sampling::GREEDY,
     };
     let copy = |from, to| BlockCopy { from: BlockId(from), to: BlockId(to) };

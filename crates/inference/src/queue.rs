@@ -27,8 +27,8 @@ pub(crate) struct Waiting {
     pub(crate) resumed: bool,
     /// Choices that have not ended.
     pub(crate) choices: Vec<Choice>,
-    /// What accepted ids released, by choice; to be told when it first leaves the queue.
-    pub(crate) replays: Vec<(u32, Piece)>,
+    /// What accepted ids released, by choice, and whether that runs; to be told when it first leaves the queue.
+    pub(crate) replays: Vec<(u32, Piece, bool)>,
 }
 
 /// Returns the class that a request counts as: one higher after half of `max_wait`, two after three quarters, so

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use words::{Code, Moment};
 
+use crate::constraint::Grammar;
 use crate::sampling::Sampling;
 use crate::text::StopRules;
 
@@ -49,6 +50,48 @@ pub struct ChoiceStart {
     pub accepted: Vec<u32>,
 }
 
+/// How the hidden states of a prompt become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over all tokens.
+    Mean,
+    /// The last token's.
+    Last,
+}
+
+/// What is told of tokens besides themselves: see [`Score`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scoring {
+    /// How many of the likeliest tokens are told beside each.
+    pub top: usize,
+    /// Whether the prompt's tokens are scored too, from its second on; once, by the first choice that runs,
+    /// whose accepted ids are then scored again as well.
+    pub prompt: bool,
+    /// Whether accepted ids are scored again.
+    pub accepted: bool,
+}
+
+/// What a request wants of the engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Task {
+    /// Tokens.
+    #[default]
+    Generate,
+    /// Tokens, with their scores.
+    Score(Scoring),
+    /// One vector of the prompt, as [`EventKind::Embedded`], and no token.
+    Embed(Pooling),
+}
+
+/// How likely a token was, by the model's own logits: before bias, penalties and temperature.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// Its log-probability, natural; never below [`crate::sampling::LOGPROB_MIN`].
+    pub logprob: f32,
+    /// The likeliest tokens and theirs, falling; of equal ones the lower id first.
+    pub top: Vec<(u32, f32)>,
+}
+
 /// One request.
 #[derive(Clone, Debug)]
 pub struct Submission {
@@ -58,11 +101,17 @@ pub struct Submission {
     pub prompt: Arc<[u32]>,
     /// One entry a choice, at least one and at most [`Limits::max_choices`]. They share the prompt's blocks.
     pub choices: Vec<ChoiceStart>,
+    /// The first choice's number, in events and draws: not 0 where several prompts are one answer.
+    pub first_choice: u32,
+    /// What is wanted.
+    pub task: Task,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Added to the logits of these tokens; engines that choose tokens by themselves know nothing of it.
     pub bias: Arc<[(u32, f32)]>,
-    /// Most tokens a choice may have, accepted ones included; at least one.
+    /// What every choice must be; see [`crate::constraint`]. Without effect on an embedding.
+    pub constraint: Option<Arc<dyn Grammar>>,
+    /// Most tokens a choice may have, accepted ones included; at least one, and none for an embedding.
     pub max_tokens: usize,
     /// When a choice ends by what it says.
     pub stop: Arc<StopRules>,
@@ -141,6 +190,26 @@ pub enum EventKind {
         text: String,
         /// Set when it ended the choice.
         finish: Option<FinishReason>,
+        /// How likely it was, for a [`Task::Score`]; never of an end token, which is no part of the answer.
+        score: Option<Box<Score>>,
+    },
+    /// How likely a token was that this request came with.
+    Scored {
+        /// The choice.
+        choice: u32,
+        /// The token's place, counted from the prompt's start.
+        position: usize,
+        /// The token.
+        id: u32,
+        /// How likely it was.
+        score: Score,
+    },
+    /// The prompt as one vector.
+    Embedded {
+        /// The choice.
+        choice: u32,
+        /// [`crate::engine::Capabilities::width`] numbers.
+        vector: Vec<f32>,
     },
     /// Every choice has ended.
     Done(Usage),

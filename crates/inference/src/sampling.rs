@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::request::Score;
+
 /// How the next token is chosen. Filters apply in this order: temperature, top-k, top-p, min-p.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -112,6 +114,27 @@ pub fn uniform(seed: u64, choice: u32, index: u32) -> f64 {
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// The least log-probability that is told, also of what is impossible: JSON knows no infinity, and OpenAI says so too.
+pub const LOGPROB_MIN: f32 = -9999.0;
+
+/// Says how likely `id` was, and the `top` likeliest tokens: the log-softmax of `logits`, of which NaN is impossible.
+pub fn score(logits: &[f32], id: u32, top: usize) -> Score {
+    let highest = logits.iter().fold(f32::NEG_INFINITY, |highest, logit| highest.max(*logit));
+    let total: f64 = logits.iter().filter(|l| !l.is_nan()).map(|logit| f64::from(logit - highest).exp()).sum();
+    let logprob = |logit: f32| ((f64::from(logit - highest) - total.ln()) as f32).max(LOGPROB_MIN);
+    let mut best: Vec<(u32, f32)> = Vec::with_capacity(top + 1);
+    for (id, &logit) in (0u32..).zip(logits) {
+        if logit.is_nan() || best.len() == top && best.last().is_none_or(|(_, least)| logit <= *least) {
+            continue;
+        }
+        let place = best.partition_point(|(_, other)| *other >= logit);
+        best.insert(place, (id, logit));
+        best.truncate(top);
+    }
+    let own = logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    Score { logprob: logprob(own), top: best.into_iter().map(|(id, logit)| (id, logprob(logit))).collect() }
+}
+
 /// Returns the likeliest token, the lowest id on a tie; NaN never wins.
 pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = (0, f32::NEG_INFINITY);
@@ -181,6 +204,20 @@ mod tests {
 
     fn logits() -> Vec<f32> {
         vec![1.0, 3.0, 2.0, 3.0, f32::NEG_INFINITY, 0.0]
+    }
+
+    #[test]
+    fn a_score_is_the_log_softmax_and_its_top_falls_with_the_lower_id_first() {
+        let score = super::score(&logits(), 2, 3);
+        let total: f64 = [1.0, 3.0, 2.0, 3.0, 0.0f64].iter().map(|logit| logit.exp()).sum();
+        let logprob = |logit: f64| (logit - total.ln()) as f32;
+        let near = |a: f32, b: f32| (a - b).abs() < 1e-6;
+        assert!(near(score.logprob, logprob(2.0)), "{score:?}");
+        assert_eq!(score.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 3, 2]);
+        assert!(near(score.top[0].1, logprob(3.0)) && score.top[2].1 == score.logprob);
+        assert_eq!(super::score(&logits(), 4, 0), Score { logprob: LOGPROB_MIN, top: vec![] });
+        assert_eq!(super::score(&[f32::NAN, 0.0], 0, 9).top, [(1, 0.0)]);
+        assert_eq!(super::score(&[f32::NAN], 0, 1), Score { logprob: LOGPROB_MIN, top: vec![] });
     }
 
     #[test]

@@ -16,12 +16,13 @@ use std::sync::Arc;
 
 use words::{Code, Moment};
 
+use crate::constraint::Violation;
 use crate::engine::{BlockId, Capabilities, SequenceId};
 use crate::ledger::Ledger;
 use crate::prefix::{PrefixBlock, PrefixHash};
 use crate::queue::{Queue, Waiting};
-use crate::request::{Event, EventKind, Limits, Load, Priority, RequestKey, Submission, Usage};
-use crate::sequence::{Choice, Sequence, first_own};
+use crate::request::{Event, EventKind, Limits, Load, Priority, RequestKey, Scoring, Submission, Task, Usage};
+use crate::sequence::{Choice, Sequence, first_awaited};
 use crate::text::{Assembler, Piece, TokenBytes};
 
 /// What a request keeps from its submission to its end, queued or running.
@@ -40,6 +41,9 @@ pub(crate) struct Request {
     /// The first position that a leader computed.
     pub(crate) computed_from: Option<usize>,
 }
+
+/// The choices of a request that have not ended, and what their accepted ids released.
+type Begun = (Vec<Choice>, Vec<(u32, Piece, bool)>);
 
 /// The scheduler of one engine. Deterministic: equal calls give equal batches and events.
 pub struct Scheduler {
@@ -89,7 +93,8 @@ impl Scheduler {
     ///
     /// # Errors
     /// `ContextLengthExceeded` when it can never fit, `Overloaded` when the queue is full, `InvalidRequest` when
-    /// it breaks [`Submission`]'s own bounds. A refused request leaves no trace.
+    /// it breaks [`Submission`]'s own bounds, `ResumeMismatch` when accepted ids break its constraint. A refused
+    /// request leaves no trace.
     pub fn submit(&mut self, now: Moment, submission: Submission) -> Result<(), words::Error> {
         self.check(&submission)?;
         let accepted: usize = submission.choices.iter().map(|choice| choice.accepted.len()).sum();
@@ -99,55 +104,66 @@ impl Scheduler {
         if before >= self.limits.max_waiting && !self.fits_now(&submission) {
             return Err(words::Error::new(Code::Overloaded, "the model's queue is full; try again shortly"));
         }
+        let usage = Usage { prompt_tokens: submission.prompt.len(), completion_tokens: accepted, ..Usage::default() };
+        let (request, class, deadline) = (submission.request, submission.priority, submission.deadline);
+        let open = submission.choices.len();
+        let (choices, replays) = self.begin(submission)?;
         let arrival = self.next_arrival;
         self.next_arrival += 1;
-        let usage = Usage { prompt_tokens: submission.prompt.len(), completion_tokens: accepted, ..Usage::default() };
-        let (request, class) = (submission.request, submission.priority);
         let entry = Request {
             usage,
-            open: submission.choices.len(),
+            open,
             paused: false,
             class,
             arrival,
             since: now,
-            deadline: submission.deadline,
+            deadline,
             preemptions: 0,
             leader: None,
             computed_from: None,
         };
         self.requests.insert(request, entry);
-        let (choices, replays) = self.begin(submission);
         self.queue.push(Waiting { request, class, arrival, since: now, ran: false, resumed, choices, replays });
         Ok(())
     }
 
-    /// Replays the accepted ids; returns the choices that these have not ended, and what they released.
-    fn begin(&self, submission: Submission) -> (Vec<Choice>, Vec<(u32, Piece)>) {
+    /// Replays the accepted ids.
+    fn begin(&self, submission: Submission) -> Result<Begun, Violation> {
         let limit = self.most_said(&submission);
         let (mut choices, mut replays) = (Vec::new(), Vec::new());
-        for (index, start) in (0u32..).zip(submission.choices) {
-            let mut assembler = Assembler::new(self.table.clone(), submission.stop.clone(), limit);
-            let piece = replay(&mut assembler, &start.accepted);
+        for (index, start) in (submission.first_choice..).zip(submission.choices) {
+            let mut choice = Choice {
+                request: submission.request,
+                index,
+                prompt: submission.prompt.clone(),
+                task: submission.task,
+                awaits: 0,
+                ended_by: None,
+                pooled: Vec::new(),
+                said: Vec::with_capacity(start.accepted.len()),
+                positions: submission.prompt.len() + limit,
+                assembler: Assembler::new(self.table.clone(), submission.stop.clone(), limit),
+                matcher: submission.constraint.as_ref().map(|grammar| grammar.open()).transpose()?,
+                sampling: submission.sampling,
+                bias: submission.bias.clone(),
+                salt: submission.salt,
+                hashes: Vec::new(),
+            };
+            let piece = replay(&mut choice, &start.accepted)?;
             let ended = piece.finish.is_some();
+            // A choice that is over runs again where its tokens are to be scored.
+            let runs = !ended || matches!(submission.task, Task::Score(Scoring { accepted: true, .. }));
             if !start.accepted.is_empty() {
-                replays.push((index, piece));
+                replays.push((index, piece, runs));
             }
-            if !ended {
-                choices.push(Choice {
-                    request: submission.request,
-                    index,
-                    prompt: submission.prompt.clone(),
-                    said: start.accepted,
-                    positions: submission.prompt.len() + limit,
-                    assembler,
-                    sampling: submission.sampling,
-                    bias: submission.bias.clone(),
-                    salt: submission.salt,
-                    hashes: Vec::new(),
-                });
+            choice.ended_by = if ended { choice.said.pop() } else { None };
+            let (prompt, said) = (submission.prompt.len(), choice.said.len());
+            choice.awaits = first_awaited(submission.task, prompt, said, choices.is_empty());
+            if runs {
+                choices.push(choice);
             }
         }
-        (choices, replays)
+        Ok((choices, replays))
     }
 
     /// Returns the most tokens that a choice can say.
@@ -161,8 +177,9 @@ impl Scheduler {
         if submission.prompt.is_empty() {
             return invalid("the prompt has no tokens");
         }
-        if submission.choices.is_empty() || submission.max_tokens == 0 {
-            return invalid("a request needs a choice and at least one token to generate");
+        let embeds = matches!(submission.task, Task::Embed(_));
+        if submission.choices.is_empty() || embeds != (submission.max_tokens == 0) {
+            return invalid("a request needs a choice and, but for an embedding, at least one token to generate");
         }
         let rows = submission.choices.len();
         if rows > self.limits.max_choices {
@@ -181,7 +198,7 @@ impl Scheduler {
             return invalid("a resume has more accepted ids than max_tokens allows");
         }
         let prompt = submission.prompt.len();
-        if prompt >= context || prompt + longest > context {
+        if prompt + usize::from(!embeds) > context || prompt + longest > context {
             return Err(words::Error::new(
                 Code::ContextLengthExceeded,
                 format!("the prompt has {prompt} tokens; the model's context holds {context}, the answer included"),
@@ -207,7 +224,8 @@ impl Scheduler {
     fn blocks_needed(&self, submission: &Submission) -> usize {
         let prompt = submission.prompt.len();
         let each = self.ledger.blocks_for(prompt + self.most_said(submission));
-        let shared = |accepted: &[u32]| first_own(prompt, accepted.len()) / self.ledger.block_tokens();
+        let own = |accepted: &[u32]| prompt.min(first_awaited(submission.task, prompt, accepted.len(), false));
+        let shared = |accepted: &[u32]| own(accepted) / self.ledger.block_tokens();
         let others = submission.choices.iter().skip(1).map(|choice| each - shared(&choice.accepted));
         each + others.sum::<usize>()
     }
@@ -335,23 +353,28 @@ impl Scheduler {
         self.ledger.import(parent, salt, tokens)
     }
 
+    /// Whether a block with this address can be found.
+    pub fn knows_prefix(&self, hash: &PrefixHash) -> bool {
+        self.ledger.has_prefix(hash)
+    }
+
     /// Forgets a cached block that could not be filled; `false` when it is unknown, in use, or has children.
     pub fn forget_prefix(&mut self, hash: &PrefixHash) -> bool {
         self.ledger.forget(hash)
     }
 }
 
-fn replay(assembler: &mut Assembler, accepted: &[u32]) -> Piece {
+fn replay(choice: &mut Choice, accepted: &[u32]) -> Result<Piece, Violation> {
     let mut whole = Piece::default();
     for id in accepted {
-        let piece = assembler.push(*id);
+        let piece = choice.take(*id)?;
         whole.text.push_str(&piece.text);
         whole.finish = piece.finish;
         if whole.finish.is_some() {
             break;
         }
     }
-    whole
+    Ok(whole)
 }
 
 #[cfg(test)]

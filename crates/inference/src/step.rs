@@ -2,13 +2,17 @@
 
 use words::{Code, Moment};
 
-use crate::engine::{Batch, BlockCopy, Outputs, Row, RowOutput, SequenceId};
+use crate::engine::{Batch, BlockCopy, Capabilities, Outputs, Row, RowOutput, SequenceId, Wanted};
 use crate::ledger::Ledger;
 use crate::prefix::{PrefixBlock, Publication};
-use crate::request::{Event, EventKind};
+use crate::request::{Event, EventKind, RequestKey};
 use crate::scheduler::Scheduler;
-use crate::sequence::Sequence;
+use crate::sequence::{Choice, Sequence};
 use crate::text::Piece;
+
+/// Most positions of prompts and accepted ids in one step after which logits are wanted: each is a row of the
+/// vocabulary's length, so 64 of them are some 40 MB for the largest vocabularies.
+const SCORED_PER_STEP: usize = 64;
 
 impl Scheduler {
     /// Plans the next step, or returns `None` when there is nothing to run.
@@ -36,11 +40,19 @@ impl Scheduler {
             add_row(&mut batch, seq, 1, &self.ledger);
         }
         let mut budget = budget.min(self.limits.prefill_tokens.max(1));
+        let mut scored = SCORED_PER_STEP;
         for seq in ready.iter().filter(|seq| seq.pending() > 1) {
             if budget == 0 || batch.rows.len() == self.capabilities.max_batch {
                 break;
             }
-            let chunk = seq.pending().min(budget);
+            let mut chunk = seq.pending().min(budget);
+            if let Wanted::Logits(count) = seq.choice.wanted(seq.computed, seq.computed + chunk) {
+                chunk -= count.saturating_sub(scored);
+                scored -= count.min(scored);
+            }
+            if chunk == 0 {
+                continue;
+            }
             budget -= chunk;
             add_row(&mut batch, seq, chunk, &self.ledger);
         }
@@ -63,29 +75,69 @@ impl Scheduler {
             self.note_computed(row);
             self.hand_over(row.sequence);
             let Some(seq) = self.running.get_mut(&row.sequence) else { continue };
-            let (choice, index) = (seq.choice.index, seq.choice.said.len() as u32);
-            let id = match output {
-                _ if !row.wants_logits => continue,
-                RowOutput::Nothing => {
-                    // Without a token it would never be planned again.
-                    self.fail(request, Code::EngineFailed, "the engine gave no output", events);
+            let Capabilities { vocab_size: vocabulary, width, .. } = self.capabilities;
+            let chosen = match (row.wanted, output) {
+                (Wanted::Logits(count), RowOutput::Logits(logits))
+                    if seq.choice.ended_by.is_some() && logits.len() == count * vocabulary =>
+                {
+                    score_known(&mut seq.choice, count, &logits, vocabulary, events);
+                    if seq.computed == seq.choice.len() {
+                        self.end_choice(row.sequence, request, events);
+                    }
                     continue;
                 }
-                RowOutput::Token(id) => id,
-                RowOutput::Logits(logits) => seq.choice.choose(logits),
+                (Wanted::Nothing, _) => continue,
+                (Wanted::Token, RowOutput::Token(id)) => Ok((id, None)),
+                (Wanted::Token, RowOutput::Logits(logits)) if logits.len() == vocabulary => {
+                    seq.choice.choose(logits).map(|id| (id, None))
+                }
+                (Wanted::Logits(count), RowOutput::Logits(logits)) if logits.len() == count * vocabulary => {
+                    score_known(&mut seq.choice, count, &logits, vocabulary, events);
+                    if seq.computed < seq.choice.len() {
+                        continue;
+                    }
+                    let last = &logits[(count - 1) * vocabulary..];
+                    let chosen = seq.choice.choose(last.to_vec());
+                    chosen.map(|id| (id, seq.choice.score(last, id).map(Box::new)))
+                }
+                (Wanted::Hidden(count), RowOutput::Hidden(hidden)) if hidden.len() == count * width => {
+                    if let Some(vector) = seq.choice.pool(&hidden, width) {
+                        let choice = seq.choice.index;
+                        events.push(Event { request, kind: EventKind::Embedded { choice, vector } });
+                        self.end_choice(row.sequence, request, events);
+                    }
+                    continue;
+                }
+                _ => {
+                    // Without its output it would never be planned again.
+                    self.fail(request, Code::EngineFailed, "the engine gave another output than was wanted", events);
+                    continue;
+                }
             };
-            let Piece { text, finish } = seq.choice.assembler.push(id);
-            seq.choice.said.push(id);
+            let (choice, index) = (seq.choice.index, seq.choice.said.len() as u32);
+            let taken = chosen.and_then(|(id, score)| Ok((id, score, seq.choice.take(id)?)));
+            let (id, score, Piece { text, finish }) = match taken {
+                Ok(taken) => taken,
+                Err(violation) => {
+                    let (code, message) = violation.told();
+                    self.fail(request, code, message, events);
+                    continue;
+                }
+            };
             if let Some(entry) = self.requests.get_mut(&request) {
                 entry.usage.completion_tokens += 1;
             }
-            events.push(Event { request, kind: EventKind::Token { choice, index, id, text, finish } });
-            if finish.is_some()
-                && let Some(seq) = self.running.remove(&row.sequence)
-            {
-                self.release(seq);
-                self.close_choice(request, events);
+            events.push(Event { request, kind: EventKind::Token { choice, index, id, text, finish, score } });
+            if finish.is_some() {
+                self.end_choice(row.sequence, request, events);
             }
+        }
+    }
+
+    fn end_choice(&mut self, sequence: SequenceId, request: RequestKey, events: &mut Vec<Event>) {
+        if let Some(seq) = self.running.remove(&sequence) {
+            self.release(seq);
+            self.close_choice(request, events);
         }
     }
 
@@ -143,6 +195,19 @@ impl Scheduler {
     }
 }
 
+/// Tells how likely the tokens were that a choice has already, of which `logits` are the last `count` positions computed.
+fn score_known(choice: &mut Choice, count: usize, logits: &[f32], vocabulary: usize, events: &mut Vec<Event>) {
+    for (position, logits) in (choice.awaits + 1..).zip(logits.chunks_exact(vocabulary)).take(count) {
+        let id = if position < choice.len() { choice.span(position..position + 1).next() } else { choice.ended_by };
+        let Some(id) = id else { return };
+        choice.awaits = position.min(choice.len() - 1);
+        if let Some(score) = choice.score(logits, id) {
+            let kind = EventKind::Scored { choice: choice.index, position, id, score };
+            events.push(Event { request: choice.request, kind });
+        }
+    }
+}
+
 /// Adds a row that runs the next `chunk` tokens of `seq`.
 fn add_row(batch: &mut Batch, seq: &Sequence, chunk: usize, ledger: &Ledger) {
     let end = seq.computed + chunk;
@@ -154,7 +219,7 @@ fn add_row(batch: &mut Batch, seq: &Sequence, chunk: usize, ledger: &Ledger) {
         tokens: seq.choice.span(seq.computed..end).collect(),
         start: seq.computed,
         blocks: seq.blocks[..ledger.blocks_for(end)].to_vec(),
-        wants_logits: end == seq.choice.len(),
+        wanted: seq.choice.wanted(seq.computed, end),
         sampling: seq.choice.sampling,
     });
 }
@@ -183,6 +248,9 @@ fn publish(seq: &mut Sequence, ledger: &mut Ledger) {
     }
 }
 
+#[cfg(test)]
+#[path = "task_tests.rs"]
+mod task_tests;
 #[cfg(test)]
 #[path = "step_tests.rs"]
 mod tests;

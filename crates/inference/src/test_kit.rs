@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use words::Moment;
 
-use crate::engine::{Batch, BlockId, Capabilities, Engine, SequenceId};
+use crate::engine::{Batch, BlockId, Capabilities, Engine, Row, SequenceId};
 use crate::fake::{FakeEngine, fake_next_token, fake_token_bytes};
 use crate::prefix::PrefixBlock;
-use crate::request::{ChoiceStart, Event, EventKind, Limits, Priority, RequestKey, Submission, Usage};
+use crate::request::{ChoiceStart, Event, EventKind, Limits, Priority, RequestKey, Submission, Task, Usage};
 use crate::sampling::Sampling;
 use crate::scheduler::Scheduler;
 
@@ -22,6 +22,7 @@ pub(crate) fn capabilities() -> Capabilities {
         blocks: 64,
         context_length: 96,
         vocab_size: crate::FAKE_VOCABULARY,
+        width: crate::FAKE_WIDTH,
     }
 }
 
@@ -45,8 +46,11 @@ pub(crate) fn submission(key: u64, prompt: &str, max_tokens: usize) -> Submissio
         request: RequestKey(key),
         prompt: prompt.bytes().map(u32::from).collect(),
         choices: vec![ChoiceStart::default()],
+        first_choice: 0,
+        task: Task::Generate,
         sampling: Sampling::GREEDY,
         bias: Arc::new([]),
+        constraint: None,
         max_tokens,
         stop: Arc::default(),
         priority: Priority::Normal,
@@ -252,7 +256,8 @@ impl Rig {
             let key = (choice.request.0, choice.index);
             self.computed.entry(key).or_default().extend(row.start..row.start + row.tokens.len());
         }
-        let order: Vec<bool> = batch.rows.iter().map(|row| row.tokens.len() > 1 || !row.wants_logits).collect();
+        let ends = |row: &Row| row.start + row.tokens.len() == self.sequence(row.sequence).choice.len();
+        let order: Vec<bool> = batch.rows.iter().map(|row| row.tokens.len() > 1 || !ends(row)).collect();
         assert!(order.is_sorted(), "decodes come first");
     }
 

@@ -152,7 +152,7 @@ impl Assembler {
     }
 
     /// Releases all that is left; a character that never became whole turns into U+FFFD.
-    fn flush(&mut self) -> String {
+    pub(crate) fn flush(&mut self) -> String {
         let mut text = std::mem::take(&mut self.held);
         if !std::mem::take(&mut self.partial).is_empty() {
             text.push(char::REPLACEMENT_CHARACTER);

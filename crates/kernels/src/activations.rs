@@ -100,6 +100,11 @@ impl Activations {
         self.columns
     }
 
+    /// Returns the rows as floats, which they are whatever other forms were wanted.
+    pub fn floats(&self) -> &[f32] {
+        &self.floats
+    }
+
     pub(crate) fn has(&self) -> Wanted {
         self.has
     }

@@ -68,6 +68,8 @@ pub struct ModelFiles {
     pub template: Option<ChatTemplate>,
     /// What its makers say about generation.
     pub defaults: GenerationDefaults,
+    /// Every token that ends an answer: the tokenizer's, and those that its makers name for generation.
+    pub end_tokens: Vec<u32>,
     /// Which architecture it has.
     pub architecture: String,
     /// Most tokens of prompt and answer together.
@@ -134,9 +136,25 @@ fn template_source(folder: &Path, header: &Header) -> Option<String> {
     }
 }
 
-fn defaults(folder: &Path, header: &Header) -> GenerationDefaults {
+/// Adds to `ends` what the makers name, one token or several, as far as those are tokens at all.
+fn end_tokens(side: &Json, ends: &[u32], vocabulary: usize) -> Vec<u32> {
+    let named = match &side["eos_token_id"] {
+        Json::Array(ids) => ids.as_slice(),
+        id => std::slice::from_ref(id),
+    };
+    let named = named.iter().filter_map(Json::as_u64).filter(|id| *id < vocabulary as u64).map(|id| id as u32);
+    let mut all: Vec<u32> = ends.iter().copied().chain(named).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+fn generation_config(folder: &Path) -> Json {
     let side = side_file(folder, "generation_config.json").and_then(|text| serde_json::from_str::<Json>(&text).ok());
-    let side = side.unwrap_or_default();
+    side.unwrap_or_default()
+}
+
+fn defaults(side: &Json, header: &Header) -> GenerationDefaults {
     let number = |key: &str, named: &str| {
         let own = header.f32(&format!("general.sampling.{named}"));
         own.or(side[key].as_f64().map(|number| number as f32)).filter(|number| number.is_finite() && *number >= 0.0)
@@ -175,20 +193,30 @@ impl ModelFiles {
         let architecture = header.str(key).ok_or_else(|| missing(key.into()))?.to_string();
         let key = format!("{architecture}.context_length");
         let context_length = header.u64(&key).ok_or_else(|| missing(key))? as usize;
-        let defaults = defaults(&folder, &header);
-        Ok(ModelFiles { path, header, tokenizer, template, defaults, architecture, context_length })
+        let side = generation_config(&folder);
+        let defaults = defaults(&side, &header);
+        let end_tokens = end_tokens(&side, tokenizer.end_tokens(), tokenizer.vocab_size());
+        Ok(ModelFiles { path, header, tokenizer, template, defaults, end_tokens, architecture, context_length })
     }
 
-    /// Renders messages into the prompt's text.
+    /// Renders a chat into the prompt's text. As transformers has it, `tools` is none when there are no tools, and
+    /// `variables` are variables like the others; those that are set here win.
     ///
     /// # Errors
-    /// [`TemplateError`]; `Source` when the model has no template.
-    pub fn render(&self, messages: &[Json], now: i64) -> Result<String, TemplateError> {
-        let none = || TemplateError::Source("the model has none; it was not made for chats".into());
-        let template = self.template.as_ref().ok_or_else(none)?;
+    /// [`TemplateError`]; `Absent` when the model has no template.
+    pub fn render(
+        &self,
+        messages: &[Json],
+        tools: &[Json],
+        variables: &Map<String, Json>,
+        now: i64,
+    ) -> Result<String, TemplateError> {
+        let template = self.template.as_ref().ok_or(TemplateError::Absent)?;
         let named = |id: Option<u32>| id.and_then(|id| self.tokenizer.token_text(id)).unwrap_or_default();
-        let mut context = Map::new();
-        context.insert("messages".into(), Json::Array(messages.to_vec()));
+        let mut context = variables.clone();
+        let messages = messages.iter().map(|message| template.fit_arguments(message)).collect();
+        context.insert("messages".into(), Json::Array(messages));
+        context.insert("tools".into(), if tools.is_empty() { Json::Null } else { tools.into() });
         context.insert("add_generation_prompt".into(), true.into());
         context.insert("bos_token".into(), named(self.tokenizer.bos()).into());
         context.insert("eos_token".into(), named(self.tokenizer.eos()).into());
@@ -206,7 +234,7 @@ impl ModelFiles {
         hash.update(&self.tokenizer.fingerprint());
         let template = self.template.as_ref().map(ChatTemplate::source).unwrap_or_default();
         hash.update(blake3::hash(template.as_bytes()).as_bytes());
-        hash.update(format!("{context_length} {stream_format}").as_bytes());
+        hash.update(format!("{context_length} {stream_format} {:?}", self.end_tokens).as_bytes());
         // Everything of the architecture's own: RoPE, epsilons, head counts.
         let prefix = format!("{}.", self.architecture);
         for (key, value) in self.header.metadata.iter().filter(|(key, _)| key.starts_with(&prefix)) {
@@ -232,6 +260,49 @@ impl ModelFiles {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn generation_defaults_come_from_the_file_then_from_what_lies_beside_it() {
+        let side: Json = serde_json::from_str(
+            r#"{"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.1,
+            "eos_token_id": [7, 3, 900]}"#,
+        )
+        .unwrap();
+        let all = GenerationDefaults {
+            temperature: Some(0.6),
+            top_p: Some(0.95),
+            top_k: Some(20),
+            min_p: Some(0.05),
+            repetition: Some(1.1),
+        };
+        let none = || Header {
+            version: 3,
+            metadata: std::collections::BTreeMap::new(),
+            tensors: Vec::new(),
+            alignment: 32,
+            data_offset: 0,
+        };
+        let mut header = none();
+        assert_eq!(defaults(&side, &header), all);
+        assert_eq!(end_tokens(&side, &[2, 3], 100), [2, 3, 7]);
+        assert_eq!(end_tokens(&serde_json::json!({"eos_token_id": 5}), &[2], 100), [2, 5]);
+        assert_eq!(end_tokens(&Json::Null, &[2], 100), [2]);
+        // What the file itself says comes first; greedy models say so beside it.
+        for (key, value) in [("temp", 0.3), ("top_p", 0.5), ("top_k", 9.0), ("min_p", 0.1), ("penalty_repeat", 1.3)] {
+            header.metadata.insert(format!("general.sampling.{key}"), gguf::Value::F32(value));
+        }
+        let own = GenerationDefaults {
+            temperature: Some(0.3),
+            top_p: Some(0.5),
+            top_k: Some(9),
+            min_p: Some(0.1),
+            repetition: Some(1.3),
+        };
+        assert_eq!(defaults(&side, &header), own);
+        let greedy: Json = serde_json::json!({"do_sample": false, "temperature": 0.7, "top_p": -1.0});
+        let told = defaults(&greedy, &none());
+        assert_eq!((told.temperature, told.top_p), (Some(0.0), None));
+    }
 
     #[test]
     fn a_folder_needs_one_file_or_a_quant_that_picks_one() {

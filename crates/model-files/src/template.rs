@@ -1,5 +1,6 @@
 //! Chat templates: Jinja2 as Hugging Face renders it, on minijinja, with bounds.
 
+mod arguments;
 mod python;
 
 use std::io::{self, Write};
@@ -7,12 +8,16 @@ use std::io::{self, Write};
 use minijinja::{Environment, Error as JinjaError, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
 
+use arguments::Arguments;
+
 /// What a template may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes of the template.
     pub source_bytes: usize,
-    /// Steps of a rendering.
+    /// Names, numbers and signs in one tag: how deep its expression can be, and so how much of the stack it can take.
+    pub tag_tokens: usize,
+    /// Steps of a rendering, and so its time: about a second for the default, of which thousands of messages take a part.
     pub fuel: u64,
     /// Depth of calls and includes.
     pub recursion: usize,
@@ -22,7 +27,8 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { source_bytes: 1 << 20, fuel: 20_000_000, recursion: 200, output_bytes: 64 << 20 }
+        // The longest tag of a published template has 58.
+        Limits { source_bytes: 1 << 20, tag_tokens: 1000, fuel: 4_000_000, recursion: 200, output_bytes: 16 << 20 }
     }
 }
 
@@ -32,6 +38,9 @@ pub enum TemplateError {
     /// It does not parse, or is over its limit.
     #[error("the chat template is unusable: {0}")]
     Source(String),
+    /// There is none.
+    #[error("the model has no chat template; it was not made for chats")]
+    Absent,
     /// It refused the messages by `raise_exception`.
     #[error("the chat template refuses these messages: {0}")]
     Raised(String),
@@ -45,9 +54,13 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
     limits: Limits,
+    arguments: Arguments,
 }
 
 const NAME: &str = "chat";
+
+/// No template has so many lines, or so long ones.
+const LINE_MAX: usize = 60_000;
 
 /// The cause of `raise_exception`'s error, by which it is told from all others, however deep in macros it was raised.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +88,16 @@ impl ChatTemplate {
             let words = format!("it has {} bytes, more than {}", source.len(), limits.source_bytes);
             return Err(TemplateError::Source(words));
         }
+        // The lexer counts lines, and characters of a line, in sixteen bits.
+        let lines = source.split('\n');
+        if lines.clone().any(|line| line.len() >= LINE_MAX) || lines.count() >= LINE_MAX {
+            return Err(TemplateError::Source(format!("it has {LINE_MAX} lines or more, or bytes in one line")));
+        }
+        let tokens = longest_tag(source.as_bytes());
+        if tokens > limits.tag_tokens {
+            let words = format!("one of its tags has {tokens} names and signs, more than {}", limits.tag_tokens);
+            return Err(TemplateError::Source(words));
+        }
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
@@ -88,12 +111,21 @@ impl ChatTemplate {
         environment.add_filter("length", python::length);
         environment.add_filter("count", python::length);
         environment.add_filter("string", |value: Value| python::text(&value));
+        environment.add_test("iterable", python::iterable);
         environment.add_function("raise_exception", |message: String| -> Result<Value, JinjaError> {
             Err(JinjaError::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
         });
         let compiled = environment.add_template_owned(NAME, source.to_string());
         compiled.map_err(|error| TemplateError::Source(format!("{error:#}")))?;
-        Ok(ChatTemplate { environment, source: source.to_string(), limits })
+        let mut template =
+            ChatTemplate { environment, source: source.to_string(), limits, arguments: Arguments::default() };
+        template.arguments = Arguments::wanted_by(&template);
+        Ok(template)
+    }
+
+    /// Returns a message with the arguments of its calls in the form that this template prints well.
+    pub fn fit_arguments(&self, message: &Json) -> Json {
+        self.arguments.fit(message)
     }
 
     /// Returns the template's text.
@@ -119,6 +151,52 @@ impl ChatTemplate {
         template.render_captured_to(context, &mut out).map_err(failed)?;
         String::from_utf8(out.bytes).map_err(|error| TemplateError::Render(error.to_string()))
     }
+}
+
+/// Returns how many names, numbers and signs the longest tag has; text in quotes is one. A tag ends where its brackets
+/// do, as the lexer sees it; one without an end goes on to the template's.
+fn longest_tag(source: &[u8]) -> usize {
+    let (mut at, mut longest) = (0, 0);
+    while at < source.len() {
+        match source.get(at..at + 2) {
+            Some(b"{{" | b"{%") => {
+                let (tokens, end) = tag(source, at + 2);
+                longest = longest.max(tokens);
+                at = end;
+            }
+            Some(b"{#") => {
+                let end = source[at..].windows(2).position(|pair| pair == b"#}");
+                at = end.map_or(source.len(), |end| at + end + 2);
+            }
+            _ => at += 1,
+        }
+    }
+    longest
+}
+
+/// Counts a tag's tokens; returns also where it ends.
+fn tag(source: &[u8], mut at: usize) -> (usize, usize) {
+    let (mut tokens, mut open) = (0, 0usize);
+    let word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_' || !byte.is_ascii();
+    while let Some(byte) = source.get(at) {
+        tokens += 1;
+        at += 1;
+        match byte {
+            b'}' | b'%' if open == 0 && source.get(at) == Some(&b'}') => return (tokens, at + 1),
+            b'(' | b'[' | b'{' => open += 1,
+            b')' | b']' | b'}' => open = open.saturating_sub(1),
+            b'\'' | b'"' => {
+                while source.get(at).is_some_and(|inner| inner != byte) {
+                    at += if source[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            byte if byte.is_ascii_whitespace() => tokens -= 1,
+            byte if word(byte) => at += source[at..].iter().take_while(|&byte| word(byte)).count(),
+            _ => {}
+        }
+    }
+    (tokens, source.len())
 }
 
 fn strftime(now: i64, format: &str) -> Result<String, JinjaError> {
@@ -147,5 +225,7 @@ impl Write for Bounded {
     }
 }
 
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod tests;

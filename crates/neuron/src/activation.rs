@@ -27,6 +27,7 @@ pub(crate) fn spec_of(entry: &ModelEntry) -> Result<LoadSpec, Error> {
         Some(Source::Hub(reference)) => (None, Some(reference)),
         None => (None, None),
     };
+    let overrides = entry.overrides().map_err(|wrong| Error::invalid(wrong.key, wrong.problem))?;
     Ok(LoadSpec {
         model_id,
         harness: entry.harness.clone().unwrap_or_else(|| DEFAULT_HARNESS.to_string()),
@@ -34,6 +35,7 @@ pub(crate) fn spec_of(entry: &ModelEntry) -> Result<LoadSpec, Error> {
         reference,
         quant: entry.quant.clone(),
         device: entry.device.clone(),
+        overrides,
     })
 }
 

@@ -4,28 +4,31 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use service::clock::Clock;
 use service::exit;
 use service::metrics::Registry;
 use service::notify::Notifier;
-use service::program::{ConfigArgs, Document, document, options, run};
+use service::pages::{self, PagesArgs};
+use service::program::{AFTER_HELP, ConfigArgs, Document, complain, document, metrics, options, run};
 use service::progress::Bar;
 use service::signals::Signals;
 use service::telemetry::LogOptions;
+use service::token;
+use service::traces::{TraceError, TraceSettings};
 use tokio::net::TcpListener;
 
-use crate::activation::spec_of;
+use crate::check;
 use crate::fetch::{self, Downloads};
-use crate::harness::Harnesses;
-use crate::metrics::Metrics;
+use crate::metrics::{Families, Metrics};
 use crate::node::{self, NodeError, Surroundings};
 use crate::options::Options;
 use crate::pull;
+use crate::rehearse::{self, HooksCommand};
 
 /// Runs models in process and serves them to a fleet.
 #[derive(Debug, Parser)]
-#[command(name = "neuron", version, about)]
+#[command(name = "neuron", version, about, after_long_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,14 +40,35 @@ enum Command {
     Serve(ConfigArgs),
     /// Fetch a model's files from its hub, without serving; print where they are.
     Pull(PullArgs),
-    /// Check the configuration and what it names, without serving.
-    Check(ConfigArgs),
+    /// Look at the machine and at what the configuration names, without serving: say what was found, and what to do about
+    /// each fault. Fails when something would stop the start.
+    Check(CheckArgs),
+    /// Look at the hooks, and try them.
+    Hooks {
+        /// What to do.
+        #[command(subcommand)]
+        what: HooksCommand,
+    },
+    /// Print all metrics that this program has, as a table.
+    Metrics,
     /// Print what there is to know about the configuration.
     Config {
         /// What to print.
         #[arg(value_enum)]
         what: Document,
     },
+    /// Write the manual pages and the completions of the shells.
+    #[command(hide = true)]
+    Pages(PagesArgs),
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// Print the findings as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
 }
 
 #[derive(Debug, Args)]
@@ -65,7 +89,7 @@ struct PullArgs {
 #[allow(clippy::print_stdout)]
 pub fn main() -> ExitCode {
     let code = match Cli::parse().command {
-        Command::Serve(args) => options("neuron", &args, Options::check).map(|options| {
+        Command::Serve(args) => loaded(&args).map(|options| {
             let log = options.log.clone();
             run("neuron", &log, serve(options), code_of)
         }),
@@ -75,39 +99,60 @@ pub fn main() -> ExitCode {
             let log = LogOptions { filter, format: options.log.format };
             run("neuron", &log, pull(args, options), |_| exit::FAILURE)
         }),
-        Command::Check(args) => options("neuron", &args, Options::check).map(|options| check(&options)),
+        Command::Check(args) => loaded(&args.config).map(|options| {
+            let cache = fetch::settings(environment(), &options.harness.candle).cache;
+            check::run(&options, cache.as_deref(), args.json)
+        }),
+        Command::Hooks { what: HooksCommand::List(args) } => loaded(&args).and_then(|options| {
+            rehearse::list(&options, &name_of(&options)).map_err(|error| {
+                complain("neuron", &error);
+                exit::CONFIG
+            })
+        }),
+        Command::Hooks { what: HooksCommand::Test(args) } => loaded(&args.config).map(|options| {
+            let log = LogOptions { filter: "warn".into(), format: options.log.format };
+            let name = name_of(&options);
+            run("neuron", &log, rehearse::test(args, options, name), |_| exit::CONFIG)
+        }),
+        Command::Metrics => metrics("neuron", Families::register).map(|table| {
+            print!("{table}");
+            exit::CLEAN
+        }),
         Command::Config { what } => {
             print!("{}", document::<Options>("neuron", what));
             Ok(exit::CLEAN)
         }
+        Command::Pages(args) => pages::write(Cli::command(), &args).map(|()| exit::CLEAN).map_err(|error| {
+            complain("neuron", &error);
+            exit::FAILURE
+        }),
     };
     ExitCode::from(code.unwrap_or_else(|code| code))
+}
+
+/// Returns the node's name.
+fn name_of(options: &Options) -> String {
+    options.node.id.clone().unwrap_or_else(host_name)
+}
+
+/// Loads the options of a worker; its token may be one of the service manager's credentials.
+fn loaded(args: &ConfigArgs) -> Result<Options, u8> {
+    let mut options = options("neuron", args, Options::check)?;
+    let configured = options.control.token_file.take();
+    options.control.token_file = token::file(configured, std::env::var_os("CREDENTIALS_DIRECTORY"));
+    Ok(options)
 }
 
 /// A configuration that can't work must not be restarted into.
 fn code_of(error: &NodeError) -> u8 {
     match error {
-        NodeError::Token(_) | NodeError::Name(_) | NodeError::Record(_) => exit::CONFIG,
+        NodeError::Token(_)
+        | NodeError::Name(_)
+        | NodeError::Record(_)
+        | NodeError::Traces(_)
+        | NodeError::Hooks(_) => exit::CONFIG,
         _ => exit::FAILURE,
     }
-}
-
-#[allow(clippy::print_stdout)]
-fn check(options: &Options) -> u8 {
-    let harnesses = Harnesses::new(&options.harness);
-    let mut failed = 0;
-    for entry in &options.default_models {
-        let result = spec_of(entry).and_then(|spec| harnesses.find(&spec.harness)?.check(&spec));
-        match result {
-            Ok(()) => println!("{}: ok", entry.id),
-            Err(error) => {
-                println!("{}: {error}", entry.id);
-                failed += 1;
-            }
-        }
-    }
-    println!("an exit takes at most {} s", options.drain.exit_budget().as_secs_f64());
-    if failed > 0 { exit::CONFIG } else { exit::CLEAN }
 }
 
 async fn serve(options: Options) -> Result<u8, NodeError> {
@@ -119,9 +164,11 @@ async fn serve(options: Options) -> Result<u8, NodeError> {
     let around = Surroundings {
         control,
         signals: Signals::listen().map_err(bound)?.forward(),
-        notifier: Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()),
+        notifier: Notifier::from_variables(|name| std::env::var_os(name), std::process::id()),
         hub: environment(),
+        traces: TraceSettings::from_variables(|name| std::env::var(name).ok()).map_err(TraceError::from)?,
         host_name: host_name(),
+        hooks: Vec::new(),
         on_data_address: None,
     };
     node::run(options, around).await

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
@@ -18,9 +18,11 @@ use tonic::{Request, Response, Status, Streaming};
 use wire::models::LoadRequest;
 use words::{Code, Error, GatewayId, Intent, ModelId, NodeState, RolloutId};
 
-use crate::data::spec_from_request;
+use crate::compat;
+use crate::data::{HttpError, spec_from_request};
 use crate::fetch::Downloads;
 use crate::life::LifeHandle;
+use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::options::Options;
 use crate::publisher::Publisher;
@@ -47,6 +49,7 @@ pub(crate) struct ControlPlane {
     pub(crate) options: Arc<Options>,
     pub(crate) token: Option<service::token::Token>,
     pub(crate) registry: service::metrics::Registry,
+    pub(crate) metrics: Metrics,
 }
 
 impl ControlPlane {
@@ -231,8 +234,27 @@ async fn readyz(State(plane): State<ControlPlane>) -> impl IntoResponse {
     (code, progress)
 }
 
-async fn metrics(State(plane): State<ControlPlane>) -> impl IntoResponse {
-    // Loads are read at the scrape, so that they are never older than it.
+/// What a scrape may ask for.
+#[derive(Debug, serde::Deserialize)]
+struct Scrape {
+    /// Another program whose names are wanted.
+    compat: Option<String>,
+}
+
+async fn metrics(
+    State(plane): State<ControlPlane>,
+    Query(scrape): Query<Scrape>,
+) -> Result<impl IntoResponse, HttpError> {
+    // Loads and state are read at the scrape, so that they are never older than it.
     plane.models.loads();
-    ([(header::CONTENT_TYPE, service::metrics::TEXT_FORMAT)], plane.registry.render())
+    plane.metrics.show_status(&plane.publisher.snapshot());
+    let text = match scrape.compat.as_deref() {
+        None => plane.registry.render(),
+        Some("vllm") => compat::vllm(&plane.registry),
+        Some(other) => {
+            let message = format!("'{other}' names no other program; 'vllm' does, and without it the names are ours");
+            return Err(Error::invalid("compat", message).into());
+        }
+    };
+    Ok(([(header::CONTENT_TYPE, service::metrics::TEXT_FORMAT)], text))
 }

@@ -7,7 +7,7 @@ use service::clock::Clock;
 use words::{Code, DrainPhase};
 
 use crate::metrics::Metrics;
-use crate::models::ReadyModel;
+use crate::ready::ReadyModel;
 use crate::streams::Streams;
 
 /// Hands queued requests back, lets running ones end or go elsewhere within the budget, and cuts the rest; without a

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use words::{Code, Error, Fingerprint};
 
 use crate::crumbs::Crumbs;
+use crate::keeper::Keeper;
 use crate::metrics::ModelMetrics;
 use service::clock::Clock;
 
@@ -33,7 +34,7 @@ pub(crate) enum Message {
 }
 
 enum Command {
-    Submit(Submission, Fingerprint, mpsc::Sender<Message>),
+    Submit(Box<Submission>, Fingerprint, mpsc::Sender<Message>),
     Cancel(RequestKey),
     HandBack,
     FailAll(Code, &'static str),
@@ -48,33 +49,35 @@ pub(crate) struct EngineHandle {
     turns: Arc<AtomicU64>,
 }
 
-/// Cancels a request when it is dropped, whoever drops it and why.
+/// Cancels requests when it is dropped, whoever drops it and why.
 #[derive(Debug)]
 pub(crate) struct CancelGuard {
     inbox: Sender<Command>,
-    request: RequestKey,
+    requests: Vec<RequestKey>,
 }
 
 impl Drop for CancelGuard {
     fn drop(&mut self) {
-        // A thread that is gone has cancelled everything already.
-        let _ = self.inbox.send(Command::Cancel(self.request));
+        for request in self.requests.drain(..) {
+            // A thread that is gone has cancelled everything already.
+            let _ = self.inbox.send(Command::Cancel(request));
+        }
     }
 }
 
 impl EngineHandle {
-    /// Submits a request, which breadcrumbs know by `name`; its events, or its refusal, come out of the receiver.
-    pub(crate) fn submit(
-        &self,
-        submission: Submission,
-        name: Fingerprint,
-        queue: usize,
-    ) -> (mpsc::Receiver<Message>, CancelGuard) {
+    /// Submits a request, which breadcrumbs know by `name`; its events, or its refusal, come out of the receiver. What
+    /// cancels it is [`EngineHandle::guard`].
+    pub(crate) fn submit(&self, submission: Submission, name: Fingerprint, queue: usize) -> mpsc::Receiver<Message> {
         let (events, receiver) = mpsc::channel(queue);
-        let guard = CancelGuard { inbox: self.inbox.clone(), request: submission.request };
         // When the thread is gone the sender is dropped with the command, and the receiver ends.
-        let _ = self.inbox.send(Command::Submit(submission, name, events));
-        (receiver, guard)
+        let _ = self.inbox.send(Command::Submit(Box::new(submission), name, events));
+        receiver
+    }
+
+    /// Returns what cancels these requests, whether they were submitted or not.
+    pub(crate) fn guard(&self, requests: Vec<RequestKey>) -> CancelGuard {
+        CancelGuard { inbox: self.inbox.clone(), requests }
     }
 
     /// Hands queued requests back to their owners as `Draining`.
@@ -114,35 +117,34 @@ struct Outlet {
     overflow: VecDeque<Message>,
 }
 
+/// What the thread owns from its start.
+pub(crate) struct Own {
+    pub(crate) scheduler: Scheduler,
+    pub(crate) engine: Box<dyn Engine>,
+    /// Where KV goes at the thread's end, and comes from.
+    pub(crate) keeper: Option<Keeper>,
+    pub(crate) crumbs: Crumbs,
+    pub(crate) metrics: ModelMetrics,
+}
+
 struct EngineLoop {
-    scheduler: Scheduler,
-    engine: Box<dyn Engine>,
+    own: Own,
     clock: Clock,
-    metrics: ModelMetrics,
     inbox: Receiver<Command>,
     outlets: BTreeMap<RequestKey, Outlet>,
     load: watch::Sender<Load>,
     turns: Arc<AtomicU64>,
-    crumbs: Crumbs,
 }
 
 /// Starts the thread.
 ///
 /// # Errors
 /// When the system gives no thread.
-pub(crate) fn spawn(
-    name: &str,
-    scheduler: Scheduler,
-    engine: Box<dyn Engine>,
-    clock: Clock,
-    metrics: ModelMetrics,
-    crumbs: Crumbs,
-) -> Result<(EngineHandle, JoinHandle<()>), Error> {
+pub(crate) fn spawn(name: &str, clock: Clock, own: Own) -> Result<(EngineHandle, JoinHandle<()>), Error> {
     let (sender, inbox) = channel();
-    let (load, watch) = watch::channel(scheduler.load());
+    let (load, watch) = watch::channel(own.scheduler.load());
     let turns = Arc::new(AtomicU64::new(0));
-    let outlets = BTreeMap::new();
-    let state = EngineLoop { scheduler, engine, clock, metrics, inbox, outlets, load, turns: turns.clone(), crumbs };
+    let state = EngineLoop { own, clock, inbox, outlets: BTreeMap::new(), load, turns: turns.clone() };
     // Linux shows the first 15 bytes of a thread's name.
     let thread = std::thread::Builder::new().name(format!("engine {name}"));
     let thread = thread.spawn(move || state.run()).map_err(Error::internal)?;
@@ -164,7 +166,7 @@ impl EngineLoop {
             }
             self.turns.fetch_add(1, Ordering::Relaxed);
             self.flush_overflow();
-            let batch = self.scheduler.plan(self.clock.now(), &mut events);
+            let batch = self.own.scheduler.plan(self.clock.now(), &mut events);
             idle = batch.is_none();
             // Before the step: a long one must not hide what it runs.
             self.publish_load();
@@ -173,31 +175,34 @@ impl EngineLoop {
             idle &= !self.deliver(&mut events);
             self.lay_crumbs(batch.as_ref());
             if let Some(batch) = batch {
-                match guarded_step(self.engine.as_mut(), &batch) {
-                    Ok(outputs) => self.scheduler.complete(&batch, outputs, &mut events),
+                match guarded_step(self.own.engine.as_mut(), &batch) {
+                    Ok(outputs) => self.own.scheduler.complete(&batch, outputs, &mut events),
                     Err(error) => {
                         tracing::error!(%error, rows = batch.rows.len(), "the engine failed a step");
-                        self.metrics.engine_failures.inc();
-                        self.scheduler.step_failed(&batch, &mut events);
+                        self.own.metrics.engine_failures.inc();
+                        self.own.scheduler.step_failed(&batch, &mut events);
                     }
                 }
             }
             idle &= !self.deliver(&mut events);
             self.publish_load();
         }
-        self.scheduler.fail_all(Code::ModelNotHere, "the model was unloaded", &mut events);
+        self.own.scheduler.fail_all(Code::ModelNotHere, "the model was unloaded", &mut events);
         self.deliver(&mut events);
         self.publish_load();
+        if let Some(keeper) = &self.own.keeper {
+            keeper.leave(&self.own.scheduler, self.own.engine.as_mut());
+        }
     }
 
     /// Names what the next step runs, so that a crash in it can be laid at the right door.
     fn lay_crumbs(&mut self, batch: Option<&Batch>) {
-        if !self.crumbs.active() {
+        if !self.own.crumbs.active() {
             return;
         }
         let rows = batch.into_iter().flat_map(|batch| &batch.rows);
-        let owners = rows.filter_map(|row| self.scheduler.owner(row.sequence));
-        self.crumbs.lay(owners.filter_map(|owner| self.outlets.get(&owner)).map(|outlet| outlet.name));
+        let owners = rows.filter_map(|row| self.own.scheduler.owner(row.sequence));
+        self.own.crumbs.lay(owners.filter_map(|owner| self.outlets.get(&owner)).map(|outlet| outlet.name));
     }
 
     /// Takes what is in the inbox; waits for a first command when there is nothing to run.
@@ -227,7 +232,7 @@ impl EngineLoop {
 
     fn wait_at_most(&self) -> Option<Duration> {
         let paused = self.outlets.values().any(|outlet| !outlet.overflow.is_empty()).then_some(PAUSED_POLL);
-        let expiry = self.scheduler.next_deadline().map(|deadline| self.clock.until(deadline) + PAUSED_POLL);
+        let expiry = self.own.scheduler.next_deadline().map(|deadline| self.clock.until(deadline) + PAUSED_POLL);
         paused.into_iter().chain(expiry).min()
     }
 
@@ -235,7 +240,11 @@ impl EngineLoop {
         match command {
             Command::Submit(submission, name, queue) => {
                 let request = submission.request;
-                match self.scheduler.submit(self.clock.now(), submission) {
+                let Own { scheduler, engine, keeper, .. } = &mut self.own;
+                if let Some(keeper) = keeper {
+                    keeper.restore(&submission, scheduler, engine.as_mut());
+                }
+                match self.own.scheduler.submit(self.clock.now(), *submission) {
                     Ok(()) => {
                         self.outlets.insert(request, Outlet { name, queue, overflow: VecDeque::new() });
                     }
@@ -245,10 +254,10 @@ impl EngineLoop {
             }
             Command::Cancel(request) => {
                 self.outlets.remove(&request);
-                self.scheduler.cancel(request);
+                self.own.scheduler.cancel(request);
             }
-            Command::HandBack => self.scheduler.hand_back(events),
-            Command::FailAll(code, message) => self.scheduler.fail_all(code, message, events),
+            Command::HandBack => self.own.scheduler.hand_back(events),
+            Command::FailAll(code, message) => self.own.scheduler.fail_all(code, message, events),
             Command::Stop => return Turn::Stop,
         }
         Turn::Go
@@ -257,7 +266,7 @@ impl EngineLoop {
     /// Passes events on; `true` when a reader that was behind has caught up.
     fn deliver(&mut self, events: &mut Vec<Event>) -> bool {
         for event in events.drain(..) {
-            self.metrics.count(&event.kind);
+            self.own.metrics.count(&event.kind);
             let over = matches!(event.kind, EventKind::Done(_) | EventKind::Failed(..));
             let Some(outlet) = self.outlets.get_mut(&event.request) else { continue };
             outlet.overflow.push_back(Message::Event(event.kind));
@@ -274,7 +283,7 @@ impl EngineLoop {
 
     /// Moves on what waited for its reader; `true` when a reader that was behind has caught up.
     fn flush_overflow(&mut self) -> bool {
-        let (scheduler, mut caught_up) = (&mut self.scheduler, false);
+        let (scheduler, mut caught_up) = (&mut self.own.scheduler, false);
         self.outlets.retain(|request, outlet| {
             if outlet.queue.is_closed() {
                 scheduler.cancel(*request);
@@ -290,10 +299,10 @@ impl EngineLoop {
     }
 
     fn publish_load(&self) {
-        let load = self.scheduler.load();
+        let load = self.own.scheduler.load();
         self.load.send_if_modified(|known| {
             let before = std::mem::replace(known, load);
-            self.metrics.count_load(&before, &load);
+            self.own.metrics.count_load(&before, &load);
             before != load
         });
     }
@@ -328,7 +337,15 @@ mod tests {
     impl Engine for Panics {
         fn capabilities(&self) -> Capabilities {
             let (max_batch, max_step_tokens, block_tokens, blocks) = (1, 1, 1, 1);
-            Capabilities { max_batch, max_step_tokens, block_tokens, blocks, context_length: 1, vocab_size: 1 }
+            Capabilities {
+                max_batch,
+                max_step_tokens,
+                block_tokens,
+                blocks,
+                context_length: 1,
+                vocab_size: 1,
+                width: 1,
+            }
         }
 
         fn step(&mut self, _batch: &Batch) -> Result<Outputs, EngineError> {
@@ -363,17 +380,15 @@ mod tests {
         let token_bytes = std::sync::Arc::new(inference::fake_token_bytes());
         let scheduler = Scheduler::new(Panics.capabilities(), limits, token_bytes);
         let (load, inbox) = (watch::Sender::new(scheduler.load()), channel().1);
-        let mut engine = EngineLoop {
+        let own = Own {
             scheduler,
             engine: Box::new(Panics),
-            clock: Clock::start(),
-            metrics: metrics.model("m"),
-            inbox,
-            outlets: BTreeMap::new(),
-            load,
-            turns: Arc::default(),
+            keeper: None,
             crumbs: Crumbs::begin(None, &model),
+            metrics: metrics.model("m"),
         };
+        let (clock, turns) = (Clock::start(), Arc::default());
+        let mut engine = EngineLoop { own, clock, inbox, outlets: BTreeMap::new(), load, turns };
         let (queue, mut reader) = mpsc::channel(1);
         let (request, name) = (RequestKey(1), Fingerprint::default());
         engine.outlets.insert(request, Outlet { name, queue, overflow: VecDeque::new() });

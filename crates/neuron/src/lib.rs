@@ -9,7 +9,10 @@
 
 mod activation;
 mod canary;
+mod check;
 mod cli;
+mod compat;
+mod constraint;
 mod control;
 mod crumbs;
 mod data;
@@ -17,6 +20,7 @@ mod emptying;
 mod engine_thread;
 mod fetch;
 mod harness;
+mod keeper;
 mod life;
 mod manager;
 mod metrics;
@@ -26,9 +30,12 @@ pub mod options;
 mod pace;
 mod publisher;
 mod pull;
+mod ready;
+mod rehearse;
 mod sampling;
 mod sessions;
 mod state_dir;
 mod streams;
+mod turns;
 
 pub use cli::main;

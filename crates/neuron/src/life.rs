@@ -4,8 +4,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lifecycle::{Act, ExitKind, NodeFacts, NodeLife, Record};
+use lifecycle::{Act, ExitKind, HookEvent, NodeFacts, NodeLife, Record};
 use service::clock::Clock;
+use service::command::{self, Order};
 use service::deadman::Deadman;
 use service::gate::Gate;
 use service::server::Server;
@@ -26,6 +27,7 @@ use crate::publisher::Publisher;
 use crate::sessions::Sessions;
 use crate::state_dir::StateDir;
 use crate::streams::Streams;
+use crate::turns::Turns;
 
 /// Orders that wait.
 const INBOX: usize = 16;
@@ -88,6 +90,8 @@ impl LifeHandle {
 /// What was begun by an act and ends with an input. One at a time: a newer one takes its place.
 enum Done {
     Activated(Result<(), Error>),
+    /// A hook of the start failed; nothing was loaded.
+    NotStarted(Error),
     Unloaded,
     Canary(Result<(), String>),
     Upgraded(UpgradeOutcome),
@@ -103,6 +107,7 @@ pub(crate) struct Parts {
     pub(crate) publisher: Publisher,
     pub(crate) sessions: Sessions,
     pub(crate) streams: Streams,
+    pub(crate) turns: Turns,
     pub(crate) metrics: Metrics,
     pub(crate) manager: Manager,
     pub(crate) options: Arc<Options>,
@@ -118,6 +123,8 @@ pub(crate) struct Ended {
     pub(crate) data: Option<Server>,
     /// Still armed.
     pub(crate) deadman: Option<Deadman>,
+    /// When the hooks of the process's end must be over.
+    pub(crate) hooks_by: Moment,
 }
 
 /// The owner.
@@ -129,12 +136,15 @@ pub(crate) struct Life {
     /// The generation of the last publication, which gateways acknowledge.
     announced: Generation,
     exit: Option<ExitKind>,
+    /// When the time of everything that unloads is over.
+    hooks_by: Option<Moment>,
 }
 
 impl Life {
     pub(crate) fn new(machine: NodeLife, parts: Parts) -> Self {
         parts.gate.close();
-        let mut life = Life { machine, parts, data: None, work: None, announced: Generation(0), exit: None };
+        let mut life =
+            Life { machine, parts, data: None, work: None, announced: Generation(0), exit: None, hooks_by: None };
         life.publish();
         life
     }
@@ -148,22 +158,27 @@ impl Life {
         signals: &mut mpsc::Receiver<Signal>,
         mut commands: mpsc::Receiver<Command>,
     ) -> Result<Ended, NodeError> {
-        self.work = Some(if self.machine.loads_defaults() {
-            self.load()
-        } else {
-            Box::pin(std::future::ready(Done::Activated(Ok(()))))
-        });
+        let load = self.machine.loads_defaults().then(|| self.load());
+        let turns = self.parts.turns.clone();
+        self.work = Some(Box::pin(async move {
+            match (turns.of_node(HookEvent::Startup).await, load) {
+                (Err(error), _) => Done::NotStarted(error),
+                (Ok(()), Some(load)) => load.await,
+                (Ok(()), None) => Done::Activated(Ok(())),
+            }
+        }));
         let mut in_flight = self.parts.gate.watch();
         let mut acks = self.parts.sessions.watch();
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval(self.parts.manager.look_every().map_or(TICK, |every| TICK.min(every)));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             in_flight.mark_unchanged();
             acks.mark_unchanged();
             self.rest().await;
             if let Some(kind) = self.exit {
+                let hooks_by = self.hooks_by.unwrap_or(self.now() + self.parts.options.drain.unload_max());
                 let deadman = self.parts.manager.into_deadman();
-                return Ok(Ended { cut: kind == ExitKind::StreamsCut, data: self.data, deadman });
+                return Ok(Ended { cut: kind == ExitKind::StreamsCut, data: self.data, deadman, hooks_by });
             }
             let wake = self.machine.wake_at().map(|at| self.parts.clock.instant(at));
             tokio::select! {
@@ -205,17 +220,20 @@ impl Life {
             self.perform_anyway(acts).await;
         }
         if self.exit.is_none() {
-            self.parts.manager.tell(&self.machine, self.parts.gate.in_flight());
+            self.parts.manager.tell(&self.machine);
         }
     }
 
     async fn signal(&mut self, signal: Signal) {
-        if self.machine.is_leaving() {
+        let further = self.machine.is_leaving();
+        let acts = self.machine.terminate(self.now());
+        self.parts.manager.guard(&self.machine);
+        self.parts.manager.stopping();
+        if further {
             tracing::warn!(?signal, "a further signal while leaving");
         }
-        let acts = self.machine.terminate(self.now());
-        self.parts.manager.stopping();
         self.perform_anyway(acts).await;
+        self.look_after();
     }
 
     async fn command(&mut self, command: Command) {
@@ -273,6 +291,7 @@ impl Life {
                 }
                 self.machine.activated(now)
             }
+            Done::NotStarted(error) => return Err(NodeError::Startup(error)),
             Done::Unloaded => self.machine.unloaded(now),
             Done::Canary(answer) => {
                 match &answer {
@@ -323,7 +342,12 @@ impl Life {
                 Act::Offer { open_at_most } => self.offer(open_at_most),
                 Act::Withdraw => self.parts.streams.withdraw(),
                 Act::Cut => self.cut(),
-                Act::Unload => self.work = Some(self.unload()),
+                Act::Unload => {
+                    // The hooks of the process's end have what unloading leaves of its time.
+                    self.hooks_by =
+                        self.machine.is_leaving().then(|| self.now() + self.parts.options.drain.unload_max());
+                    self.work = Some(self.unload());
+                }
                 Act::Load => self.work = Some(self.load()),
                 Act::RunCanary(canary) => {
                     let asked = canary::ask(self.parts.models.clone(), self.parts.clock, canary);
@@ -391,16 +415,17 @@ impl Life {
         self.parts.manager.begins(upgrade.timeout());
         Box::pin(async move {
             tracing::info!(name, argv = ?upgrade.argv, "upgrading");
-            let ended = service::command::run(&upgrade.argv, upgrade.timeout()).await;
+            let order = Order { argv: upgrade.argv.clone(), ..Order::default() };
+            let ended = command::run(&order, upgrade.timeout(), |line| tracing::info!(name, line, "upgrade")).await;
             let (ok, detail) = match ended {
                 Ok(()) => (true, "it succeeded".to_string()),
-                Err(detail) => (false, detail),
+                Err(failure) => (false, failure.to_string()),
             };
             Done::Upgraded(UpgradeOutcome { name, ok, detail, at: clock.unix_seconds() })
         })
     }
 
-    /// What is due from time to time: leases that are over, progress for those who watch.
+    /// What is due from time to time: leases that are over, progress for those who watch, a sign of life.
     fn look_after(&mut self) {
         let now = self.now();
         for gateway in self.parts.sessions.expired(now) {
@@ -410,6 +435,8 @@ impl Life {
         }
         let machine = &self.machine;
         self.parts.publisher.progress(|status| machine.show(now, status));
+        let Parts { manager, publisher, gate, metrics, .. } = &mut self.parts;
+        manager.look(&publisher.snapshot(), gate.in_flight(), metrics.work_done());
     }
 }
 

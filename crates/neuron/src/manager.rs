@@ -7,82 +7,118 @@ use service::clock::Clock;
 use service::deadman::{self, Deadman};
 use service::exit;
 use service::notify::Notifier;
-use words::{Moment, NodeState};
+use service::supervision::Supervision;
+use words::{DrainPhase, ModelId, ModelState, Moment, NodeState, NodeStatus};
 
 use crate::options::SHUTDOWN_MAX;
 
-/// What the service manager is asked for beyond the phase in hand.
+/// What the service manager is asked for beyond a command's own time.
 const EXTENSION: Duration = Duration::from_secs(5);
+
+/// How far this life is.
+#[derive(Debug, PartialEq)]
+struct Mark {
+    state: NodeState,
+    models: Vec<(ModelId, ModelState, u32)>,
+    in_flight: u32,
+    work_done: u64,
+}
 
 /// The side of the service manager.
 #[derive(Debug)]
 pub(crate) struct Manager {
     clock: Clock,
-    notifier: Notifier,
-    ready: bool,
-    stopping: bool,
-    /// The least number of running requests that it was told of.
-    running: Option<usize>,
+    supervision: Supervision<Mark>,
     deadman: Option<(Moment, Deadman)>,
 }
 
 impl Manager {
     pub(crate) fn new(clock: Clock, notifier: Notifier) -> Self {
-        Manager { clock, notifier, ready: false, stopping: false, running: None, deadman: None }
+        Manager { clock, supervision: Supervision::new(notifier), deadman: None }
     }
 
     /// Returns whether the activation was over once.
     pub(crate) fn was_ready(&self) -> bool {
-        self.ready
+        self.supervision.was_ready()
+    }
+
+    /// Returns how often [`Manager::look`] must be called at least.
+    pub(crate) fn look_every(&self) -> Option<Duration> {
+        self.supervision.look_every()
     }
 
     /// The process is on its way out and nothing calls it off.
     pub(crate) fn stopping(&mut self) {
-        if !std::mem::replace(&mut self.stopping, true) {
-            self.notifier.stopping();
-        }
+        self.supervision.stopping();
     }
 
     /// Something begins that takes this long at most.
     pub(crate) fn begins(&self, longest: Duration) {
-        if self.stopping {
-            self.notifier.extend_timeout(longest + EXTENSION);
-        }
+        self.supervision.begins(longest + EXTENSION);
     }
 
-    /// Tells what is new of `life`, and arms the deadman for its exit's budget, or disarms it.
-    pub(crate) fn tell(&mut self, life: &NodeLife, running: usize) {
+    /// Arms the deadman for the exit's budget whenever that changes, or disarms it. Call before anything is logged: the
+    /// log may be what is stuck.
+    pub(crate) fn guard(&mut self, life: &NodeLife) {
+        let by = life.exit_by();
+        if by == self.deadman.as_ref().map(|(at, _)| *at) {
+            return;
+        }
+        let fresh = self.deadman.is_none();
+        // A deadman that can't be armed is no reason to stay; the service manager has its own.
+        self.deadman = by.and_then(|by| {
+            let budget = self.clock.until(by) + SHUTDOWN_MAX * 2;
+            let deadman = deadman::arm(budget, exit::WEDGED).ok()?;
+            if fresh {
+                tracing::info!(budget_s = budget.as_secs_f64(), "leaving");
+            }
+            Some((by, deadman))
+        });
+    }
+
+    /// Tells what is new of `life`.
+    pub(crate) fn tell(&mut self, life: &NodeLife) {
         let state = life.state();
-        if !self.ready && matches!(state, NodeState::Ready | NodeState::Held | NodeState::Drained) {
-            self.ready = true;
-            self.notifier.ready();
+        if matches!(state, NodeState::Ready | NodeState::Held | NodeState::Drained) {
+            self.supervision.ready();
         }
         if life.is_leaving() && state == NodeState::Unloading {
             self.stopping();
         }
-        let by = life.exit_by();
-        if by != self.deadman.as_ref().map(|(at, _)| *at) {
-            let fresh = self.deadman.is_none();
-            // A deadman that can't be armed is no reason to stay; the service manager has its own.
-            self.deadman = by.and_then(|by| {
-                let budget = self.clock.until(by) + SHUTDOWN_MAX * 2;
-                if fresh {
-                    tracing::info!(budget_s = budget.as_secs_f64(), "leaving");
-                }
-                Some((by, deadman::arm(budget, exit::WEDGED).ok()?))
-            });
-        }
-        if self.stopping && self.running.is_none_or(|before| running < before) {
-            // Progress is real, so the manager may wait for the rest of the budget.
-            let wake = life.wake_at().map_or(Duration::ZERO, |at| self.clock.until(at));
-            self.begins(wake);
-            self.notifier.status(&format!("draining: {running} requests left"));
-            self.running = Some(running);
-        }
+        self.guard(life);
+    }
+
+    /// Says from time to time what this life does, and that it gets on.
+    pub(crate) fn look(&mut self, status: &NodeStatus, in_flight: usize, work_done: u64) {
+        let models = status.models.iter().map(|model| (model.id.clone(), model.state, model.progress_permille));
+        let mark = Mark { state: status.state, models: models.collect(), in_flight: in_flight as u32, work_done };
+        self.supervision.look(self.clock.now(), mark, one_line(status, in_flight));
     }
 
     /// Returns the deadman, still armed.
     pub(crate) fn into_deadman(self) -> Option<Deadman> {
         self.deadman.map(|(_, deadman)| deadman)
+    }
+}
+
+/// Returns what `systemctl status` shows.
+fn one_line(status: &NodeStatus, in_flight: usize) -> String {
+    let ready = status.models.iter().filter(|model| model.state == ModelState::Ready).count();
+    match status.state {
+        NodeState::Activating => {
+            let progress = &status.activation;
+            let current = status.models.iter().find(|model| Some(&model.id) == progress.current.as_ref());
+            let Some(model) = current else { return "starting".into() };
+            let (number, percent) = (progress.done + 1, model.progress_permille / 10);
+            format!("loading {} ({number} of {}), {percent} %", model.id, progress.total)
+        }
+        NodeState::Ready if status.intent == words::Intent::Cordon => format!("cordoned; models: {ready}"),
+        NodeState::Ready => format!("serving; models: {ready}"),
+        NodeState::Held => "held by a rollout".into(),
+        NodeState::Draining(DrainPhase::Handoff) => format!("draining, handing over: {in_flight} requests left"),
+        NodeState::Draining(_) => format!("draining: {in_flight} requests left"),
+        NodeState::Drained => "drained".into(),
+        NodeState::Unloading => "unloading".into(),
+        NodeState::Stopped | NodeState::Unknown => "leaving".into(),
     }
 }

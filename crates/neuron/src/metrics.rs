@@ -1,14 +1,61 @@
 //! What Prometheus sees of a worker. Names follow vLLM's meanings with the prefix `neuron_`.
 
+use hooks::HookMetrics;
 use inference::{EventKind, Load};
 use service::metrics::prometheus::{
-    CounterVec, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec,
+    CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec,
 };
-use service::metrics::{LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry, TIME_PER_OUTPUT_TOKEN_SECONDS};
+use service::metrics::{
+    LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry, TIME_PER_OUTPUT_TOKEN_SECONDS, total,
+};
+use service::server::ServerMetrics;
+use service::traces::TraceMetrics;
+use words::{NodeState, NodeStatus};
+
+/// Everything that a worker registers.
+pub(crate) struct Families {
+    pub(crate) worker: Metrics,
+    pub(crate) control: ServerMetrics,
+    pub(crate) data: ServerMetrics,
+    pub(crate) traces: TraceMetrics,
+    pub(crate) hooks: HookMetrics,
+}
+
+impl Families {
+    /// Registers all of it.
+    pub(crate) fn register(registry: &Registry) -> Result<Self, MetricsError> {
+        Ok(Families {
+            worker: Metrics::new(registry)?,
+            control: ServerMetrics::register(registry, "neuron_control")?,
+            data: ServerMetrics::register(registry, "neuron_data")?,
+            traces: TraceMetrics::register(registry, "neuron")?,
+            hooks: HookMetrics::register(registry, "neuron")?,
+        })
+    }
+}
+
+/// The states of a node, as `neuron_node_state` names them.
+const STATES: [&str; 7] = ["activating", "ready", "held", "draining", "drained", "unloading", "stopped"];
+
+fn state_name(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Activating => "activating",
+        NodeState::Ready => "ready",
+        NodeState::Held => "held",
+        NodeState::Draining(_) => "draining",
+        NodeState::Drained => "drained",
+        NodeState::Unloading => "unloading",
+        NodeState::Stopped => "stopped",
+        NodeState::Unknown => "unknown",
+    }
+}
 
 /// All metrics of one worker.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
+    info: IntGaugeVec,
+    state: IntGaugeVec,
+    drain_remaining: Gauge,
     requests: IntCounterVec,
     disconnects: IntCounterVec,
     unknown_fields: IntCounterVec,
@@ -18,6 +65,9 @@ pub(crate) struct Metrics {
     first_token: HistogramVec,
     inter_token: HistogramVec,
     request_seconds: HistogramVec,
+    queue_seconds: HistogramVec,
+    prefill_seconds: HistogramVec,
+    decode_seconds: HistogramVec,
     running: IntGaugeVec,
     waiting: IntGaugeVec,
     kv_usage: GaugeVec,
@@ -25,6 +75,7 @@ pub(crate) struct Metrics {
     preemptions: IntCounterVec,
     prefix_queries: IntCounterVec,
     prefix_hits: IntCounterVec,
+    restored_blocks: IntCounterVec,
     load_seconds: CounterVec,
     download_bytes: IntCounterVec,
     download_seconds: CounterVec,
@@ -36,13 +87,32 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// Returns what only rises while something gets on: tokens made and bytes fetched.
+    pub(crate) fn work_done(&self) -> u64 {
+        [&self.prompt_tokens, &self.generation_tokens, &self.download_bytes].map(total).iter().sum()
+    }
+
     /// Registers them.
     pub(crate) fn new(registry: &Registry) -> Result<Self, MetricsError> {
         let model = &["model"];
         let counter = |name: &str, help: &str| {
             registry.counter_vec(name, help, &[]).map(|family| family.with_label_values::<&str>(&[]))
         };
+        let parts = |name: &str, help: &str| registry.histogram_vec(name, help, model, REQUEST_SECONDS);
         Ok(Metrics {
+            info: registry.gauge_vec("neuron_info", "1, with the worker's name and version.", &["node", "version"])?,
+            state: registry.gauge_vec(
+                "neuron_node_state",
+                "1 for the state that the worker is in: activating, ready, held, draining, drained, unloading or stopped.",
+                &["state"],
+            )?,
+            drain_remaining: registry
+                .float_gauge_vec(
+                    "neuron_drain_remaining_seconds",
+                    "Time until what still runs is ended by force, while the worker drains or unloads; 0 otherwise.",
+                    &[],
+                )?
+                .with_label_values::<&str>(&[]),
             requests: registry.counter_vec(
                 "neuron_requests_total",
                 "Requests that ended, by outcome: stop, length, an error's code, or client_closed_request.",
@@ -83,6 +153,12 @@ impl Metrics {
                 model,
                 REQUEST_SECONDS,
             )?,
+            queue_seconds: parts("neuron_request_queue_time_seconds", "From a request's arrival to its first step.")?,
+            prefill_seconds: parts(
+                "neuron_request_prefill_time_seconds",
+                "From a request's first step to its first token.",
+            )?,
+            decode_seconds: parts("neuron_request_decode_time_seconds", "From a request's first token to its last.")?,
             running: registry.gauge_vec("neuron_num_requests_running", "Requests in the batch.", model)?,
             waiting: registry.gauge_vec("neuron_num_requests_waiting", "Requests queued.", model)?,
             kv_usage: registry.float_gauge_vec(
@@ -108,6 +184,11 @@ impl Metrics {
             prefix_hits: registry.counter_vec(
                 "neuron_prefix_cache_hits_total",
                 "Tokens that were found in the prefix cache.",
+                model,
+            )?,
+            restored_blocks: registry.counter_vec(
+                "neuron_kv_blocks_restored_total",
+                "KV blocks that were taken back from the store that outlives the model.",
                 model,
             )?,
             load_seconds: registry.float_counter_vec(
@@ -175,6 +256,17 @@ impl Metrics {
         self.download_seconds.with_label_values(&[model]).inc_by(seconds);
     }
 
+    /// Shows who and where the worker is.
+    pub(crate) fn show_status(&self, status: &NodeStatus) {
+        self.info.with_label_values(&[status.node.as_str(), status.version.as_str()]).set(1);
+        for name in STATES {
+            self.state.with_label_values(&[name]).set(i64::from(name == state_name(status.state)));
+        }
+        let leaving = matches!(status.state, NodeState::Draining(_) | NodeState::Unloading);
+        let left_ms = status.drain.as_ref().filter(|_| leaving).map_or(0, |drain| drain.deadline_ms);
+        self.drain_remaining.set(left_ms as f64 / 1000.0);
+    }
+
     /// Shows a model's load.
     pub(crate) fn show_load(&self, model: &str, load: &Load) {
         self.running.with_label_values(&[model]).set(load.running as i64);
@@ -193,9 +285,13 @@ impl Metrics {
             engine_failures: self.engine_failures.with_label_values(&[model]),
             first_token: self.first_token.with_label_values(&[model]),
             inter_token: self.inter_token.with_label_values(&[model]),
+            queue_seconds: self.queue_seconds.with_label_values(&[model]),
+            prefill_seconds: self.prefill_seconds.with_label_values(&[model]),
+            decode_seconds: self.decode_seconds.with_label_values(&[model]),
             preemptions: self.preemptions.with_label_values(&[model]),
             prefix_queries: self.prefix_queries.with_label_values(&[model]),
             prefix_hits: self.prefix_hits.with_label_values(&[model]),
+            restored_blocks: self.restored_blocks.with_label_values(&[model]),
         }
     }
 }
@@ -208,6 +304,10 @@ pub(crate) struct ModelMetrics {
     pub(crate) engine_failures: IntCounter,
     pub(crate) first_token: Histogram,
     pub(crate) inter_token: Histogram,
+    pub(crate) restored_blocks: IntCounter,
+    pub(crate) queue_seconds: Histogram,
+    pub(crate) prefill_seconds: Histogram,
+    pub(crate) decode_seconds: Histogram,
     preemptions: IntCounter,
     prefix_queries: IntCounter,
     prefix_hits: IntCounter,
@@ -225,6 +325,36 @@ impl ModelMetrics {
     pub(crate) fn count(&self, event: &EventKind) {
         if let EventKind::Token { .. } = event {
             self.generation_tokens.inc();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use words::{DrainPhase, DrainProgress, Incarnation, NodeId};
+
+    use super::*;
+
+    #[test]
+    fn exactly_one_state_is_shown_and_time_is_left_only_on_the_way_out() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        let drain = Some(DrainProgress { deadline_ms: 1500, waiting_for: "x".into() });
+        let first = NodeStatus::new(NodeId::new("n").unwrap(), Incarnation::default());
+        let mut status = NodeStatus { drain, ..first };
+        for (state, name, left) in [
+            (NodeState::Held, "held", 0.0),
+            (NodeState::Draining(DrainPhase::Closed), "draining", 1.5),
+            (NodeState::Unloading, "unloading", 1.5),
+            (NodeState::Drained, "drained", 0.0),
+        ] {
+            status.state = state;
+            metrics.show_status(&status);
+            let text = registry.render();
+            let shown = text.lines().filter(|line| line.starts_with("neuron_node_state") && line.ends_with(" 1"));
+            assert_eq!(shown.collect::<Vec<_>>(), [format!("neuron_node_state{{state=\"{name}\"}} 1")]);
+            assert_eq!(metrics.drain_remaining.get(), left, "{name}");
         }
     }
 }

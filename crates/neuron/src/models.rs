@@ -7,97 +7,30 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use inference::sampling::Sampling;
-use inference::{ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission};
-use lifecycle::{DrainBudget, ModelInput, next_model_state};
+use inference::{Limits, Scheduler};
+use kv_store::KvStore;
+use lifecycle::{DrainBudget, HookEvent, ModelInput, next_model_state};
+use serde_json::Value;
 use tokio::sync::watch;
-use words::{Capabilities, Code, Error, Fingerprint, ModelId, ModelLoad, ModelState, ModelStatus};
+use words::{Capabilities, Code, Error, ModelId, ModelLoad, ModelState, ModelStatus};
 
+use crate::constraint::Constraints;
 use crate::crumbs::Crumbs;
 use crate::emptying;
-use crate::engine_thread::{self, EngineHandle, Message};
+use crate::engine_thread::{self, EngineHandle, Own};
 use crate::fetch::Downloads;
-use crate::harness::{ChatText, Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
-use crate::metrics::{Metrics, ModelMetrics};
+use crate::harness::{Harnesses, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
+use crate::keeper::Keeper;
+use crate::metrics::Metrics;
 use crate::options::SchedulerOptions;
-use crate::pace::Pace;
 use crate::publisher::Publisher;
-use crate::sampling::Defaults;
+use crate::ready::ReadyModel;
 use crate::streams::Streams;
+use crate::turns::Turns;
 use service::clock::Clock;
 
 /// Tokens of the warm-up.
 const WARM_TOKENS: usize = 2;
-/// Events that wait for the node's own questions.
-const ASK_QUEUE: usize = 16;
-
-/// A model that serves.
-pub(crate) struct ReadyModel {
-    pub(crate) id: ModelId,
-    pub(crate) engine: EngineHandle,
-    pub(crate) text: Arc<dyn ChatText>,
-    pub(crate) end_tokens: Vec<u32>,
-    pub(crate) defaults: Defaults,
-    pub(crate) context_length: usize,
-    pub(crate) continue_fingerprint: Fingerprint,
-    pub(crate) exact_fingerprint: Fingerprint,
-    pub(crate) metrics: ModelMetrics,
-    /// Held for one sample.
-    pace: Mutex<Pace>,
-    next_request: AtomicU64,
-}
-
-impl ReadyModel {
-    /// Takes the time between two tokens of one stream.
-    pub(crate) fn inter_token(&self, span: Duration) {
-        self.metrics.inter_token.observe(span.as_secs_f64());
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner).observe(span);
-    }
-
-    /// Asks a question of the node's own, at temperature 0 and before others; `taken` sees each piece of the answer and
-    /// may break it off. `false` when the engine ended before the answer did.
-    ///
-    /// # Errors
-    /// The text's, the scheduler's or the engine's.
-    pub(crate) async fn ask(
-        &self,
-        question: &str,
-        max_tokens: usize,
-        clock: Clock,
-        mut taken: impl FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<bool, Error> {
-        let messages = [serde_json::json!({ "role": "user", "content": question })];
-        let prompt = self.text.prompt(&messages, clock.unix_seconds())?;
-        let submission = Submission {
-            request: self.request_key(),
-            prompt: prompt.into(),
-            choices: vec![ChoiceStart::default()],
-            sampling: Sampling::GREEDY,
-            bias: Arc::new([]),
-            max_tokens,
-            stop: Arc::new(StopRules { strings: Vec::new(), tokens: self.end_tokens.clone() }),
-            priority: Priority::High,
-            deadline: None,
-            salt: [0; 32],
-        };
-        let (mut events, _guard) = self.engine.submit(submission, Fingerprint::default(), ASK_QUEUE);
-        while let Some(message) = events.recv().await {
-            match message {
-                Message::Event(EventKind::Token { text, .. }) if taken(&text).is_break() => return Ok(true),
-                Message::Event(EventKind::Done(_)) => return Ok(true),
-                Message::Event(EventKind::Failed(code, message)) => return Err(Error::new(code, message)),
-                Message::Refused(error) => return Err(error),
-                Message::Event(_) => {}
-            }
-        }
-        Ok(false)
-    }
-
-    /// Names a new request.
-    pub(crate) fn request_key(&self) -> RequestKey {
-        RequestKey(self.next_request.fetch_add(1, Ordering::Relaxed))
-    }
-}
 
 /// What a load ended with; joiners get the same.
 type Outcome = Option<Result<(), (Code, String)>>;
@@ -110,16 +43,24 @@ struct Entry {
     cancelled: Arc<AtomicBool>,
 }
 
-struct Inner {
-    harnesses: Harnesses,
-    scheduler: SchedulerOptions,
-    clock: Clock,
-    metrics: Metrics,
-    publisher: Publisher,
-    streams: Streams,
-    downloads: Downloads,
+/// What the models of a node need of it.
+pub(crate) struct Parts {
+    pub(crate) harnesses: Harnesses,
+    pub(crate) scheduler: SchedulerOptions,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+    pub(crate) publisher: Publisher,
+    pub(crate) streams: Streams,
+    pub(crate) downloads: Downloads,
+    pub(crate) turns: Turns,
+    /// What engines leave for their next load, and the longest time that leaving it takes.
+    pub(crate) kv: (KvStore, Duration),
     /// Where engines leave breadcrumbs.
-    state_dir: Option<PathBuf>,
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+struct Inner {
+    parts: Parts,
     /// Held only for table look-ups and transitions, never over a wait.
     entries: Mutex<BTreeMap<ModelId, Entry>>,
     closed: AtomicBool,
@@ -148,20 +89,9 @@ impl Progress for LoadProgress {
 }
 
 impl Models {
-    pub(crate) fn new(
-        harnesses: Harnesses,
-        scheduler: SchedulerOptions,
-        clock: Clock,
-        metrics: Metrics,
-        publisher: Publisher,
-        streams: Streams,
-        downloads: Downloads,
-        state_dir: Option<PathBuf>,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
         let (entries, closed) = (Mutex::default(), AtomicBool::new(false));
-        let inner =
-            Inner { harnesses, scheduler, clock, metrics, publisher, streams, downloads, state_dir, entries, closed };
-        Models { inner: Arc::new(inner) }
+        Models { inner: Arc::new(Inner { parts, entries, closed }) }
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, BTreeMap<ModelId, Entry>> {
@@ -172,7 +102,7 @@ impl Models {
     fn edit(&self, id: &ModelId, change: impl FnOnce(&mut Entry)) {
         if let Some(entry) = self.entries().get_mut(id) {
             change(entry);
-            self.inner.publisher.model(entry.status.clone());
+            self.inner.parts.publisher.model(entry.status.clone());
         }
     }
 
@@ -180,8 +110,10 @@ impl Models {
     fn transition(&self, id: &ModelId, input: ModelInput) {
         self.edit(id, |entry| match next_model_state(entry.status.state, input) {
             Ok(next) => {
-                tracing::info!(model = %id, from = ?entry.status.state, to = ?next, "model state");
-                entry.status.state = next;
+                let from = std::mem::replace(&mut entry.status.state, next);
+                tracing::info!(model = %id, ?from, to = ?next, "model state");
+                let why = entry.status.failure.as_deref().filter(|_| next == ModelState::Failed);
+                self.inner.parts.turns.note_state(id, from, next, why);
             }
             Err(error) => tracing::error!(model = %id, %error, "model transition refused"),
         });
@@ -220,7 +152,7 @@ impl Models {
 
     /// Starts the load, or finds the one that runs: the table's lock makes two at once impossible (LC1).
     fn begin_load(&self, spec: &LoadSpec) -> Result<watch::Receiver<Outcome>, Error> {
-        let harness = self.inner.harnesses.find(&spec.harness)?;
+        let harness = self.inner.parts.harnesses.find(&spec.harness)?;
         harness.check(spec)?;
         let mut entries = self.entries();
         if let Some(entry) = entries.get(&spec.model_id) {
@@ -238,22 +170,29 @@ impl Models {
         let status = ModelStatus {
             state: ModelState::Fetching,
             harness: spec.harness.clone(),
-            created: self.inner.clock.unix_seconds(),
+            created: self.inner.parts.clock.unix_seconds(),
             capabilities: Capabilities { chat: true, continuation: true },
             ..ModelStatus::absent(spec.model_id.clone())
         };
-        self.inner.publisher.model(status.clone());
+        self.inner.parts.publisher.model(status.clone());
         let entry = Entry { status, ready: None, thread: None, outcome: outcome.clone(), cancelled: cancelled.clone() };
         entries.insert(spec.model_id.clone(), entry);
         drop(entries);
         let (models, spec) = (self.clone(), spec.clone());
         tokio::spawn(async move {
-            let result = models.run_load(&spec, cancelled).await;
+            let mut prepared = false;
+            let result = models.run_load(&spec, cancelled, &mut prepared).await;
             let outcome = match result {
                 Ok(()) => Ok(()),
                 Err(failure) => Err(models.load_failed(&spec.model_id, &failure)),
             };
+            let ready = outcome.is_ok();
             sender.send_replace(Some(outcome));
+            // Nothing waits for these. What was set up before a load is taken down when it has failed.
+            let event = if ready { HookEvent::Ready } else { HookEvent::AfterUnload };
+            if ready || prepared {
+                let _ = models.inner.parts.turns.of_model(event, &spec.model_id, &spec.harness, Value::Null).await;
+            }
         });
         Ok(outcome)
     }
@@ -276,8 +215,14 @@ impl Models {
         self.entries().remove(id);
     }
 
-    async fn run_load(&self, spec: &LoadSpec, cancelled: Arc<AtomicBool>) -> Result<(), LoadFailure> {
-        let begun = self.inner.clock.now();
+    /// Loads, step by step; `prepared` says whether hooks before the load began.
+    async fn run_load(
+        &self,
+        spec: &LoadSpec,
+        cancelled: Arc<AtomicBool>,
+        prepared: &mut bool,
+    ) -> Result<(), LoadFailure> {
+        let begun = self.inner.parts.clock.now();
         let id = spec.model_id.clone();
         let progress = LoadProgress { models: self.clone(), id: id.clone(), cancelled: cancelled.clone() };
         let mut owned = spec.clone();
@@ -285,12 +230,15 @@ impl Models {
             let show = |permille: u32| {
                 let _ = progress.report(permille);
             };
-            let fetch = self.inner.downloads.for_load(id.as_str(), reference, &cancelled, show);
+            let fetch = self.inner.parts.downloads.for_load(id.as_str(), reference, &cancelled, show);
             owned.path = Some(fetch.await?);
         }
         self.transition(&id, ModelInput::Fetched);
-        let harness = self.inner.harnesses.find(&spec.harness)?;
-        let options = self.inner.scheduler;
+        let turns = &self.inner.parts.turns;
+        *prepared = true;
+        turns.of_model(HookEvent::BeforeLoad, &id, &spec.harness, Value::Null).await?;
+        let harness = self.inner.parts.harnesses.find(&spec.harness)?;
+        let options = self.inner.parts.scheduler;
         let sizes = Sizes { max_running: options.max_running, prefill_tokens: options.prefill_tokens };
         let loaded = tokio::task::spawn_blocking(move || harness.load(&owned, sizes, &progress)).await;
         let loaded = loaded.map_err(|error| LoadFailure::from(Error::internal(error)))??;
@@ -300,9 +248,16 @@ impl Models {
         }
         self.transition(&id, ModelInput::Loaded);
         let (ready, thread) = self.start(&id, loaded)?;
-        self.warm(&ready).await?;
-        let seconds = self.inner.clock.now().since(begun).as_secs_f64();
-        self.inner.metrics.loaded(id.as_str(), seconds);
+        let healthy = async {
+            self.warm(&ready).await?;
+            turns.of_model(HookEvent::AfterHealthy, &id, &spec.harness, Value::Null).await
+        };
+        if let Err(error) = healthy.await {
+            ready.engine.stop();
+            return Err(error.into());
+        }
+        let seconds = self.inner.parts.clock.now().since(begun).as_secs_f64();
+        self.inner.parts.metrics.loaded(id.as_str(), seconds);
         tracing::info!(model = %id, harness = spec.harness, device, seconds, "model ready");
         let cancelled_late = {
             let mut entries = self.entries();
@@ -332,7 +287,7 @@ impl Models {
         id: &ModelId,
         loaded: LoadedModel,
     ) -> Result<(Arc<ReadyModel>, std::thread::JoinHandle<()>), Error> {
-        let options = self.inner.scheduler;
+        let options = self.inner.parts.scheduler;
         let limits = Limits {
             max_running: options.max_running,
             max_waiting: options.max_waiting,
@@ -342,21 +297,36 @@ impl Models {
             prefix_cache: options.prefix_cache,
         };
         let capabilities = loaded.engine.capabilities();
-        let metrics = self.inner.metrics.model(id.as_str());
-        let crumbs = Crumbs::begin(self.inner.state_dir.as_deref(), id);
-        let scheduler = Scheduler::new(capabilities, limits, loaded.token_bytes);
-        let (engine, thread) =
-            engine_thread::spawn(id.as_str(), scheduler, loaded.engine, self.inner.clock, metrics.clone(), crumbs)?;
+        let metrics = self.inner.parts.metrics.model(id.as_str());
+        let crumbs = Crumbs::begin(self.inner.parts.state_dir.as_deref(), id);
+        let scheduler = Scheduler::new(capabilities, limits, loaded.token_bytes.clone());
+        let (store, leave_max) = self.inner.parts.kv.clone();
+        let keeper = options.prefix_cache.then(|| Keeper {
+            store,
+            of: loaded.exact_fingerprint,
+            block_tokens: capabilities.block_tokens,
+            leave_max,
+            clock: self.inner.parts.clock,
+            metrics: metrics.clone(),
+        });
+        let own = Own { scheduler, engine: loaded.engine, keeper: keeper.clone(), crumbs, metrics: metrics.clone() };
+        let (engine, thread) = engine_thread::spawn(id.as_str(), self.inner.parts.clock, own)?;
         let ready = ReadyModel {
             id: id.clone(),
             engine,
             text: loaded.text,
+            constraints: Constraints::new(loaded.token_bytes.clone()),
+            token_bytes: loaded.token_bytes,
             end_tokens: loaded.end_tokens,
             defaults: loaded.defaults,
             context_length: capabilities.context_length,
+            vocabulary: capabilities.vocab_size,
+            width: capabilities.width,
+            pooling: loaded.pooling,
             continue_fingerprint: loaded.continue_fingerprint,
             exact_fingerprint: loaded.exact_fingerprint,
             metrics,
+            keeper,
             pace: Mutex::default(),
             next_request: AtomicU64::new(0),
         };
@@ -365,7 +335,7 @@ impl Models {
 
     /// Runs one short request, so that the first real one finds warm memory and a proven engine.
     async fn warm(&self, ready: &ReadyModel) -> Result<(), Error> {
-        if ready.ask("hello", WARM_TOKENS, self.inner.clock, |_| ControlFlow::Continue(())).await? {
+        if ready.ask("hello", WARM_TOKENS, self.inner.parts.clock, |_| ControlFlow::Continue(())).await? {
             return Ok(());
         }
         Err(Error::internal("the engine ended during its warm-up"))
@@ -401,10 +371,13 @@ impl Models {
     /// # Errors
     /// `ModelNotHere` when there is nothing to unload, `Conflict` when an unload already runs.
     pub(crate) async fn unload(&self, id: &ModelId, budget: Option<DrainBudget>) -> Result<usize, Error> {
+        let harness = self.status(id).map(|status| status.harness).unwrap_or_default();
         let (ready, thread) = self.begin_unload(id)?;
         let Some(ready) = ready else { return Ok(0) };
-        let Inner { clock, streams, metrics, .. } = &*self.inner;
+        let Parts { clock, streams, metrics, turns, .. } = &self.inner.parts;
         let cut = emptying::empty(&ready, budget, *clock, streams, metrics).await;
+        // Their failure stops no way out.
+        let _ = turns.of_model(HookEvent::BeforeStop, id, &harness, Value::Null).await;
         self.transition(id, ModelInput::Emptied);
         ready.engine.stop();
         drop(ready);
@@ -413,6 +386,7 @@ impl Models {
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
         self.remove(id);
+        let _ = turns.of_model(HookEvent::AfterUnload, id, &harness, Value::Null).await;
         Ok(cut)
     }
 
@@ -475,11 +449,11 @@ impl Models {
     ///
     /// With each comes the 99th percentile of the time between two tokens, in milliseconds.
     pub(crate) fn loads(&self) -> Vec<(ModelId, ModelLoad, u32)> {
-        let options = self.inner.scheduler;
+        let options = self.inner.parts.scheduler;
         let report = |ready: Arc<ReadyModel>| {
             let (id, load) = (ready.id.clone(), ready.engine.load());
-            let p99 = ready.pace.lock().unwrap_or_else(PoisonError::into_inner).p99_ms();
-            self.inner.metrics.show_load(id.as_str(), &load);
+            let p99 = ready.inter_token_p99_ms();
+            self.inner.parts.metrics.show_load(id.as_str(), &load);
             let report = ModelLoad {
                 running: load.running as u32,
                 waiting: load.waiting as u32,

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hooks::{FunctionHook, HookConfigError};
 use hyper_util::service::TowerToHyperService;
-use lifecycle::NodeLife;
+use kv_store::KvStore;
+use lifecycle::{HookEvent, NodeLife};
 use rand::Rng;
 use service::exit;
 use service::metrics::{MetricsError, Registry};
@@ -12,9 +14,10 @@ use service::notify::Notifier;
 use service::server::{Server, ServerMetrics};
 use service::signals::Signal;
 use service::token::{Token, TokenError, guard};
+use service::traces::{Program, TraceError, TraceSettings, Traces};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use words::{Incarnation, ModelId, ModelStatus, NodeId, NodeStatus};
+use words::{Incarnation, ModelId, ModelStatus, Moment, NodeId, NodeStatus};
 
 use crate::control::{ControlPlane, router as control_router};
 use crate::crumbs::Crumbs;
@@ -23,13 +26,14 @@ use crate::fetch::{self, Downloads};
 use crate::harness::Harnesses;
 use crate::life::{self, Life, Parts};
 use crate::manager::Manager;
-use crate::metrics::Metrics;
-use crate::models::Models;
-use crate::options::{Options, SHUTDOWN_MAX};
+use crate::metrics::Families;
+use crate::models::{self, Models};
+use crate::options::{KvStoreOptions, Options, SHUTDOWN_MAX};
 use crate::publisher::Publisher;
 use crate::sessions::Sessions;
 use crate::state_dir::StateDir;
 use crate::streams::Streams;
+use crate::turns::Turns;
 use service::clock::Clock;
 use service::gate::Gate;
 
@@ -45,6 +49,10 @@ pub struct Surroundings {
     pub hub: hub::Settings,
     /// The name when the options give none.
     pub host_name: String,
+    /// Hooks of the program around, which run before those of the configuration.
+    pub hooks: Vec<FunctionHook>,
+    /// What the environment says of traces.
+    pub traces: TraceSettings,
     /// Told the data address once it is bound.
     pub on_data_address: Option<tokio::sync::oneshot::Sender<std::net::SocketAddr>>,
 }
@@ -79,9 +87,18 @@ pub enum NodeError {
     /// The name is no node id.
     #[error("node.id: {0}; set it in the configuration")]
     Name(words::IdError),
+    /// Traces are wanted and can't be exported.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// A metric could not be registered: a fault of ours.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricsError),
+    /// A hook can't be run as it is written.
+    #[error(transparent)]
+    Hooks(#[from] HookConfigError),
+    /// A hook of the start failed.
+    #[error("{0}")]
+    Startup(words::Error),
     /// A required model failed.
     #[error("a required model failed to load: {0}")]
     Required(words::Error),
@@ -115,6 +132,37 @@ pub fn guard_control(options: &Options) -> Result<Option<Token>, NodeError> {
     Ok(token)
 }
 
+/// Opens the KV store; what can't be used of it is said once, and goes without.
+fn open_store(options: &KvStoreOptions, clock: Clock) -> KvStore {
+    let opened = KvStore::open((options.ram_mib as u64) << 20, options.disk(), clock.unix_seconds());
+    if let Some(error) = opened.unusable {
+        tracing::warn!(%error, folder = ?options.folder, "KV is kept in memory alone: its folder can't be used");
+    }
+    let counts = opened.store.counts();
+    if counts.damaged > 0 {
+        tracing::warn!(files = counts.damaged, "stored KV was damaged or of another version, and is removed");
+    }
+    if counts.disk_blocks > 0 {
+        tracing::info!(blocks = counts.disk_blocks, bytes = counts.disk_bytes, "KV of an earlier life is there");
+    }
+    opened.store
+}
+
+/// Writes what is kept in memory to disk, until `by`.
+async fn spill(store: KvStore, clock: Clock, by: Moment) {
+    if !store.has_disk() || store.counts().ram_blocks == 0 {
+        return;
+    }
+    let work = tokio::task::spawn_blocking(move || store.spill(clock.unix_seconds(), || clock.now() < by));
+    match work.await {
+        Ok(spilled) => {
+            let (written, left) = (spilled.written, spilled.left);
+            tracing::info!(written, left, error = ?spilled.error, "KV written for the next life");
+        }
+        Err(error) => tracing::error!(%error, "KV could not be written"),
+    }
+}
+
 /// How often loads are looked at between the heartbeats.
 const LOAD_REFRESH: Duration = Duration::from_millis(100);
 
@@ -132,6 +180,7 @@ async fn refresh_loads(models: Models, gate: Gate, publisher: Publisher) {
 pub(crate) struct DataPort {
     plane: Option<DataPlane>,
     metrics: Option<ServerMetrics>,
+    turns: Turns,
     on_address: Option<tokio::sync::oneshot::Sender<std::net::SocketAddr>>,
 }
 
@@ -153,6 +202,7 @@ impl DataPort {
         let address = server.local_addr();
         let advertised = options.advertise.unwrap_or_else(|| address.to_string());
         publisher.change(|status| status.data_address = advertised);
+        self.turns.bound(address.port());
         tracing::info!(%address, "data port open");
         if let Some(told) = self.on_address.take() {
             let _ = told.send(address);
@@ -172,22 +222,35 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let record = state_dir.as_ref().map(StateDir::read_record).transpose().map_err(NodeError::Record)?;
     let first = first_status(&options, &around.host_name, state_dir.as_ref())?;
     let machine = NodeLife::start(first.incarnation, record.unwrap_or_default(), options.rules());
-    let publisher = Publisher::new(first);
     let registry = Registry::new();
-    let metrics = Metrics::new(&registry)?;
+    let families = Families::register(&registry)?;
+    let Families { worker: metrics, control: control_metrics, data: data_metrics, .. } = families;
+    let program = Program { name: "neuron", version: env!("CARGO_PKG_VERSION"), instance: first.node.as_str() };
+    let (traces, exporting) = Traces::start(&around.traces, program, families.traces)?;
+    let publisher = Publisher::new(first);
     let (sessions, gate, streams) = (Sessions::new(clock), Gate::new(), Streams::default());
     let settings = fetch::settings(around.hub, &options.harness.candle);
     let downloads = Downloads::new(settings, clock, metrics.clone());
-    let models = Models::new(
-        Harnesses::new(&options.harness),
-        options.scheduler,
+    let name = publisher.snapshot().node;
+    let turns = Turns::new(&options, name.as_str(), around.hooks, clock, families.hooks)?;
+    let ids = options.default_models.iter().filter_map(|entry| ModelId::new(entry.id.clone()).ok());
+    let (hooks_max, unload_max) = (ids.map(|id| turns.longest_stop(&id)).max(), options.drain.unload_max());
+    if hooks_max.is_some_and(|longest| longest > unload_max) {
+        tracing::warn!(?hooks_max, ?unload_max, "hooks of a model's end may take longer than drain.unload_max_s");
+    }
+    let kv = open_store(&options.kv_store, clock);
+    let models = Models::new(models::Parts {
+        harnesses: Harnesses::new(&options.harness),
+        scheduler: options.scheduler,
         clock,
-        metrics.clone(),
-        publisher.clone(),
-        streams.clone(),
-        downloads.clone(),
-        options.node.state_dir.clone(),
-    );
+        metrics: metrics.clone(),
+        publisher: publisher.clone(),
+        streams: streams.clone(),
+        downloads: downloads.clone(),
+        turns: turns.clone(),
+        kv: (kv.clone(), options.kv_store.keep_max()),
+        state_dir: options.node.state_dir.clone(),
+    });
     let first = publisher.snapshot();
     let (intent, budget_s) = (machine.intent(), options.drain.exit_budget().as_secs_f64());
     let version = first.version;
@@ -201,11 +264,11 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         downloads,
         options: Arc::new(options.clone()),
         token: token.clone(),
-        registry: registry.clone(),
+        registry,
+        metrics: metrics.clone(),
     };
-    let control = serve("the control port", around.control, &options.control.server, control_router(plane), {
-        ServerMetrics::register(&registry, "neuron_control")?
-    })?;
+    let router = control_router(plane);
+    let control = serve("the control port", around.control, &options.control.server, router, control_metrics)?;
     tracing::info!(address = %control.local_addr(), "control port open");
 
     let plane = DataPlane {
@@ -214,12 +277,17 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         streams: streams.clone(),
         publisher: publisher.clone(),
         metrics: metrics.clone(),
+        traces,
         clock,
         options: options.clone(),
         token,
     };
-    let data_metrics = ServerMetrics::register(&registry, "neuron_data")?;
-    let port = DataPort { plane: Some(plane), metrics: Some(data_metrics), on_address: around.on_data_address.take() };
+    let port = DataPort {
+        plane: Some(plane),
+        metrics: Some(data_metrics),
+        turns: turns.clone(),
+        on_address: around.on_data_address.take(),
+    };
     let refresher = tokio::spawn(refresh_loads(models.clone(), gate.clone(), publisher.clone()));
     let parts = Parts {
         clock,
@@ -228,20 +296,29 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         publisher,
         sessions,
         streams,
+        turns: turns.clone(),
         metrics,
         manager: Manager::new(clock, around.notifier),
         options: Arc::new(options),
         state_dir,
         port,
     };
-    let ended = Life::new(machine, parts).run(&mut around.signals, commands).await?;
+    let (unload_max, keep_max) = (parts.options.drain.unload_max(), parts.options.kv_store.keep_max());
+    let ended = Life::new(machine, parts).run(&mut around.signals, commands).await;
+    let hooks_by = ended.as_ref().map_or(clock.now() + unload_max, |ended| ended.hooks_by);
+    spill(kv, clock, hooks_by.min(clock.now() + keep_max)).await;
+    if tokio::time::timeout_at(clock.instant(hooks_by), turns.of_node(HookEvent::Shutdown)).await.is_err() {
+        tracing::warn!("the hooks of the shutdown took too long and were ended");
+    }
+    let ended = ended?;
     let last = tokio::time::Instant::now() + SHUTDOWN_MAX;
     let mut cut_connections = 0;
     if let Some(data) = ended.data {
         cut_connections = data.stop(last).await.cut;
     }
     refresher.abort();
-    control.stop(tokio::time::Instant::now() + CONTROL_STOP_MAX.min(SHUTDOWN_MAX)).await;
+    let soon = tokio::time::Instant::now() + CONTROL_STOP_MAX.min(SHUTDOWN_MAX);
+    tokio::join!(control.stop(soon), exporting.close(last.max(soon)));
     tracing::info!(streams_cut = ended.cut, cut_connections, "worker stopped");
     // Disarmed last: whatever was wedged above, the process has ended by then.
     drop(ended.deadman);

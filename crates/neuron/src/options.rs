@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hooks::HooksOptions;
 use lifecycle::{DrainBudget, NodeRules};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::config::UnusableOption;
 use service::server::ServerOptions;
 use service::telemetry::LogOptions;
+use wire::output::Overrides;
 use words::{ModelId, NodeId};
 
 /// The worker's configuration.
@@ -33,6 +35,10 @@ pub struct Options {
     pub default_models: Vec<ModelEntry>,
     /// Commands that a restart may run once everything is unloaded, by name.
     pub upgrade: BTreeMap<String, UpgradeOptions>,
+    /// What outlives a model's memory of what it has computed.
+    pub kv_store: KvStoreOptions,
+    /// What runs at the turns of this worker's and its models' life.
+    pub hooks: HooksOptions,
     /// What is logged.
     pub log: LogOptions,
 }
@@ -224,6 +230,45 @@ impl Default for SchedulerOptions {
     }
 }
 
+/// KV that outlives its model: after the next load, and after a restart where there is a folder, what was computed of
+/// prompts is found again. Only engines of equal model, settings and build read each other's.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KvStoreOptions {
+    /// Most memory for the KV of models that are unloaded, in MiB; 0: none is kept.
+    pub ram_mib: usize,
+    /// A folder in which KV outlives the process. Who can read it can learn what was asked; it is made for this
+    /// worker's user alone. Absent: none.
+    pub folder: Option<PathBuf>,
+    /// Most bytes in that folder, in MiB.
+    pub disk_mib: usize,
+    /// KV that was not used for this long is removed, in hours.
+    pub age_max_h: f64,
+    /// Longest time that keeping takes of an unload, and writing of an exit, in seconds; both count in
+    /// `drain.unload_max_s`.
+    pub keep_max_s: f64,
+}
+
+impl Default for KvStoreOptions {
+    fn default() -> Self {
+        KvStoreOptions { ram_mib: 512, folder: None, disk_mib: 10_240, age_max_h: 24.0, keep_max_s: 10.0 }
+    }
+}
+
+impl KvStoreOptions {
+    /// Returns the longest time that keeping takes.
+    pub fn keep_max(&self) -> Duration {
+        seconds(self.keep_max_s)
+    }
+
+    /// Returns what there is on disk, if anything.
+    pub(crate) fn disk(&self) -> Option<kv_store::DiskOptions> {
+        let folder = self.folder.clone()?;
+        let (bytes_max, age_max) = ((self.disk_mib as u64) << 20, seconds(self.age_max_h * 3600.0));
+        Some(kv_store::DiskOptions { folder, bytes_max, age_max })
+    }
+}
+
 /// The harnesses' own settings.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -314,8 +359,24 @@ pub struct ModelEntry {
     pub quant: Option<String>,
     /// 'auto' (the default), 'cpu', 'cuda' or 'cuda:N'.
     pub device: Option<String>,
+    /// The form of its tool calls: 'auto' (the default: told by its chat template), 'hermes', 'llama', 'mistral' or
+    /// 'none'.
+    pub tool_parser: Option<String>,
+    /// The form of its reasoning: 'auto' (the default: told by its chat template), 'think' or 'none'.
+    pub reasoning_parser: Option<String>,
     /// Whether the worker refuses to start without it.
     pub required: bool,
+}
+
+impl ModelEntry {
+    /// Reads what is said of calls and reasoning.
+    ///
+    /// # Errors
+    /// [`UnusableOption`] with the key alone.
+    pub fn overrides(&self) -> Result<Overrides, UnusableOption> {
+        let read = Overrides::read(self.tool_parser.as_deref(), self.reasoning_parser.as_deref());
+        read.map_err(|(key, words)| UnusableOption { key: key.into(), problem: format!("must be {words}") })
+    }
 }
 
 impl Options {
@@ -340,11 +401,16 @@ impl Options {
         {
             return wrong("node.id", error.to_string());
         }
+        self.data.server.check("data.server")?;
+        self.control.server.check("control.server")?;
         let mut seen = BTreeSet::new();
         for (i, model) in self.default_models.iter().enumerate() {
             let key = format!("default_models[{i}].id");
             if let Err(error) = ModelId::new(model.id.clone()) {
                 return wrong(&key, error.to_string());
+            }
+            if let Err(UnusableOption { key, problem }) = model.overrides() {
+                return wrong(&format!("default_models[{i}].{key}"), problem);
             }
             if !seen.insert(&model.id) {
                 return wrong(&key, format!("'{}' is there twice", model.id));
@@ -354,6 +420,8 @@ impl Options {
             ("drain.handoff_s".to_string(), self.drain.handoff_s),
             ("drain.deadline_s".to_string(), self.drain.deadline_s),
             ("drain.unload_max_s".to_string(), self.drain.unload_max_s),
+            ("kv_store.keep_max_s".to_string(), self.kv_store.keep_max_s),
+            ("kv_store.age_max_h".to_string(), self.kv_store.age_max_h),
         ];
         for (name, upgrade) in &self.upgrade {
             if upgrade.argv.is_empty() {
@@ -375,6 +443,8 @@ impl Options {
             ("scheduler.max_choices", self.scheduler.max_choices, 1, 128),
             ("scheduler.max_waiting", self.scheduler.max_waiting, 0, 1 << 20),
             ("scheduler.prefill_tokens", self.scheduler.prefill_tokens, 1, 1 << 16),
+            ("kv_store.ram_mib", self.kv_store.ram_mib, 0, 1 << 24),
+            ("kv_store.disk_mib", self.kv_store.disk_mib, 1, 1 << 30),
             ("data.event_queue", self.data.event_queue, 1, 1 << 16),
             ("data.max_body_bytes", self.data.max_body_bytes, 1024, 1 << 30),
             ("harness.fake.context_length", self.harness.fake.context_length, 16, 1 << 20),

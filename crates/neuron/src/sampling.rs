@@ -1,7 +1,7 @@
 //! Sampling resolves once: request, then the model's generation defaults, then the fallback.
 
 use inference::sampling::Sampling;
-use wire::chat::ChatRequest;
+use wire::generation::Generation;
 use wire::private::ResolvedSampling;
 
 /// What a model's files say about generation.
@@ -16,7 +16,7 @@ pub(crate) struct Defaults {
 
 /// Folds the three layers. `room` is what the context leaves for the answer; `fallback_max` of 0 means all of it.
 pub(crate) fn resolve(
-    request: &ChatRequest,
+    request: &Generation,
     defaults: &Defaults,
     seed: u64,
     fallback_max: u32,
@@ -55,13 +55,15 @@ pub(crate) fn scheduled(resolved: &ResolvedSampling) -> Sampling {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use wire::chat::ChatRequest;
+
     use super::*;
 
     #[test]
     fn the_request_wins_then_the_model_then_the_fallback() {
         let request = |extra: &str| {
             let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}]{extra}}}"#);
-            ChatRequest::parse(body.as_bytes()).unwrap()
+            ChatRequest::parse(body.as_bytes()).unwrap().generation
         };
         let model = Defaults { temperature: Some(0.6), top_k: Some(20), ..Defaults::default() };
         let bare = resolve(&request(""), &model, 5, 0, 100);

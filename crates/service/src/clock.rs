@@ -31,8 +31,20 @@ impl Clock {
         moment.since(self.now())
     }
 
+    /// Returns what tells the wall clock's time at a moment of the past. It reads both clocks once, so that what it tells
+    /// of several moments fits together.
+    pub fn wall(&self) -> impl Fn(Moment) -> SystemTime + use<> {
+        let (now, wall) = (self.now(), SystemTime::now());
+        move |moment| wall.checked_sub(now.since(moment)).unwrap_or(UNIX_EPOCH)
+    }
+
     /// Returns Unix seconds.
     pub fn unix_seconds(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+        self.unix_ms() / 1000
+    }
+
+    /// Returns Unix time in milliseconds.
+    pub fn unix_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
     }
 }

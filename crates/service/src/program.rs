@@ -9,8 +9,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::{Sources, load};
+use crate::metrics::{MetricsError, Registry};
 use crate::telemetry::LogOptions;
 use crate::{document, exit, telemetry};
+
+/// What stands at the end of a program's long help and of its manual page.
+pub const AFTER_HELP: &str = "Exit codes: 0 after a clean end, 1 for a failure that another start may mend, 70 when an \
+exit was stuck and was ended, 75 when streams were cut at the end of a drain, 78 when the configuration can't be used.\n\n\
+Variables: each setting can be given as PROGRAM__TABLE__KEY, with the program's name in capitals; they come before the \
+file, and --set comes before them.";
 
 /// Where the configuration is.
 #[derive(Clone, Debug, Default, Args)]
@@ -75,6 +82,19 @@ pub fn document<T: JsonSchema + Serialize + Default>(program: &str, what: Docume
         Document::Schema => format!("{:#}\n", document::schema::<T>()),
         Document::Reference => document::reference_markdown::<T>(program),
     }
+}
+
+/// Returns the table of what `register` registers, or says why there is none and gives the exit code.
+///
+/// # Errors
+/// The exit code for metrics that can't be registered.
+pub fn metrics<T>(program: &str, register: impl FnOnce(&Registry) -> Result<T, MetricsError>) -> Result<String, u8> {
+    let registry = Registry::new();
+    register(&registry).map_err(|error| {
+        complain(program, &error);
+        exit::FAILURE
+    })?;
+    Ok(registry.reference())
 }
 
 /// Starts logs and a runtime, runs the program to its end, and returns its exit code.

@@ -1,5 +1,6 @@
 //! The shared token of the control plane.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,15 @@ pub enum TokenError {
         /// Its address.
         bind: SocketAddr,
     },
+}
+
+/// The name of the token among systemd's credentials.
+pub const CREDENTIAL: &str = "cortex.token";
+
+/// Returns the token's file: the one that is configured, or else the one among the service manager's credentials, whose
+/// folder is the value of `$CREDENTIALS_DIRECTORY`.
+pub fn file(configured: Option<PathBuf>, credentials: Option<OsString>) -> Option<PathBuf> {
+    configured.or_else(|| Some(PathBuf::from(credentials?).join(CREDENTIAL)).filter(|path| path.exists()))
 }
 
 impl Token {
@@ -104,6 +114,17 @@ mod tests {
         assert_eq!(format!("{token:?}"), "Token(..)");
         std::fs::write(&path, "short").unwrap();
         assert!(matches!(Token::read(&path), Err(TokenError::Content { .. })));
+    }
+
+    #[test]
+    fn a_credential_is_the_token_where_none_is_configured() {
+        let folder = tempfile::tempdir().unwrap();
+        let credentials = || Some(folder.path().as_os_str().to_os_string());
+        assert_eq!(file(None, credentials()), None, "there is none of that name");
+        std::fs::write(folder.path().join(CREDENTIAL), "0123456789abcdef").unwrap();
+        assert_eq!(file(None, credentials()), Some(folder.path().join(CREDENTIAL)));
+        assert_eq!(file(Some("/own".into()), credentials()), Some("/own".into()));
+        assert_eq!(file(None, None), None);
     }
 
     #[test]

@@ -1,75 +1,30 @@
 //! `POST /v1/chat/completions`: from bytes to a request that holds only what is honoured.
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
-use words::{Code, Error, ModelId};
+use words::Error;
 
 use crate::fields;
-use crate::private::{RESUME_FIELD, Resume};
-use crate::shaping::Shaping;
+use crate::format::Wish;
+use crate::generation::{Checked, Generation, flag};
+use crate::logprobs;
+use crate::messages::messages;
+use crate::template::variables;
+use crate::tools::Tools;
 
-/// Most stop strings.
-pub const STOP_STRINGS_MAX: usize = 16;
-/// Most bytes in one stop string.
-pub const STOP_BYTES_MAX: usize = 1024;
-/// Most answers to one request; a worker may allow fewer.
-pub const CHOICES_MAX: u32 = 128;
-/// Most messages.
-pub const MESSAGES_MAX: usize = 4096;
-
-/// A checked request. Numbers are finite and in range; `None` means that the model's defaults decide.
+/// A checked request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatRequest {
-    /// Which model.
-    pub model: ModelId,
-    /// Messages with plain-text contents, as the chat template takes them.
+    /// Messages with plain-text contents, as the chat template takes them; the arguments of calls are JSON texts.
     pub messages: Vec<Value>,
-    /// Whether the answer is a stream.
-    pub stream: bool,
-    /// Whether a stream ends with the usage.
-    pub include_usage: bool,
-    /// 0 to 2.
-    pub temperature: Option<f32>,
-    /// Above 0 to 1.
-    pub top_p: Option<f32>,
-    /// 0 keeps everything.
-    pub top_k: Option<u32>,
-    /// 0 to 1.
-    pub min_p: Option<f32>,
-    /// Seeds the draws; negative numbers are taken by their bits.
-    pub seed: Option<u64>,
-    /// None is empty.
-    pub stop: Vec<String>,
-    /// At least 1.
-    pub max_tokens: Option<u32>,
-    /// Answers to give, at least 1.
-    pub choices: u32,
-    /// Penalties, added logits, and when an answer may end.
-    pub shaping: Shaping,
-    /// Who comes first when there is too little room.
-    pub tier: Tier,
-    /// Only requests of an equal salt share computed prompts.
-    pub cache_salt: Option<String>,
-    /// What an earlier attempt had, from a gateway.
-    pub resume: Option<Resume>,
-    /// How many fields nobody knows.
-    pub unknown_fields: usize,
+    /// What the model may call.
+    pub tools: Tools,
+    /// Further variables of the chat template.
+    pub variables: Map<String, Value>,
+    /// What every answer must be.
+    pub format: Option<Wish>,
+    /// All the rest.
+    pub generation: Generation,
 }
-
-/// `service_tier`, as far as it says anything to a worker.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tier {
-    /// `priority`: before the others.
-    Priority,
-    /// `auto`, `default`, `scale`, or nothing.
-    #[default]
-    Default,
-    /// `flex`: when nothing else wants to run.
-    Flex,
-}
-
-/// Longest cache salt, in bytes.
-const SALT_BYTES_MAX: usize = 256;
 
 impl ChatRequest {
     /// Reads a request.
@@ -77,305 +32,23 @@ impl ChatRequest {
     /// # Errors
     /// `InvalidRequest` with the field in `param`, or `UnsupportedParameter`.
     pub fn parse(body: &[u8]) -> Result<Self, Error> {
-        let value: Value = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
-        let Value::Object(mut map) = value else {
-            return Err(Error::new(Code::InvalidRequest, "the request body must be a JSON object"));
-        };
-        let resume = map.remove(RESUME_FIELD).map(Resume::from_value).transpose()?;
-        let unknown_fields = fields::check(fields::CHAT, &map)?;
-        let include_usage = include_usage(&map)?;
-        Ok(ChatRequest {
-            model: model(map.get("model"))?,
-            messages: messages(map.remove("messages"))?,
-            stream: flag(&map, "stream"),
-            include_usage,
-            temperature: number(&map, "temperature", 0.0, 2.0)?,
-            top_p: top_p(&map)?,
-            top_k: top_k(&map)?,
-            min_p: number(&map, "min_p", 0.0, 1.0)?,
-            seed: seed(&map),
-            stop: stop(map.get("stop"))?,
-            max_tokens: max_tokens(&map)?,
-            choices: choices(map.get("n"))?,
-            shaping: Shaping::read(&map)?,
-            tier: tier(&map)?,
-            cache_salt: cache_salt(&map)?,
-            resume,
-            unknown_fields,
-        })
+        let mut checked = Checked::read(body, fields::CHAT)?;
+        let mut generation = checked.generation()?;
+        let map = &mut checked.map;
+        generation.logprobs = logprobs(map)?;
+        let (messages, tools, variables) = (messages(map.remove("messages"))?, Tools::read(map)?, variables(map)?);
+        let format = Wish::read(map)?;
+        Ok(ChatRequest { messages, tools, variables, format, generation })
     }
 }
 
-/// What a gateway needs to know of a request to route it, and to finish it where a worker could not. Everything else is checked by the worker.
-#[derive(Debug, Deserialize)]
-pub struct Peek<'a> {
-    /// The model's name.
-    #[serde(borrow, default)]
-    pub model: Option<std::borrow::Cow<'a, str>>,
-    /// Whether the answer is a stream.
-    #[serde(default)]
-    pub stream: Option<bool>,
-    /// How many answers; checked by [`Peek::choices`].
-    #[serde(default)]
-    pub n: Option<Value>,
-    /// Whether the stream ends with its usage; checked by the worker.
-    #[serde(default)]
-    pub stream_options: Option<Value>,
-    /// A private field that clients may not send.
-    #[serde(default, rename = "cortex_resume")]
-    pub resume: Option<serde::de::IgnoredAny>,
-}
-
-impl<'a> Peek<'a> {
-    /// Reads the few fields without building the rest.
-    ///
-    /// # Errors
-    /// `InvalidRequest` when the body is no JSON object or one of the fields has the wrong type.
-    pub fn parse(body: &'a [u8]) -> Result<Self, Error> {
-        serde_json::from_slice(body).map_err(|error| malformed(&error))
-    }
-
-    /// Returns how many answers are wanted.
-    ///
-    /// # Errors
-    /// `InvalidRequest` when it is no number of answers.
-    pub fn choices(&self) -> Result<u32, Error> {
-        choices(self.n.as_ref())
-    }
-
-    /// Returns whether the stream ends with its usage.
-    pub fn include_usage(&self) -> bool {
-        let options = self.stream_options.as_ref().and_then(|options| options.get("include_usage"));
-        options.and_then(Value::as_bool).unwrap_or(false)
-    }
-
-    /// Returns the model's id.
-    ///
-    /// # Errors
-    /// `InvalidRequest` when it is absent or no id.
-    pub fn model_id(&self) -> Result<ModelId, Error> {
-        let missing = || Error::invalid("model", "'model' is missing; GET /v1/models lists the names");
-        let text = self.model.as_deref().ok_or_else(missing)?;
-        ModelId::new(text).map_err(|error| Error::invalid("model", error.to_string()))
-    }
-}
-
-/// Removes the private field from a client's body.
-///
-/// # Errors
-/// `InvalidRequest` when the body is no JSON object.
-pub fn without_private_fields(body: &[u8]) -> Result<Vec<u8>, Error> {
-    let mut map: Map<String, Value> = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
-    map.remove(RESUME_FIELD);
-    serde_json::to_vec(&map).map_err(Error::internal)
-}
-
-fn malformed(error: &serde_json::Error) -> Error {
-    let place = format!("line {} column {}", error.line(), error.column());
-    match error.classify() {
-        // Data errors name the field and the wanted type; they quote nothing of ours.
-        serde_json::error::Category::Data => {
-            Error::new(Code::InvalidRequest, format!("the request body does not fit: {error}"))
-        }
-        serde_json::error::Category::Eof => {
-            Error::new(Code::InvalidRequest, format!("the request body ends in the middle of its JSON, at {place}"))
-        }
-        _ => Error::new(Code::InvalidRequest, format!("the request body is not valid JSON: {error}")),
-    }
-}
-
-fn model(value: Option<&Value>) -> Result<ModelId, Error> {
-    let text = value.and_then(Value::as_str).ok_or_else(|| {
-        Error::invalid("model", "'model' is missing; GET /v1/models lists the names this server answers to")
-    })?;
-    ModelId::new(text).map_err(|error| Error::invalid("model", error.to_string()))
-}
-
-pub(crate) fn flag(map: &Map<String, Value>, name: &str) -> bool {
-    map.get(name).and_then(Value::as_bool).unwrap_or(false)
-}
-
-pub(crate) fn number(map: &Map<String, Value>, name: &str, low: f64, high: f64) -> Result<Option<f32>, Error> {
-    match map.get(name).and_then(Value::as_f64) {
-        Some(number) if !(low..=high).contains(&number) => {
-            Err(Error::invalid(name, format!("'{name}' must be between {low} and {high}, it is {number}")))
-        }
-        number => Ok(number.map(|number| number as f32)),
-    }
-}
-
-fn top_p(map: &Map<String, Value>) -> Result<Option<f32>, Error> {
-    match number(map, "top_p", 0.0, 1.0)? {
-        // OpenAI allows 0; the nucleus then holds the likeliest token alone.
-        Some(top_p) if top_p <= 0.0 => Ok(Some(f32::MIN_POSITIVE)),
-        top_p => Ok(top_p),
-    }
-}
-
-fn top_k(map: &Map<String, Value>) -> Result<Option<u32>, Error> {
-    match map.get("top_k").and_then(Value::as_i64) {
-        // vLLM's -1 means "keep everything", as does 0.
-        Some(-1) => Ok(Some(0)),
-        Some(k) => u32::try_from(k).map(Some).map_err(|_| Error::invalid("top_k", "'top_k' must be -1, 0 or more")),
-        None => Ok(None),
-    }
-}
-
-fn seed(map: &Map<String, Value>) -> Option<u64> {
-    let value = map.get("seed")?;
-    value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64))
-}
-
-fn max_tokens(map: &Map<String, Value>) -> Result<Option<u32>, Error> {
-    let mut limit = None;
-    for name in ["max_completion_tokens", "max_tokens"] {
-        let Some(value) = map.get(name).filter(|value| !value.is_null()) else { continue };
-        let number = value.as_u64().and_then(|number| u32::try_from(number).ok()).filter(|number| *number > 0);
-        let number = number.ok_or_else(|| {
-            Error::invalid(name, format!("'{name}' must be an integer from 1 to {}, it is {value}", u32::MAX))
-        })?;
-        limit = limit.or(Some(number));
-    }
-    Ok(limit)
-}
-
-fn choices(value: Option<&Value>) -> Result<u32, Error> {
-    let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(1) };
-    let number = value.as_u64().filter(|number| (1..=u64::from(CHOICES_MAX)).contains(number));
-    let wrong = || Error::invalid("n", format!("'n' must be an integer from 1 to {CHOICES_MAX}, it is {value}"));
-    number.map(|number| number as u32).ok_or_else(wrong)
-}
-
-fn tier(map: &Map<String, Value>) -> Result<Tier, Error> {
-    match map.get("service_tier").and_then(Value::as_str) {
-        None | Some("auto" | "default" | "scale") => Ok(Tier::Default),
-        Some("priority") => Ok(Tier::Priority),
-        Some("flex") => Ok(Tier::Flex),
-        Some(_) => {
-            let message = "'service_tier' must be auto, default, flex, scale or priority";
-            Err(Error::invalid("service_tier", message))
-        }
-    }
-}
-
-fn cache_salt(map: &Map<String, Value>) -> Result<Option<String>, Error> {
-    let Some(salt) = map.get("cache_salt").and_then(Value::as_str) else { return Ok(None) };
-    if salt.is_empty() || salt.len() > SALT_BYTES_MAX {
-        return Err(Error::invalid("cache_salt", format!("'cache_salt' must have 1 to {SALT_BYTES_MAX} bytes")));
-    }
-    Ok(Some(salt.to_string()))
-}
-
-fn include_usage(map: &Map<String, Value>) -> Result<bool, Error> {
-    let Some(Value::Object(options)) = map.get("stream_options") else { return Ok(false) };
-    if !flag(map, "stream") {
-        return Err(Error::invalid("stream_options", "'stream_options' needs 'stream' to be true"));
-    }
-    match options.get("include_usage") {
-        None | Some(Value::Null) => Ok(false),
-        Some(Value::Bool(wanted)) => Ok(*wanted),
-        Some(_) => {
-            Err(Error::invalid("stream_options.include_usage", "'stream_options.include_usage' must be a boolean"))
-        }
-    }
-}
-
-fn stop(value: Option<&Value>) -> Result<Vec<String>, Error> {
-    let wrong = |message: String| Err(Error::invalid("stop", message));
-    let strings: Vec<String> = match value {
-        None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(Value::String(text)) => vec![text.clone()],
-        Some(Value::Array(items)) if items.len() > STOP_STRINGS_MAX => {
-            return wrong(format!("'stop' may have {STOP_STRINGS_MAX} strings at most"));
-        }
-        Some(Value::Array(items)) => {
-            let strings = items.iter().map(|item| item.as_str().map(str::to_string)).collect::<Option<Vec<_>>>();
-            match strings {
-                Some(strings) => strings,
-                None => return wrong("'stop' must be a string or an array of strings".into()),
-            }
-        }
-        Some(_) => return wrong("'stop' must be a string or an array of strings".into()),
-    };
-    if strings.iter().any(|text| text.is_empty() || text.len() > STOP_BYTES_MAX) {
-        return wrong(format!("each string of 'stop' must have 1 to {STOP_BYTES_MAX} bytes"));
-    }
-    Ok(strings)
-}
-
-fn messages(value: Option<Value>) -> Result<Vec<Value>, Error> {
-    let Some(Value::Array(items)) = value else {
-        return Err(Error::invalid("messages", "'messages' must be an array of messages"));
-    };
-    if items.is_empty() || items.len() > MESSAGES_MAX {
-        let message = format!("'messages' must have 1 to {MESSAGES_MAX} messages, it has {}", items.len());
-        return Err(Error::invalid("messages", message));
-    }
-    items.into_iter().enumerate().map(|(i, item)| message(i, item)).collect()
-}
-
-fn message(i: usize, item: Value) -> Result<Value, Error> {
-    let at = |field: &str| format!("messages[{i}]{field}");
-    let Value::Object(mut map) = item else {
-        return Err(Error::invalid(at(""), format!("'{}' must be an object", at(""))));
-    };
-    let role = match map.get("role").and_then(Value::as_str) {
-        Some("system" | "developer") => "system",
-        Some("user") => "user",
-        Some("assistant") => "assistant",
-        Some("tool" | "function") => {
-            let message = "messages of tools are not supported; send their text as a user message";
-            return Err(Error::new(Code::UnsupportedParameter, message).at(at(".role")));
-        }
-        _ => {
-            let message = format!("'{}' must be system, developer, user or assistant", at(".role"));
-            return Err(Error::invalid(at(".role"), message));
-        }
-    };
-    for field in ["tool_calls", "function_call", "audio"] {
-        let empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
-        if map.get(field).is_some_and(|value| !empty(value)) {
-            let message = format!("'{}' is not supported", at(&format!(".{field}")));
-            return Err(Error::new(Code::UnsupportedParameter, message).at(at(&format!(".{field}"))));
-        }
-    }
-    let content = content(&at(".content"), map.remove("content"), role)?;
-    let mut out = Map::new();
-    out.insert("role".into(), role.into());
-    out.insert("content".into(), content.into());
-    if let Some(name) = map.remove("name").filter(|name| !name.is_null()) {
-        if !name.is_string() {
-            return Err(Error::invalid(at(".name"), format!("'{}' must be a string", at(".name"))));
-        }
-        out.insert("name".into(), name);
-    }
-    Ok(Value::Object(out))
-}
-
-/// Joins text parts with a line feed, as vLLM does for templates that take plain text.
-fn content(at: &str, value: Option<Value>, role: &str) -> Result<String, Error> {
-    match value {
-        Some(Value::String(text)) => Ok(text),
-        // An assistant turn without text is legal.
-        None | Some(Value::Null) if role == "assistant" => Ok(String::new()),
-        Some(Value::Array(parts)) if !parts.is_empty() => {
-            let mut texts = Vec::with_capacity(parts.len());
-            for (k, part) in parts.iter().enumerate() {
-                match (part["type"].as_str(), part["text"].as_str()) {
-                    (Some("text"), Some(text)) => texts.push(text),
-                    (Some("text"), None) | (None, _) => {
-                        let message = format!("'{at}[{k}]' must be an object with 'type' and 'text'");
-                        return Err(Error::invalid(format!("{at}[{k}]"), message));
-                    }
-                    (Some(kind), _) => {
-                        let message = format!("'{at}[{k}]' has type '{kind}'; this server takes text only");
-                        return Err(Error::new(Code::UnsupportedParameter, message).at(format!("{at}[{k}]")));
-                    }
-                }
-            }
-            Ok(texts.join("\n"))
-        }
-        _ => Err(Error::invalid(at, format!("'{at}' must be a string or a non-empty array of text parts"))),
+/// Reads how many of the likeliest tokens are told beside each; `None` when tokens are not told.
+fn logprobs(map: &Map<String, Value>) -> Result<Option<u32>, Error> {
+    let (wanted, top) = (flag(map, "logprobs"), logprobs::top(map, "top_logprobs")?);
+    match (wanted, top) {
+        (false, Some(1..)) => Err(Error::invalid("top_logprobs", "'top_logprobs' needs 'logprobs' to be true")),
+        (false, _) => Ok(None),
+        (true, top) => Ok(Some(top.unwrap_or(0))),
     }
 }
 

@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::logprobs::{ChatLogprobs, TokenLogprob};
+use crate::output::{self, call_id};
 use crate::private::Line;
 use crate::sse::data_event;
 
@@ -32,7 +34,7 @@ struct Chunk<'a> {
 struct ChunkChoice<'a> {
     index: u32,
     delta: Delta<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<ChatLogprobs<'a>>,
     finish_reason: Option<&'static str>,
 }
 
@@ -41,9 +43,44 @@ struct Delta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<&'a str>,
+    content: Option<Option<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[CallDelta<'a>; 1]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<Option<()>>,
+}
+
+#[derive(Serialize)]
+struct CallDelta<'a> {
+    index: u32,
+    #[serde(flatten)]
+    call: Call<'a>,
+}
+
+/// A tool call; its first delta has everything but the arguments, later ones nothing else.
+#[derive(Serialize)]
+struct Call<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    function: Function<'a>,
+}
+
+#[derive(Serialize)]
+struct Function<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
+}
+
+impl<'a> Call<'a> {
+    fn new(identity: &Identity, choice: u32, index: u32, name: &'a str, arguments: &'a str) -> Self {
+        let id = call_id(&identity.id, choice, index);
+        Call { id: Some(id), kind: Some("function"), function: Function { name: Some(name), arguments } }
+    }
 }
 
 /// Tokens that an answer took.
@@ -55,14 +92,17 @@ pub struct Usage {
     pub completion: u32,
     /// Tokens of the prompt that were not computed again.
     pub cached: u32,
+    /// Tokens of those generated that were reasoning.
+    pub reasoning: u32,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
-struct UsageObject {
+pub(crate) struct UsageObject {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
     prompt_tokens_details: PromptDetails,
+    completion_tokens_details: CompletionDetails,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -70,13 +110,19 @@ struct PromptDetails {
     cached_tokens: u32,
 }
 
+#[derive(Clone, Copy, Debug, Serialize)]
+struct CompletionDetails {
+    reasoning_tokens: u32,
+}
+
 impl From<Usage> for UsageObject {
-    fn from(Usage { prompt, completion, cached }: Usage) -> Self {
+    fn from(Usage { prompt, completion, cached, reasoning }: Usage) -> Self {
         UsageObject {
             prompt_tokens: prompt,
             completion_tokens: completion,
             total_tokens: prompt.saturating_add(completion),
             prompt_tokens_details: PromptDetails { cached_tokens: cached },
+            completion_tokens_details: CompletionDetails { reasoning_tokens: reasoning },
         }
     }
 }
@@ -110,15 +156,37 @@ impl ChatEncoder {
         self.chunk(&[ChunkChoice { index, delta, logprobs: None, finish_reason }], None)
     }
 
-    /// The role event, first of each choice.
-    pub fn role(&self, choice: u32) -> Bytes {
-        let delta = Delta { role: Some("assistant"), content: Some(""), refusal: Some(None) };
-        self.choice(choice, delta, None)
+    /// The role event, first of each choice. The content is null so far when it may stay so: not `plain`.
+    pub fn role(&self, choice: u32, plain: bool) -> Bytes {
+        let content = Some(plain.then_some(""));
+        self.choice(choice, Delta { role: Some("assistant"), content, refusal: Some(None), ..Delta::default() }, None)
     }
 
-    /// A content event.
-    pub fn content(&self, choice: u32, text: &str) -> Bytes {
-        self.choice(choice, Delta { content: Some(text), ..Delta::default() }, None)
+    /// A content event, with the tokens it is of when those are told.
+    pub fn content(&self, choice: u32, text: &str, scored: Option<&[TokenLogprob]>) -> Bytes {
+        self.scored(choice, Delta { content: Some(Some(text)), ..Delta::default() }, scored)
+    }
+
+    /// The event of a part of the message, with the tokens it is of when those are told.
+    pub fn part(&self, choice: u32, part: &output::Delta, scored: Option<&[TokenLogprob]>) -> Bytes {
+        let delta = match part {
+            output::Delta::Content(text) => return self.content(choice, text, scored),
+            output::Delta::Reasoning(text) => Delta { reasoning_content: Some(text), ..Delta::default() },
+            output::Delta::Call { index, name } => {
+                let call = Call::new(&self.identity, choice, *index, name, "");
+                Delta { tool_calls: Some([CallDelta { index: *index, call }]), ..Delta::default() }
+            }
+            output::Delta::Arguments { index, text } => {
+                let call = Call { id: None, kind: None, function: Function { name: None, arguments: text } };
+                Delta { tool_calls: Some([CallDelta { index: *index, call }]), ..Delta::default() }
+            }
+        };
+        self.scored(choice, delta, scored)
+    }
+
+    fn scored(&self, index: u32, delta: Delta<'_>, scored: Option<&[TokenLogprob]>) -> Bytes {
+        let logprobs = scored.map(ChatLogprobs);
+        self.chunk(&[ChunkChoice { index, delta, logprobs, finish_reason: None }], None)
     }
 
     /// The finish event, last of each choice.
@@ -158,7 +226,19 @@ pub fn with_private(lines: &[Line], events: &[Bytes]) -> Bytes {
 #[derive(Debug)]
 pub struct Folder {
     identity: Identity,
-    choices: Vec<(String, Option<&'static str>)>,
+    plain: bool,
+    choices: Vec<Folded>,
+}
+
+/// A choice so far.
+#[derive(Clone, Debug, Default)]
+struct Folded {
+    content: String,
+    reasoning: String,
+    /// Names and arguments.
+    calls: Vec<(String, String)>,
+    scored: Option<Vec<TokenLogprob>>,
+    finish: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -175,44 +255,79 @@ struct Completion<'a> {
 struct CompletionChoice<'a> {
     index: u32,
     message: Message<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<ChatLogprobs<'a>>,
     finish_reason: Option<&'static str>,
 }
 
 #[derive(Serialize)]
 struct Message<'a> {
     role: &'static str,
-    content: &'a str,
+    content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Call<'a>>,
     refusal: Option<()>,
 }
 
 impl Folder {
-    /// Makes the fold of `choices` choices.
-    pub fn new(identity: Identity, choices: usize) -> Self {
-        Folder { identity, choices: vec![(String::new(), None); choices] }
+    /// Makes the fold of `choices` choices. Empty contents are null when they may be so: not `plain`. `scored` says that
+    /// tokens are told.
+    pub fn new(identity: Identity, choices: usize, plain: bool, scored: bool) -> Self {
+        let begin = Folded { scored: scored.then(Vec::new), ..Folded::default() };
+        Folder { identity, plain, choices: vec![begin; choices] }
     }
 
-    /// Adds text to a choice.
-    pub fn content(&mut self, choice: u32, text: &str) {
-        if let Some((content, _)) = self.choices.get_mut(choice as usize) {
-            content.push_str(text);
+    /// Adds tokens to a choice.
+    pub fn score(&mut self, choice: u32, scored: &[TokenLogprob]) {
+        if let Some(all) = self.choices.get_mut(choice as usize).and_then(|folded| folded.scored.as_mut()) {
+            all.extend_from_slice(scored);
+        }
+    }
+
+    /// Adds a part of the message to a choice.
+    pub fn part(&mut self, choice: u32, part: &output::Delta) {
+        let Some(folded) = self.choices.get_mut(choice as usize) else { return };
+        match part {
+            output::Delta::Content(text) => folded.content.push_str(text),
+            output::Delta::Reasoning(text) => folded.reasoning.push_str(text),
+            output::Delta::Call { name, .. } => folded.calls.push((name.clone(), String::new())),
+            output::Delta::Arguments { index, text } => {
+                if let Some((_, arguments)) = folded.calls.get_mut(*index as usize) {
+                    arguments.push_str(text);
+                }
+            }
         }
     }
 
     /// Ends a choice.
     pub fn finish(&mut self, choice: u32, reason: &'static str) {
-        if let Some((_, finish)) = self.choices.get_mut(choice as usize) {
-            *finish = Some(reason);
+        if let Some(folded) = self.choices.get_mut(choice as usize) {
+            folded.finish = Some(reason);
+        }
+    }
+
+    fn message<'a>(&'a self, choice: u32, folded: &'a Folded) -> Message<'a> {
+        let some = |text: &'a str| Some(text).filter(|text| !text.is_empty());
+        let calls = (0..).zip(&folded.calls);
+        Message {
+            role: "assistant",
+            content: if self.plain { Some(&folded.content) } else { some(&folded.content) },
+            reasoning_content: some(&folded.reasoning),
+            tool_calls: calls
+                .map(|(index, (name, arguments))| Call::new(&self.identity, choice, index, name, arguments))
+                .collect(),
+            refusal: None,
         }
     }
 
     /// Returns the whole answer.
     pub fn done(&self, usage: Usage) -> String {
-        let choices = self.choices.iter().enumerate().map(|(index, (content, finish_reason))| CompletionChoice {
-            index: index as u32,
-            message: Message { role: "assistant", content, refusal: None },
-            logprobs: None,
-            finish_reason: *finish_reason,
+        let choices = (0..).zip(&self.choices).map(|(index, folded)| CompletionChoice {
+            index,
+            message: self.message(index, folded),
+            logprobs: folded.scored.as_deref().map(ChatLogprobs),
+            finish_reason: folded.finish,
         });
         let completion = Completion {
             id: &self.identity.id,
@@ -243,17 +358,17 @@ mod tests {
     #[test]
     fn usage_is_null_until_the_last_event_and_absent_unless_asked_for() {
         let asked = ChatEncoder::new(identity(), true);
-        assert_eq!(data(&asked.content(0, "x"))["usage"], Value::Null);
-        assert!(data(&asked.content(0, "x")).as_object().unwrap().contains_key("usage"));
-        let last = data(&asked.usage(Usage { prompt: 3, completion: 4, cached: 2 }).unwrap());
+        assert_eq!(data(&asked.content(0, "x", None))["usage"], Value::Null);
+        assert!(data(&asked.content(0, "x", None)).as_object().unwrap().contains_key("usage"));
+        let last = data(&asked.usage(Usage { prompt: 3, completion: 4, cached: 2, reasoning: 1 }).unwrap());
         assert_eq!(last["choices"], json!([]));
         assert_eq!(
             last["usage"],
             json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7,
-            "prompt_tokens_details": {"cached_tokens": 2}})
+            "prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}})
         );
         let unasked = ChatEncoder::new(identity(), false);
-        assert!(!data(&unasked.content(0, "x")).as_object().unwrap().contains_key("usage"));
+        assert!(!data(&unasked.content(0, "x", None)).as_object().unwrap().contains_key("usage"));
         assert!(unasked.usage(Usage::default()).is_none());
     }
 
@@ -261,32 +376,78 @@ mod tests {
     fn the_role_comes_first_and_the_finish_has_an_empty_delta() {
         let encoder = ChatEncoder::new(identity(), false);
         let delta = |event: Bytes| data(&event)["choices"][0]["delta"].clone();
-        assert_eq!(delta(encoder.role(0)), json!({"role": "assistant", "content": "", "refusal": null}));
+        assert_eq!(delta(encoder.role(0, true)), json!({"role": "assistant", "content": "", "refusal": null}));
+        assert_eq!(delta(encoder.role(0, false))["content"], Value::Null);
         assert_eq!(delta(encoder.finish(0, "stop")), json!({}));
     }
 
     #[test]
     fn the_fold_has_every_key_that_clients_expect() {
-        let mut folder = Folder::new(identity(), 1);
-        folder.content(0, "a");
-        folder.content(0, "b");
+        let mut folder = Folder::new(identity(), 1, true, false);
+        folder.part(0, &output::Delta::Content("a".into()));
+        folder.part(0, &output::Delta::Content("b".into()));
         folder.finish(0, "length");
         let wanted = json!({
             "id": "chatcmpl-1", "object": "chat.completion", "created": 7, "model": "m",
             "choices": [{"index": 0, "message": {"role": "assistant", "content": "ab", "refusal": null},
                 "logprobs": null, "finish_reason": "length"}],
             "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3,
-                "prompt_tokens_details": {"cached_tokens": 0}},
+                "prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 0}},
         });
         assert_eq!(
-            serde_json::from_str::<Value>(&folder.done(Usage { prompt: 1, completion: 2, cached: 0 })).unwrap(),
+            serde_json::from_str::<Value>(&folder.done(Usage { prompt: 1, completion: 2, ..Usage::default() }))
+                .unwrap(),
             wanted
         );
     }
 
     #[test]
+    fn reasoning_and_calls_are_what_clients_of_openai_read() {
+        use output::Delta as Part;
+        let parts = [
+            Part::Reasoning("hm".into()),
+            Part::Call { index: 0, name: "f".into() },
+            Part::Arguments { index: 0, text: "{\"a\": 1}".into() },
+        ];
+        let encoder = ChatEncoder::new(identity(), false);
+        let mut folder = Folder::new(identity(), 1, false, false);
+        let deltas: Vec<Value> =
+            parts.iter().map(|part| data(&encoder.part(0, part, None))["choices"][0]["delta"].clone()).collect();
+        parts.iter().for_each(|part| folder.part(0, part));
+        let id = call_id("chatcmpl-1", 0, 0);
+        assert_eq!(
+            deltas,
+            [
+                json!({"reasoning_content": "hm"}),
+                json!({"tool_calls": [{"index": 0, "id": id, "type": "function",
+                    "function": {"name": "f", "arguments": ""}}]}),
+                json!({"tool_calls": [{"index": 0, "function": {"arguments": "{\"a\": 1}"}}]}),
+            ]
+        );
+        let whole: Value = serde_json::from_str(&folder.done(Usage::default())).unwrap();
+        let call = json!({"id": id, "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}});
+        let wanted = json!({"role": "assistant", "content": null, "reasoning_content": "hm",
+            "tool_calls": [call], "refusal": null});
+        assert_eq!(whole["choices"][0]["message"], wanted);
+    }
+
+    #[test]
+    fn tokens_are_told_with_their_bytes_and_rivals() {
+        let scored =
+            TokenLogprob { bytes: b"\xc3".to_vec(), logprob: Some(-0.5), top: vec![(b"a".to_vec(), -0.25)], offset: 0 };
+        let wanted = json!({"content": [{"token": "\u{fffd}", "logprob": -0.5, "bytes": [195],
+            "top_logprobs": [{"token": "a", "logprob": -0.25, "bytes": [97]}]}], "refusal": null});
+        let chunk = data(&ChatEncoder::new(identity(), false).content(0, "", Some(std::slice::from_ref(&scored))));
+        assert_eq!((&chunk["choices"][0]["logprobs"], &chunk["choices"][0]["delta"]["content"]), (&wanted, &json!("")));
+        let mut folder = Folder::new(identity(), 1, true, true);
+        folder.score(0, &[scored]);
+        let whole: Value = serde_json::from_str(&folder.done(Usage::default())).unwrap();
+        assert_eq!(whole["choices"][0]["logprobs"], wanted);
+    }
+
+    #[test]
     fn private_lines_alone_are_an_event_of_their_own() {
-        let line = Line::Usage(Usage { prompt: 1, completion: 2, cached: 0 });
-        assert_eq!(with_private(&[line], &[]), ":cx u 1 2 0\n\n");
+        let line = Line::Usage(Usage { prompt: 1, completion: 2, ..Usage::default() });
+        assert_eq!(with_private(&[line], &[]), ":cx u 1 2 0 0\n\n");
     }
 }

@@ -1,4 +1,4 @@
-//! The table of every field of a chat completion request, and what is done with it.
+//! The tables of every field of each kind of request, and what is done with it.
 //!
 //! Unknown fields are ignored and counted; a known field of the wrong type is refused with its name in `param`.
 
@@ -97,18 +97,22 @@ pub const CHAT: &[Field] = &[
     honoured("frequency_penalty", Kind::Number),
     honoured("presence_penalty", Kind::Number),
     honoured("logit_bias", Kind::Object),
-    refused("logprobs", Kind::Bool, &["false"]),
-    refused("top_logprobs", Kind::Integer, &["0"]),
-    refused("response_format", Kind::Object, &[r#"{"type":"text"}"#]),
-    refused("tools", Kind::List, &["[]"]),
-    refused("tool_choice", Kind::TextOrObject, &[r#""none""#, r#""auto""#]),
-    refused("parallel_tool_calls", Kind::Bool, &["true", "false"]),
+    honoured("logprobs", Kind::Bool),
+    honoured("top_logprobs", Kind::Integer),
+    // text, json_object, json_schema; as an extension regex, with its pattern.
+    honoured("response_format", Kind::Object),
+    // Of type function; for models whose template takes tools, and whose calls can be told from text.
+    honoured("tools", Kind::List),
+    honoured("tool_choice", Kind::TextOrObject),
+    // False: a choice ends with its first call.
+    honoured("parallel_tool_calls", Kind::Bool),
     refused("functions", Kind::List, &["[]"]),
     refused("function_call", Kind::TextOrObject, &[r#""none""#, r#""auto""#]),
     refused("modalities", Kind::List, &[r#"["text"]"#]),
     refused("audio", Kind::Object, &[]),
     refused("prediction", Kind::Object, &[]),
-    refused("reasoning_effort", Kind::Text, &[r#""medium""#]),
+    // A variable of the chat template; none and minimal turn thinking off where the template knows how.
+    honoured("reasoning_effort", Kind::Text),
     refused("verbosity", Kind::Text, &[r#""medium""#]),
     refused("web_search_options", Kind::Object, &[]),
     refused("moderation", Kind::Object, &[]),
@@ -128,8 +132,76 @@ pub const CHAT: &[Field] = &[
     honoured("min_tokens", Kind::Integer),
     honoured("ignore_eos", Kind::Bool),
     honoured("stop_token_ids", Kind::List),
-    refused("chat_template_kwargs", Kind::Object, &["{}"]),
+    // Further variables of the chat template, but for those that the server sets.
+    honoured("chat_template_kwargs", Kind::Object),
+    // What the answer must be, one of: json, json_object, regex, choice, grammar.
+    honoured("structured_outputs", Kind::Object),
+    // The same, as vLLM had it before.
+    honoured("guided_json", Kind::TextOrObject),
+    honoured("guided_regex", Kind::Text),
+    honoured("guided_choice", Kind::List),
+    honoured("guided_grammar", Kind::Text),
 ];
+
+/// Every field of OpenAI's text completion request, then the extensions.
+pub const COMPLETION: &[Field] = &[
+    honoured("model", Kind::Text),
+    honoured("prompt", Kind::TextOrList),
+    honoured("best_of", Kind::Integer),
+    honoured("echo", Kind::Bool),
+    honoured("frequency_penalty", Kind::Number),
+    honoured("logit_bias", Kind::Object),
+    honoured("logprobs", Kind::Integer),
+    honoured("max_tokens", Kind::Integer),
+    honoured("n", Kind::Integer),
+    honoured("presence_penalty", Kind::Number),
+    honoured("seed", Kind::Integer),
+    honoured("stop", Kind::TextOrList),
+    honoured("stream", Kind::Bool),
+    honoured("stream_options", Kind::Object),
+    refused("suffix", Kind::Text, &[]),
+    honoured("temperature", Kind::Number),
+    honoured("top_p", Kind::Number),
+    bookkeeping("user", Kind::Text),
+    // Extensions, with vLLM's names and meanings.
+    honoured("service_tier", Kind::Text),
+    honoured("top_k", Kind::Integer),
+    honoured("min_p", Kind::Number),
+    honoured("cache_salt", Kind::Text),
+    honoured("repetition_penalty", Kind::Number),
+    honoured("min_tokens", Kind::Integer),
+    honoured("ignore_eos", Kind::Bool),
+    honoured("stop_token_ids", Kind::List),
+];
+
+/// Every field of OpenAI's embedding request, then the extensions.
+pub const EMBEDDING: &[Field] = &[
+    honoured("model", Kind::Text),
+    honoured("input", Kind::TextOrList),
+    honoured("encoding_format", Kind::Text),
+    honoured("dimensions", Kind::Integer),
+    bookkeeping("user", Kind::Text),
+    honoured("service_tier", Kind::Text),
+    honoured("cache_salt", Kind::Text),
+];
+
+/// Every field of vLLM's request for the tokens of a text or of messages.
+pub const TOKENIZE: &[Field] = &[
+    honoured("model", Kind::Text),
+    honoured("prompt", Kind::Text),
+    honoured("messages", Kind::List),
+    honoured("add_special_tokens", Kind::Bool),
+    refused("add_generation_prompt", Kind::Bool, &["true"]),
+    honoured("return_token_strs", Kind::Bool),
+    refused("continue_final_message", Kind::Bool, &["false"]),
+    refused("chat_template", Kind::Text, &[]),
+    refused("chat_template_kwargs", Kind::Object, &["{}"]),
+    refused("mm_processor_kwargs", Kind::Object, &["{}"]),
+    refused("tools", Kind::List, &["[]"]),
+];
+
+/// Every field of vLLM's request for the text of tokens.
+pub const DETOKENIZE: &[Field] = &[honoured("model", Kind::Text), honoured("tokens", Kind::List)];
 
 /// Checks every field of `request` against the table; returns how many were unknown.
 ///
@@ -178,10 +250,7 @@ mod tests {
 
     #[test]
     fn a_value_that_would_be_ignored_is_refused_by_name() {
-        assert_eq!(code(json!({"top_logprobs": 3})), Err((Code::UnsupportedParameter, "top_logprobs".into())));
-        assert_eq!(code(json!({"tools": [{}]})), Err((Code::UnsupportedParameter, "tools".into())));
-        let schema = json!({"response_format": {"type": "json_object"}});
-        assert_eq!(code(schema), Err((Code::UnsupportedParameter, "response_format".into())));
+        assert_eq!(code(json!({"functions": [{}]})), Err((Code::UnsupportedParameter, "functions".into())));
     }
 
     #[test]
@@ -207,19 +276,25 @@ mod tests {
         };
         let document: Value = serde_json::from_str(&text).unwrap();
         let schemas = &document["components"]["schemas"];
-        let mut names = std::collections::BTreeSet::new();
-        let mut open = vec![schemas["CreateChatCompletionRequest"].clone()];
-        while let Some(schema) = open.pop() {
-            if let Some(properties) = schema["properties"].as_object() {
-                names.extend(properties.keys().cloned());
+        for (request, table, least) in [
+            ("CreateChatCompletionRequest", CHAT, 30),
+            ("CreateCompletionRequest", COMPLETION, 15),
+            ("CreateEmbeddingRequest", EMBEDDING, 4),
+        ] {
+            let mut names = std::collections::BTreeSet::new();
+            let mut open = vec![schemas[request].clone()];
+            while let Some(schema) = open.pop() {
+                if let Some(properties) = schema["properties"].as_object() {
+                    names.extend(properties.keys().cloned());
+                }
+                for part in schema["allOf"].as_array().into_iter().flatten() {
+                    let named = part["$ref"].as_str().and_then(|path| path.rsplit('/').next());
+                    open.push(named.map_or_else(|| part.clone(), |name| schemas[name].clone()));
+                }
             }
-            for part in schema["allOf"].as_array().into_iter().flatten() {
-                let named = part["$ref"].as_str().and_then(|path| path.rsplit('/').next());
-                open.push(named.map_or_else(|| part.clone(), |name| schemas[name].clone()));
-            }
+            assert!(names.len() > least, "the document was not understood: {names:?}");
+            let missing: Vec<_> = names.iter().filter(|name| !table.iter().any(|field| field.name == *name)).collect();
+            assert!(missing.is_empty(), "fields of {request} without a row: {missing:?}");
         }
-        assert!(names.len() > 30, "the document was not understood");
-        let missing: Vec<_> = names.iter().filter(|name| !CHAT.iter().any(|field| field.name == *name)).collect();
-        assert!(missing.is_empty(), "fields without a row: {missing:?}");
     }
 }

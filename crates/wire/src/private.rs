@@ -6,8 +6,8 @@
 //! |---|---|
 //! | `:cx m {json}` | [`Meta`]: what the worker made of the request, once, as it begins to run it |
 //! | `:cx p {text}` | progress while queued, loading or prefilling, each second |
-//! | `:cx t A C I ids F` | tokens: attempt, choice, index of the first id, ids by comma, finish (`-`, `stop`, `length`) |
-//! | `:cx u P C H` | usage: prompt tokens, completion tokens, prompt tokens found in the cache |
+//! | `:cx t A C I ids F R` | tokens: attempt, choice, index of the first id, ids by comma, finish (see [`Finish`]; `-`: none), tokens of the choice's reasoning so far |
+//! | `:cx u P C H R` | usage: prompt tokens, completion tokens, prompt tokens found in the cache, tokens of reasoning |
 //! | `:cx + ` | this event and the next one are one: neither counts without the other |
 //! | `:cx h ` | the worker is leaving; whoever knows another one may take the stream there |
 //! | `:cx r {json}` | [`Refusal`]: this worker will not go on; the stream ends here |
@@ -174,7 +174,7 @@ impl From<Refusal> for Error {
     }
 }
 
-/// The finish that a token line carries.
+/// The finish that a token line carries: `stop`, `length` or `tool_calls`.
 pub type Finish = Option<&'static str>;
 
 /// One private line.
@@ -194,8 +194,10 @@ pub enum Line {
         index: u32,
         /// The ids.
         ids: Vec<u32>,
-        /// `stop` or `length` when the last id ended the choice.
+        /// How the last id ended the choice, if it did.
         finish: Finish,
+        /// How many of the choice's tokens so far were reasoning.
+        reasoning: u32,
     },
     /// `u`
     Usage(Usage),
@@ -213,11 +215,13 @@ impl Line {
         let text = match self {
             Line::Meta(meta) => format!("m {}", serde_json::to_string(meta).unwrap_or_default()),
             Line::Progress(text) => format!("p {}", text.replace(['\r', '\n'], " ")),
-            Line::Tokens { attempt, choice, index, ids, finish } => {
+            Line::Tokens { attempt, choice, index, ids, finish, reasoning } => {
                 let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
-                format!("t {attempt} {choice} {index} {} {}", ids.join(","), finish.unwrap_or("-"))
+                format!("t {attempt} {choice} {index} {} {} {reasoning}", ids.join(","), finish.unwrap_or("-"))
             }
-            Line::Usage(Usage { prompt, completion, cached }) => format!("u {prompt} {completion} {cached}"),
+            Line::Usage(Usage { prompt, completion, cached, reasoning }) => {
+                format!("u {prompt} {completion} {cached} {reasoning}")
+            }
             Line::More => "+ ".to_string(),
             Line::Offer => "h ".to_string(),
             Line::Refusal(refusal) => format!("r {}", serde_json::to_string(refusal).unwrap_or_default()),
@@ -249,8 +253,9 @@ impl Line {
                 let mut words = rest.split(' ');
                 let mut number = || words.next()?.parse().ok();
                 let (prompt, completion) = (number()?, number()?);
-                // An older worker says nothing of its cache.
-                Some(Line::Usage(Usage { prompt, completion, cached: number().unwrap_or(0) }))
+                // An older worker says less.
+                let (cached, reasoning) = (number().unwrap_or(0), number().unwrap_or(0));
+                Some(Line::Usage(Usage { prompt, completion, cached, reasoning }))
             }
             "t" => {
                 let mut words = rest.split(' ');
@@ -261,9 +266,11 @@ impl Line {
                     "-" => None,
                     "stop" => Some("stop"),
                     "length" => Some("length"),
+                    "tool_calls" => Some("tool_calls"),
                     _ => return None,
                 };
-                Some(Line::Tokens { attempt, choice, index, ids, finish })
+                let reasoning = words.next().and_then(|number| number.parse().ok()).unwrap_or(0);
+                Some(Line::Tokens { attempt, choice, index, ids, finish, reasoning })
             }
             _ => None,
         }
@@ -277,7 +284,7 @@ pub fn strip(event: &Bytes, lines: &mut Vec<Line>) -> Bytes {
     let mut at = 0;
     while event[at..].starts_with(LINE_PREFIX) {
         let start = at + LINE_PREFIX.len();
-        let length = event[start..].iter().position(|byte| *byte == b'\n').unwrap_or(event.len() - start);
+        let length = memchr::memchr(b'\n', &event[start..]).unwrap_or(event.len() - start);
         lines.extend(Line::parse(&event[start..start + length]));
         at = (start + length + 1).min(event.len());
     }
@@ -319,11 +326,11 @@ mod tests {
         let lines = vec![
             Line::Meta(Box::new(meta())),
             Line::Progress("queued 3".into()),
-            Line::Tokens { attempt: 2, choice: 1, index: 17, ids: vec![5, 600], finish: None },
-            Line::Tokens { attempt: 2, choice: 0, index: 1, ids: vec![7], finish: Some("stop") },
+            Line::Tokens { attempt: 2, choice: 1, index: 17, ids: vec![5, 600], finish: None, reasoning: 3 },
+            Line::Tokens { attempt: 2, choice: 0, index: 1, ids: vec![7], finish: Some("tool_calls"), reasoning: 0 },
             Line::More,
             Line::Offer,
-            Line::Usage(Usage { prompt: 4, completion: 9, cached: 3 }),
+            Line::Usage(Usage { prompt: 4, completion: 9, cached: 3, reasoning: 2 }),
             Line::Refusal(Refusal { code: "draining".into(), message: "bye\nnow".into(), param: None }),
         ];
         let mut event = Vec::new();

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use words::Error;
 
-use crate::chat::{flag, number};
+use crate::generation::{flag, number};
 
 /// Most tokens with a bias of their own.
 pub const BIAS_MAX: usize = 4096;

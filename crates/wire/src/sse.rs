@@ -2,7 +2,7 @@
 //!
 //! Follows the WHATWG event stream format; the unit of passing on is the whole event, released at its blank line.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 /// The content type of a stream.
 pub const HTTP_SSE_CONTENT_TYPE: &str = "text/event-stream; charset=utf-8";
@@ -35,10 +35,14 @@ impl std::fmt::Display for EventTooLarge {
 
 impl std::error::Error for EventTooLarge {}
 
-/// Cuts a byte stream into whole events, blank line included. Bytes are neither changed nor parsed.
+/// Cuts a byte stream into whole events, blank line included. Bytes are neither changed nor parsed; only an event that
+/// came in pieces is copied.
 #[derive(Debug)]
 pub struct EventSplitter {
-    buffer: BytesMut,
+    /// What was pushed last and not taken yet; empty while an event is in pieces.
+    chunk: Bytes,
+    /// An event in pieces, and what came after it.
+    pieces: BytesMut,
     scanned: usize,
     limit: usize,
 }
@@ -46,16 +50,21 @@ pub struct EventSplitter {
 impl EventSplitter {
     /// Makes a splitter that holds at most `limit` bytes of an unfinished event.
     pub fn new(limit: usize) -> Self {
-        EventSplitter { buffer: BytesMut::new(), scanned: 0, limit }
+        EventSplitter { chunk: Bytes::new(), pieces: BytesMut::new(), scanned: 0, limit }
     }
 
-    /// Takes the next chunk. A chunk that is exactly one event passes through without a copy.
-    pub fn push(&mut self, chunk: Bytes) -> Option<Bytes> {
-        if self.buffer.is_empty() && event_end(&chunk, 0) == Some(chunk.len()) {
-            return Some(chunk);
+    /// Takes the next chunk.
+    pub fn push(&mut self, chunk: Bytes) {
+        if self.chunk.is_empty() && self.pieces.is_empty() {
+            self.chunk = chunk;
+            return;
         }
-        self.buffer.extend_from_slice(&chunk);
-        None
+        self.keep();
+        self.pieces.extend_from_slice(&chunk);
+    }
+
+    fn keep(&mut self) {
+        self.pieces.extend_from_slice(&std::mem::take(&mut self.chunk));
     }
 
     /// Returns the next whole event of what was pushed.
@@ -63,24 +72,28 @@ impl EventSplitter {
     /// # Errors
     /// [`EventTooLarge`] when the unfinished rest has passed the limit.
     pub fn next_event(&mut self) -> Result<Option<Bytes>, EventTooLarge> {
-        match event_end(&self.buffer, self.scanned) {
-            Some(end) => {
-                self.scanned = 0;
-                Ok(Some(self.buffer.split_to(end).freeze()))
+        if self.pieces.is_empty() {
+            if let Some(end) = event_end(&self.chunk, 0) {
+                return Ok(Some(self.chunk.split_to(end)));
             }
-            None if self.buffer.len() > self.limit => Err(EventTooLarge { limit: self.limit }),
-            None => {
-                // A blank line may straddle the border: up to three bytes of it can be here.
-                self.scanned = self.buffer.len().saturating_sub(3);
-                Ok(None)
-            }
+            self.keep();
+        } else if let Some(end) = event_end(&self.pieces, self.scanned) {
+            self.scanned = 0;
+            return Ok(Some(self.pieces.split_to(end).freeze()));
         }
+        if self.pieces.len() > self.limit {
+            return Err(EventTooLarge { limit: self.limit });
+        }
+        // A blank line may straddle the border: up to three bytes of it can be here.
+        self.scanned = self.pieces.len().saturating_sub(3);
+        Ok(None)
     }
 
-    /// Drops the half event at the end of an attempt; returns how many bytes that were.
+    /// Drops what is left at the end of an attempt; returns how many bytes that were.
     pub fn discard_partial(&mut self) -> usize {
-        let rest = self.buffer.len();
-        self.buffer.advance(rest);
+        let rest = self.chunk.len() + self.pieces.len();
+        self.chunk.clear();
+        self.pieces.clear();
         self.scanned = 0;
         rest
     }
@@ -104,7 +117,7 @@ fn event_end(bytes: &[u8], from: usize) -> Option<usize> {
 
 /// Returns the position just past the next line break at or after `at`.
 fn line_end(bytes: &[u8], at: usize) -> Option<usize> {
-    let found = at + bytes[at..].iter().position(|byte| matches!(byte, b'\n' | b'\r'))?;
+    let found = at + memchr::memchr2(b'\n', b'\r', &bytes[at..])?;
     line_break(bytes, found).map(|length| found + length)
 }
 
@@ -134,7 +147,7 @@ mod tests {
         for end in ends {
             let chunk = Bytes::copy_from_slice(&bytes[last..end]);
             last = end;
-            events.extend(splitter.push(chunk).map(|event| event.to_vec()));
+            splitter.push(chunk);
             while let Some(event) = splitter.next_event().unwrap() {
                 events.push(event.to_vec());
             }
@@ -152,7 +165,7 @@ mod tests {
     #[test]
     fn an_endless_event_is_an_error() {
         let mut splitter = EventSplitter::new(10);
-        assert_eq!(splitter.push(Bytes::from_static(b"data: 0123456789")), None);
+        splitter.push(Bytes::from_static(b"data: 0123456789"));
         assert_eq!(splitter.next_event(), Err(EventTooLarge { limit: 10 }));
     }
 
@@ -167,6 +180,24 @@ mod tests {
         let events = split(&recording, &[7, 100, 101, 102, 333]);
         assert!(events.len() > 3);
         assert!(recording.starts_with(&events.concat()));
+    }
+
+    #[test]
+    fn whole_events_of_a_chunk_are_not_copied() {
+        let chunk = Bytes::from(b"data: 1\n\ndata: 2\n\ndata".to_vec());
+        let mut splitter = EventSplitter::new(100);
+        splitter.push(chunk.clone());
+        for at in [0, 9] {
+            let event = splitter.next_event().unwrap().unwrap();
+            assert_eq!(event.as_ptr(), chunk[at..].as_ptr());
+        }
+        assert_eq!(splitter.next_event(), Ok(None));
+        splitter.push(Bytes::from_static(b": 3\n"));
+        assert_eq!(splitter.next_event(), Ok(None));
+        splitter.push(Bytes::from_static(b"\ndata: 4\n\n"));
+        assert_eq!(splitter.next_event().unwrap().unwrap(), "data: 3\n\n");
+        assert_eq!(splitter.next_event().unwrap().unwrap(), "data: 4\n\n");
+        assert_eq!(splitter.discard_partial(), 0);
     }
 
     proptest! {

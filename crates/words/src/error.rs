@@ -114,6 +114,8 @@ codes! {
     Internal => (500, Internal, "server_error", "internal_error", Retry::Never);
     /// The engine failed under the request; its worker recovers or is replaced.
     EngineFailed => (500, Internal, "server_error", "engine_failed", Retry::Elsewhere);
+    /// A hook of the operator's failed, and what waited for it with it.
+    HookFailed => (500, FailedPrecondition, "server_error", "hook_failed", Retry::Elsewhere);
     /// Workers failed on this very request again and again; it is not tried any more.
     PoisonRequest => (500, Internal, "server_error", "request_crashes_workers", Retry::Never);
     /// A worker broke the connection or spoke nonsense.

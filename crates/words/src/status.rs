@@ -32,6 +32,24 @@ pub enum ModelState {
     Unknown,
 }
 
+impl ModelState {
+    /// Returns the state's name, as JSON has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ModelState::Absent => "absent",
+            ModelState::Fetching => "fetching",
+            ModelState::Loading => "loading",
+            ModelState::Warming => "warming",
+            ModelState::Ready => "ready",
+            ModelState::Draining => "draining",
+            ModelState::Unloading => "unloading",
+            ModelState::Failed => "failed",
+            ModelState::Recovering => "recovering",
+            ModelState::Unknown => "unknown",
+        }
+    }
+}
+
 /// How far a drain has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

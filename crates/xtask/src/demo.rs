@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::cargo;
+use crate::build_programs;
 
 /// The demo model, part of this program.
 const MODEL: &[u8] = include_bytes!("../../../examples/demo-model/demo-q8_0.gguf");
@@ -229,8 +229,7 @@ fn wait_for_interrupt() -> Result<()> {
 
 /// Builds the programs and runs the demo in a temporary folder.
 pub(crate) fn run(once: bool) -> Result<()> {
-    super::run(cargo().args(["build", "-p", "cortex", "-p", "neuron"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| super::root().join("target"), PathBuf::from);
+    let programs = build_programs()?;
     let folder = tempfile::tempdir()?;
-    run_fleet(once, folder.path(), &target.join("debug"))
+    run_fleet(once, folder.path(), &programs)
 }

@@ -1,7 +1,8 @@
-//! The project's chores, by running other programs: `cargo xtask demo | gen | tidy | sim | soak | bench`.
+//! The project's chores, by running other programs: `cargo xtask demo | gen | tidy | sim | soak | bench | rpm`.
 
 mod demo;
 mod generate;
+mod rpm;
 mod tidy;
 
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ enum Chore {
         #[arg(long)]
         once: bool,
     },
-    /// Write the generated files anew: examples, schemas and references of the configurations, gRPC code.
+    /// Write the generated files anew: examples, schemas and references of the configurations, metrics, gRPC code.
     Gen {
         /// Write nothing; fail where a file is stale.
         #[arg(long)]
@@ -54,6 +55,8 @@ enum Chore {
         #[arg(long)]
         json: bool,
     },
+    /// Make RPMs of the gateway, of the worker's cpu flavour, and of those for GPUs whose binaries are named.
+    Rpm(rpm::RpmArgs),
     /// Run the load and file generators, in release mode.
     Bench {
         /// Passed on.
@@ -81,11 +84,29 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Builds both programs together, so that every chore shares what is built; returns the folder they are in.
+fn build_programs() -> Result<PathBuf> {
+    run(cargo().args(["build", "--quiet", "-p", "cortex", "-p", "neuron"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(target.join("debug"))
+}
+
 /// Builds the programs without the heavy engine, which a paced one stands for, and runs them.
 fn soak(arguments: &[String]) -> Result<()> {
     let build = ["-p", "fleet-tests", "--no-default-features"];
     run(cargo().arg("build").args(build).arg("--bins"))?;
     run(cargo().arg("run").arg("--quiet").args(build).args(["--bin", "soak", "--"]).args(arguments))
+}
+
+/// Runs a benchmark. The gateway's needs the gateway beside it, and no engine, which takes long to build.
+fn bench(arguments: &[String]) -> Result<()> {
+    let mut command = cargo();
+    command.args(["run", "--release", "-p", "bench"]);
+    if arguments.first().is_some_and(|name| ["gateway", "hostile"].contains(&name.as_str())) {
+        run(cargo().args(["build", "--release", "-p", "cortex"]))?;
+        command.arg("--no-default-features");
+    }
+    run(command.arg("--").args(arguments))
 }
 
 fn sim(seeds: u64, from: u64, replay: Option<u64>, json: bool) -> Result<()> {
@@ -108,7 +129,8 @@ fn main() -> ExitCode {
         Chore::Tidy => tidy::run(),
         Chore::Soak { arguments } => soak(&arguments),
         Chore::Sim { seeds, from, replay, json } => sim(seeds, from, replay, json),
-        Chore::Bench { arguments } => run(cargo().args(["run", "--release", "-p", "bench", "--"]).args(arguments)),
+        Chore::Rpm(args) => rpm::make(&args),
+        Chore::Bench { arguments } => bench(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

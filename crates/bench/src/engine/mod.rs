@@ -15,6 +15,7 @@ use engine_candle::{Arithmetic, KernelOptions, KvType};
 use serde_json::json;
 
 use crate::gguf;
+use crate::report::{Report, median};
 pub(crate) use peer::Peer;
 pub(crate) use run::{BLOCK_TOKENS, load, token};
 use run::{Runner, bandwidth, resident};
@@ -95,11 +96,6 @@ const QUICK: [Work; 4] = [Work::Prefill(128), Work::Decode(24, 0), Work::Decode(
 /// Positions that every context has room for.
 const CONTEXT: usize = 8192 + 64;
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// Finds or makes a model's file; `None`, and loudly, where only the peer could make it.
 pub(crate) fn model(folder: &Path, quant: &str, peer: Option<&mut Peer>) -> Result<Option<PathBuf>> {
     let path = |quant: &str| folder.join(format!("qwen3-0.6b-{quant}.gguf"));
@@ -153,46 +149,23 @@ impl Peers {
     }
 }
 
-/// Prints cells.
-struct Report {
-    json: bool,
-}
-
+/// A cell in tokens a second.
 #[allow(clippy::print_stdout)]
-impl Report {
-    fn text(&self, text: &str) {
-        if !self.json {
-            println!("{text}");
-        }
-    }
-
-    /// A cell in tokens a second; numbers that are not there are NaN, and null in JSON.
-    fn cell(&self, quant: &str, work: Work, [ours, plain, flash, candle]: [f64; 4], limit: f64) {
-        let peer = plain.max(flash);
-        let ratio = ours / peer;
-        let of_limit = if matches!(work, Work::Decode(..)) { ours / limit } else { f64::NAN };
-        if self.json {
-            let cell = format!("{quant} {}", work.name());
-            println!(
-                "{}",
-                json!({"cell": cell, "ours": ours, "peer": peer, "ratio": ratio, "candle": candle,
-                "of_limit": of_limit})
-            );
-        } else {
-            println!(
-                "{:<16} {ours:>8.1} {plain:>8.1} {flash:>8.1} {ratio:>7.2} {candle:>8.1} {of_limit:>9.2}",
-                work.name()
-            );
-        }
-    }
-
-    /// A cell in which less is better.
-    fn less(&self, cell: &str, ours: f64, peer: f64, unit: &str) {
-        if self.json {
-            println!("{}", json!({"cell": cell, "ours": ours, "peer": peer, "ratio": peer / ours}));
-        } else {
-            println!("{cell:<44} {ours:>9.3} against {peer:>9.3} {unit}, ratio {:.2}", peer / ours);
-        }
+fn cell(report: &Report, quant: &str, work: Work, [ours, plain, flash, candle]: [f64; 4], limit: f64) {
+    let peer = plain.max(flash);
+    let ratio = ours / peer;
+    let of_limit = if matches!(work, Work::Decode(..)) { ours / limit } else { f64::NAN };
+    if report.json {
+        let cell = format!("{quant} {}", work.name());
+        println!(
+            "{}",
+            json!({"cell": cell, "ours": ours, "peer": peer, "ratio": ratio, "candle": candle, "of_limit": of_limit})
+        );
+    } else {
+        println!(
+            "{:<16} {ours:>8.1} {plain:>8.1} {flash:>8.1} {ratio:>7.2} {candle:>8.1} {of_limit:>9.2}",
+            work.name()
+        );
     }
 }
 
@@ -237,7 +210,7 @@ fn compare(args: &EngineArgs, report: &Report, path: &Path, quant: &str, peers: 
                 seconds[3].push(candle.time(work)?);
             }
         }
-        report.cell(quant, work, seconds.map(|seconds| work.tokens() / median(seconds)), limit);
+        cell(report, quant, work, seconds.map(|seconds| work.tokens() / median(seconds)), limit);
     }
     Ok(())
 }

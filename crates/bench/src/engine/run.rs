@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use engine_candle::{Arithmetic, CandleEngine, DeviceChoice, Options};
-use inference::engine::{Batch, BlockId, Engine, Row, SequenceId};
+use inference::engine::{Batch, BlockId, Engine, Row, SequenceId, Wanted};
 use inference::sampling::Sampling;
 use model_files::gguf::{Header, Limits};
 
@@ -37,7 +37,7 @@ fn row(sequence: usize, tokens: Vec<u32>, start: usize, first_block: usize) -> R
         tokens,
         start,
         blocks: (first_block..first_block + blocks).map(|block| BlockId(block as u32)).collect(),
-        wants_logits: true,
+        wanted: Wanted::Token,
         sampling: Sampling::GREEDY,
     }
 }

@@ -9,11 +9,13 @@ use anyhow::{Result, bail};
 use engine_candle::{Arithmetic, CandleEngine, KernelOptions, KvType};
 use inference::engine::Engine;
 use inference::sampling::Sampling;
-use inference::{ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission, TokenBytes};
+use inference::{
+    ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission, Task, TokenBytes,
+};
 use words::Moment;
 
-use super::Report;
 use super::run::{load, token};
+use crate::report::Report;
 
 /// Streams that decode while prompts arrive.
 const STREAMS: u64 = 16;
@@ -58,8 +60,11 @@ impl Rig {
             request: RequestKey(key),
             prompt: prompt.into(),
             choices: vec![ChoiceStart::default()],
+            first_choice: 0,
+            task: Task::Generate,
             sampling: Sampling::GREEDY,
             bias: Arc::new([]),
+            constraint: None,
             max_tokens,
             stop: Arc::new(StopRules::default()),
             priority: Priority::Normal,
@@ -81,7 +86,7 @@ impl Rig {
                 EventKind::Token { id, .. } => self.tokens.entry(event.request.0).or_default().push((now, id)),
                 EventKind::Done(usage) => _ = self.done.insert(event.request.0, usage.cached_tokens),
                 EventKind::Failed(_, words) => bail!("request {}: {words}", event.request.0),
-                EventKind::Started { .. } | EventKind::Resumed { .. } => {}
+                kind => assert!(matches!(kind, EventKind::Started { .. } | EventKind::Resumed { .. })),
             }
         }
         Ok(true)

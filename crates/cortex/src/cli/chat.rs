@@ -53,14 +53,9 @@ pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<u8> {
     let mut chunks = response.bytes_stream();
     let mut done = false;
     while let Some(chunk) = chunks.next().await {
-        let mut event = splitter.push(chunk?);
-        loop {
-            let next = match event.take() {
-                Some(event) => Some(event),
-                None => splitter.next_event()?,
-            };
-            let Some(next) = next else { break };
-            done |= show(&next)?;
+        splitter.push(chunk?);
+        while let Some(event) = splitter.next_event()? {
+            done |= show(&event)?;
         }
     }
     println!();
@@ -68,7 +63,7 @@ pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<u8> {
     Ok(exit::CLEAN)
 }
 
-/// Prints an event's text; true for the last event.
+/// Prints an event's text, reasoning to standard error; true for the last event.
 #[allow(clippy::print_stdout)]
 fn show(event: &Bytes) -> anyhow::Result<bool> {
     let Some(data) = event.strip_prefix(b"data: ") else { return Ok(false) };
@@ -79,7 +74,12 @@ fn show(event: &Bytes) -> anyhow::Result<bool> {
     if let Some(message) = chunk["error"]["message"].as_str() {
         anyhow::bail!("{message}");
     }
-    if let Some(text) = chunk["choices"][0]["delta"]["content"].as_str() {
+    let delta = &chunk["choices"][0]["delta"];
+    if let Some(text) = delta["reasoning_content"].as_str() {
+        // Shown, but no part of the answer.
+        eprint!("{text}");
+    }
+    if let Some(text) = delta["content"].as_str() {
         print!("{text}");
         std::io::stdout().flush()?;
     }

@@ -5,28 +5,34 @@ mod chat;
 mod node;
 mod pull;
 mod status;
+mod targets;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use service::exit;
 use service::notify::Notifier;
-use service::program::{ConfigArgs, Document, complain, document, options, run};
+use service::pages::{self, PagesArgs};
+use service::program::{AFTER_HELP, ConfigArgs, Document, complain, document, metrics, options, run};
 use service::signals::Signals;
 use service::telemetry::LogOptions;
+use service::token;
+use service::traces::{TraceError, TraceSettings};
 use tokio::net::TcpListener;
 
 use chat::ChatArgs;
 use node::{NodeArgs, OrderArgs, UpgradeArgs};
 use status::StatusArgs;
+use targets::TargetsArgs;
 
 use crate::gateway::{self, GatewayError, Surroundings};
+use crate::metrics::Families;
 use crate::options::Options;
 
 /// One OpenAI-compatible endpoint over a fleet of GPU hosts that people own.
 #[derive(Debug, Parser)]
-#[command(name = "cortex", version, about)]
+#[command(name = "cortex", version, about, after_long_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -56,19 +62,28 @@ enum Command {
     Upgrade(UpgradeArgs),
     /// Have a worker fetch a model's files from their hub, without loading it.
     Pull(pull::PullArgs),
+    /// Print the workers as targets for Prometheus' file-based discovery.
+    Targets(TargetsArgs),
+    /// Print all metrics that this program has, as a table.
+    Metrics,
     /// Print what there is to know about the configuration.
     Config {
         /// What to print.
         #[arg(value_enum)]
         what: Document,
     },
+    /// Write the manual pages and the completions of the shells.
+    #[command(hide = true)]
+    Pages(PagesArgs),
 }
 
 /// The program.
 #[allow(clippy::print_stdout)]
 pub fn main() -> ExitCode {
     let code = match Cli::parse().command {
-        Command::Serve(args) => options("cortex", &args, Options::check).map(|options| {
+        Command::Serve(args) => options("cortex", &args, Options::check).map(|mut options: Options| {
+            let configured = options.fleet.token_file.take();
+            options.fleet.token_file = token::file(configured, std::env::var_os("CREDENTIALS_DIRECTORY"));
             let log = options.log.clone();
             run("cortex", &log, serve(options), code_of)
         }),
@@ -82,10 +97,19 @@ pub fn main() -> ExitCode {
         Command::Restart(args) => Ok(client_run(node::order(node::Action::Restart, args))),
         Command::Upgrade(args) => Ok(client_run(node::upgrade(args))),
         Command::Pull(args) => Ok(client_run(pull::pull(args))),
+        Command::Targets(args) => Ok(client_run(targets::print(args))),
+        Command::Metrics => metrics("cortex", Families::register).map(|table| {
+            print!("{table}");
+            exit::CLEAN
+        }),
         Command::Config { what } => {
             print!("{}", document::<Options>("cortex", what));
             Ok(exit::CLEAN)
         }
+        Command::Pages(args) => pages::write(Cli::command(), &args).map(|()| exit::CLEAN).map_err(|error| {
+            complain("cortex", &error);
+            exit::FAILURE
+        }),
     };
     ExitCode::from(code.unwrap_or_else(|code| code))
 }
@@ -99,7 +123,7 @@ fn client_run(command: impl Future<Output = anyhow::Result<u8>>) -> u8 {
 /// A configuration that can't work must not be restarted into.
 fn code_of(error: &GatewayError) -> u8 {
     match error {
-        GatewayError::Token(_) | GatewayError::Name(_) => exit::CONFIG,
+        GatewayError::Token(_) | GatewayError::Name(_) | GatewayError::Traces(_) => exit::CONFIG,
         _ => exit::FAILURE,
     }
 }
@@ -118,7 +142,8 @@ async fn serve(options: Options) -> Result<u8, GatewayError> {
         admin: bind("the admin port", options.admin.bind).await?,
         api: bind("the API port", options.api.bind).await?,
         signals: Signals::listen().map_err(signals)?.forward(),
-        notifier: Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()),
+        notifier: Notifier::from_variables(|name| std::env::var_os(name), std::process::id()),
+        traces: TraceSettings::from_variables(|name| std::env::var(name).ok()).map_err(TraceError::from)?,
     };
     gateway::run(options, around).await
 }

@@ -1,28 +1,38 @@
 //! One try of a request on one worker: whole events in order, private lines apart.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use fleet::Target;
-use http::{HeaderValue, Method, Request, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
-use tokio::time::Instant;
+use http::{HeaderName, HeaderValue, Method, Request, header};
+use http_body_util::{BodyExt, Limited};
+use service::traces::Span;
+use tokio::time::{Instant, Sleep};
 use wire::EventSplitter;
 use wire::private::{self, Line, Refusal};
 use words::{Code, Error};
 
+use super::upstream::Answer;
 use super::{Order, Proxy};
 
 /// Most bytes of a worker's refusal.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
+const REQUEST_ID: HeaderName = HeaderName::from_static(private::REQUEST_ID_HEADER);
+const ATTEMPT: HeaderName = HeaderName::from_static(private::ATTEMPT_HEADER);
+const GATEWAY: HeaderName = HeaderName::from_static(private::GATEWAY_HEADER);
+const SEED: HeaderName = HeaderName::from_static(private::SEED_HEADER);
+const COMPLETION_ID: HeaderName = HeaderName::from_static(private::COMPLETION_ID_HEADER);
+const CREATED: HeaderName = HeaderName::from_static(private::CREATED_HEADER);
+
 /// An open attempt.
 pub(super) struct Attempt {
     pub(super) target: Target,
-    body: Incoming,
+    body: Answer,
     splitter: EventSplitter,
-    ready: Option<Bytes>,
+    /// Kept over the events: a timer that is set anew for each costs more than the event.
+    timer: Pin<Box<Sleep>>,
     /// Events that count only with the one that follows them.
     held: BytesMut,
     held_max: usize,
@@ -69,24 +79,25 @@ impl Attempt {
         body: Bytes,
         target: Target,
         number: u32,
+        span: &Span,
     ) -> Result<Self, Unopened> {
         let request = Request::builder()
             .method(Method::POST)
-            .uri(format!("http://{}/v1/chat/completions", target.data_address))
+            .uri(format!("http://{}{}", target.data_address, order.endpoint.path()))
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .header(private::REQUEST_ID_HEADER, header(&order.request_id))
-            .header(private::ATTEMPT_HEADER, HeaderValue::from(number))
-            .header(private::GATEWAY_HEADER, header(proxy.gateway.as_str()))
-            .header(private::SEED_HEADER, HeaderValue::from(order.seed))
-            .header(private::COMPLETION_ID_HEADER, header(&order.completion_id))
-            .header(private::CREATED_HEADER, HeaderValue::from(order.created));
-        let request = match &order.traceparent {
-            Some(traceparent) => request.header("traceparent", traceparent),
-            None => request,
-        };
+            .header(REQUEST_ID, header(&order.request_id))
+            .header(ATTEMPT, HeaderValue::from(number))
+            .header(GATEWAY, header(proxy.gateway.as_str()))
+            .header(SEED, HeaderValue::from(order.seed))
+            .header(COMPLETION_ID, header(&order.completion_id))
+            .header(CREATED, HeaderValue::from(order.created));
         let unsent = |error| Unopened { error, sent: false };
         let sent = |error| Unopened { error, sent: true };
-        let request = request.body(Full::new(body)).map_err(|error| unsent(Error::internal(error)))?;
+        let mut request = request.body(body).map_err(|error| unsent(Error::internal(error)))?;
+        for (name, value) in &order.trace {
+            value.iter().for_each(|value| _ = request.headers_mut().insert(name, value.clone()));
+        }
+        span.write(request.headers_mut());
         let patience = Duration::from_millis(proxy.options.proxy.first_event_timeout_ms);
         let response = tokio::time::timeout(patience, proxy.upstream.request(request)).await;
         let response = response.map_err(|_| sent(silent()))?.map_err(|error| match error.is_connect() {
@@ -98,7 +109,8 @@ impl Attempt {
         }
         let held_max = proxy.options.proxy.event_bytes_max;
         let splitter = EventSplitter::new(held_max);
-        Ok(Attempt { target, body: response.into_body(), splitter, ready: None, held: BytesMut::new(), held_max })
+        let timer = Box::pin(tokio::time::sleep(Duration::MAX));
+        Ok(Attempt { target, body: response.into_body(), splitter, timer, held: BytesMut::new(), held_max })
     }
 
     /// Returns the next event, together with those that only count with it. Safe to cancel.
@@ -107,13 +119,8 @@ impl Attempt {
     /// `UpstreamFailed` when the connection broke.
     pub(super) async fn next(&mut self, until: Instant, lines: &mut Vec<Line>) -> Result<Next, Error> {
         loop {
-            let event = match self.ready.take() {
-                Some(event) => Some(event),
-                None => {
-                    self.splitter.next_event().map_err(|error| upstream_error("the worker spoke nonsense", error))?
-                }
-            };
-            if let Some(event) = event {
+            let event = self.splitter.next_event();
+            if let Some(event) = event.map_err(|error| upstream_error("the worker spoke nonsense", error))? {
                 let public = private::strip(&event, lines);
                 if lines.last() != Some(&Line::More) {
                     return Ok(Next::Event(self.whole(public)));
@@ -125,13 +132,18 @@ impl Attempt {
                 }
                 continue;
             }
-            let Ok(frame) = tokio::time::timeout_at(until, self.body.frame()).await else {
-                return Ok(Next::Quiet);
+            if self.timer.deadline() != until {
+                self.timer.as_mut().reset(until);
+            }
+            let frame = tokio::select! {
+                biased;
+                frame = self.body.frame() => frame,
+                () = &mut self.timer => return Ok(Next::Quiet),
             };
             match frame {
                 Some(Ok(frame)) => {
                     if let Ok(chunk) = frame.into_data() {
-                        self.ready = self.splitter.push(chunk);
+                        self.splitter.push(chunk);
                     }
                 }
                 Some(Err(error)) => {
@@ -159,7 +171,7 @@ impl Attempt {
 }
 
 /// Reads a worker's error response. One without our code is no answer of a worker.
-async fn refusal(response: http::Response<Incoming>) -> Error {
+async fn refusal(response: http::Response<Answer>) -> Error {
     let status = response.status();
     let code = response.headers().get(private::ERROR_HEADER).and_then(|value| value.to_str().ok()).map(str::to_string);
     let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());

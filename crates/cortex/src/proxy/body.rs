@@ -9,9 +9,10 @@ use futures_util::stream::{Stream, StreamExt, unfold};
 use http::{HeaderValue, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
+use service::addresses::AddressGuard;
 use service::gate::Admission;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use wire::{HTTP_SSE_CONTENT_TYPE, KEEP_ALIVE_EVENT, error_event};
 use words::{Code, Error};
 
@@ -27,13 +28,17 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> BoxBody {
 
 type Events = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
 
+/// What a request holds until its last byte: its admission, and its place among those of its address.
+pub(crate) type Place = (Admission, Option<AddressGuard>);
+
 /// When a stream commits and how it is kept alive.
 pub(crate) struct Pace {
     pub(crate) commit_after: Duration,
     pub(crate) keep_alive: Duration,
 }
 
-fn events(relay: Relay) -> Events {
+/// The relay is boxed, for the stream moves it at each event.
+fn events(relay: Box<Relay>) -> Events {
     Box::pin(unfold(relay, |mut relay| async move {
         let next = relay.next().await?;
         Some((next, relay))
@@ -46,11 +51,11 @@ fn events(relay: Relay) -> Events {
 /// # Errors
 /// Whatever ends the request before its status is committed.
 pub(crate) async fn respond(
-    relay: Relay,
+    relay: Box<Relay>,
     stream: bool,
     pace: Pace,
     cut: watch::Receiver<bool>,
-    admission: Admission,
+    place: Place,
 ) -> Result<Response<BoxBody>, Error> {
     let mut events = events(relay);
     if !stream {
@@ -63,9 +68,17 @@ pub(crate) async fn respond(
         Ok(None) => return Err(Error::new(Code::UpstreamFailed, "the worker sent an empty answer")),
         Err(_) => Bytes::from_static(KEEP_ALIVE_EVENT),
     };
-    let state =
-        Flow { first: Some(first), events, cut, keep_alive: pace.keep_alive, over: false, _admission: admission };
-    let frames = unfold(state, |mut flow| async move {
+    let flow = Flow {
+        first: Some(first),
+        events,
+        cut: when_cut(cut),
+        keep_alive: pace.keep_alive,
+        spoke_at: Instant::now(),
+        timer: Box::pin(tokio::time::sleep(pace.keep_alive)),
+        over: false,
+        _place: place,
+    };
+    let frames = unfold(Box::new(flow), |mut flow| async move {
         let bytes = flow.next().await?;
         Some((Ok(Frame::data(bytes)), flow))
     });
@@ -104,14 +117,28 @@ async fn whole(mut events: Events, cut: watch::Receiver<bool>) -> Result<Respons
     Ok(response)
 }
 
-/// A committed stream.
+type Cut = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Waits for the drain's deadline; for ever where none comes.
+fn when_cut(mut cut: watch::Receiver<bool>) -> Cut {
+    Box::pin(async move {
+        if cut.wait_for(|cut| *cut).await.is_err() {
+            std::future::pending().await
+        }
+    })
+}
+
+/// A committed stream. What it waits for besides events is kept over them: to wait anew at each costs more than they do.
 struct Flow {
     first: Option<Bytes>,
     events: Events,
-    cut: watch::Receiver<bool>,
+    cut: Cut,
     keep_alive: Duration,
+    /// When the client got something last.
+    spoke_at: Instant,
+    timer: Pin<Box<Sleep>>,
     over: bool,
-    _admission: Admission,
+    _place: Place,
 }
 
 impl Flow {
@@ -122,13 +149,25 @@ impl Flow {
         if self.over {
             return None;
         }
-        let silent_until = Instant::now() + self.keep_alive;
-        let event = tokio::select! {
-            biased;
-            event = self.events.next() => event,
-            Ok(_) = self.cut.wait_for(|cut| *cut) => Some(Err(cut_error())),
-            () = tokio::time::sleep_until(silent_until) => return Some(Bytes::from_static(KEEP_ALIVE_EVENT)),
+        let event = loop {
+            tokio::select! {
+                biased;
+                event = self.events.next() => break event,
+                () = &mut self.cut => break Some(Err(cut_error())),
+                () = &mut self.timer => {
+                    let due = self.spoke_at + self.keep_alive;
+                    let now = Instant::now();
+                    if due > now {
+                        self.timer.as_mut().reset(due);
+                        continue;
+                    }
+                    self.spoke_at = now;
+                    self.timer.as_mut().reset(now + self.keep_alive);
+                    return Some(Bytes::from_static(KEEP_ALIVE_EVENT));
+                }
+            }
         };
+        self.spoke_at = Instant::now();
         match event {
             Some(Ok(bytes)) => Some(bytes),
             Some(Err(error)) => {

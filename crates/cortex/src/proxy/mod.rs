@@ -2,21 +2,19 @@
 
 mod attempt;
 mod body;
+mod http1;
 mod relay;
+mod upstream;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use fleet::{Ending, Journey, Quarantine, RetryBudget, Step};
-use http_body_util::Full;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use service::clock::Clock;
+use service::traces::Traces;
 use tokio::sync::watch;
 use wire::private::Meta;
-use wire::{ChatEncoder, DONE_EVENT, Identity, Usage, with_private};
+use wire::{DONE_EVENT, Encoder, Endpoint, Identity, Usage, with_private};
 use words::{Code, Error, Fingerprint, GatewayId, ModelId};
 
 use crate::fleet_task::Fleet;
@@ -24,15 +22,14 @@ use crate::metrics::Metrics;
 use crate::options::Options;
 pub(crate) use body::{BoxBody, Pace, full, respond};
 pub(crate) use relay::Relay;
-
-/// The client towards the workers' data planes.
-pub(crate) type Upstream = Client<HttpConnector, Full<Bytes>>;
+pub(crate) use upstream::Upstream;
 
 /// What every request needs.
 pub(crate) struct Proxy {
     pub(crate) fleet: Fleet,
     pub(crate) upstream: Upstream,
     pub(crate) metrics: Metrics,
+    pub(crate) traces: Traces,
     pub(crate) clock: Clock,
     pub(crate) options: Options,
     pub(crate) gateway: GatewayId,
@@ -47,6 +44,7 @@ pub(crate) struct Proxy {
 /// One request as every attempt sends it.
 #[derive(Clone, Debug)]
 pub(crate) struct Order {
+    pub(crate) endpoint: Endpoint,
     pub(crate) model: ModelId,
     pub(crate) stream: bool,
     pub(crate) body: Bytes,
@@ -54,7 +52,8 @@ pub(crate) struct Order {
     pub(crate) completion_id: String,
     pub(crate) created: u64,
     pub(crate) seed: u64,
-    pub(crate) traceparent: Option<http::HeaderValue>,
+    /// What the client says of its own trace: passed on as it is where this gateway has no traces.
+    pub(crate) trace: [(http::HeaderName, Option<http::HeaderValue>); 2],
     /// Answers wanted.
     pub(crate) choices: u32,
     /// Whether the stream ends with its usage.
@@ -63,12 +62,12 @@ pub(crate) struct Order {
 
 impl Order {
     /// Says what a worker could not say any more after every choice had finished: usage and end.
-    fn completion(&self, meta: Option<&Meta>, completion: usize) -> Bytes {
+    fn completion(&self, meta: Option<&Meta>, completion: usize, reasoning: u32) -> Bytes {
         let identity =
             Identity { id: self.completion_id.clone(), created: self.created, model: self.model.to_string() };
         let (prompt, cached) = meta.map_or((0, 0), |meta| (meta.prompt_tokens, meta.cached));
-        let usage = Usage { prompt, completion: completion as u32, cached };
-        let usage = ChatEncoder::new(identity, self.include_usage).usage(usage);
+        let usage = Usage { prompt, completion: completion as u32, cached, reasoning };
+        let usage = Encoder::of(self.endpoint, identity, self.include_usage).usage(usage);
         let events: Vec<Bytes> = usage.into_iter().chain([Bytes::from_static(DONE_EVENT)]).collect();
         with_private(&[], &events)
     }
@@ -118,21 +117,6 @@ impl Proxy {
 fn hash(body: &Bytes) -> Fingerprint {
     Fingerprint(*blake3::hash(body).as_bytes())
 }
-
-/// Makes the client: connections are reused, sent without delay, and closed before a worker would.
-pub(crate) fn upstream(options: &Options) -> Upstream {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(Duration::from_millis(options.proxy.connect_timeout_ms)));
-    Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_MAX)
-        .pool_max_idle_per_host(options.proxy.idle_connections)
-        .build(connector)
-}
-
-/// Below the workers' own idle timeout, so that a connection is not used just as it is closed.
-const IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// Shared by all requests.
 pub(crate) type SharedProxy = Arc<Proxy>;

@@ -5,10 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use fleet::{
     Ending, Journey, Origin, Patience, PatienceFacts, PatienceLimits, Route, RouteQuery, Slot, Step, Target, Verdict,
-    route,
+    route, worth_waiting,
 };
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use service::metrics::prometheus::IntCounter;
+use service::traces::{KeyValue, Span, SpanKind};
 use tokio::sync::OwnedSemaphorePermit;
 use wire::private::{Line, Meta, Resume, ResumeChoice};
 use words::{Code, Error, Moment};
@@ -34,8 +36,12 @@ pub(crate) struct Relay {
     /// Held while a worker computes anew what another one had.
     prefill: Option<OwnedSemaphorePermit>,
     arrived: Moment,
+    /// For each choice how many of its tokens were reasoning, as its worker counts.
+    reasoning: Vec<u32>,
     first_token: Option<Moment>,
     last_token: Moment,
+    /// Looked up once, at the first token.
+    tokens: Option<IntCounter>,
     /// Attempts after the first token.
     continuations: u32,
     /// The worker said that everything was said.
@@ -45,11 +51,14 @@ pub(crate) struct Relay {
     last_error: Option<Error>,
     rng: SmallRng,
     lines: Vec<Line>,
+    /// The request's span, and that of its open attempt.
+    span: Span,
+    attempt_span: Span,
 }
 
 impl Relay {
     /// Begins.
-    pub(crate) fn new(proxy: SharedProxy, order: Order) -> Self {
+    pub(crate) fn new(proxy: SharedProxy, order: Order, span: Span) -> Self {
         let arrived = proxy.clock.now();
         proxy.deposit();
         Relay {
@@ -62,14 +71,18 @@ impl Relay {
             offered: None,
             prefill: None,
             arrived,
+            reasoning: vec![0; order.choices as usize],
             first_token: None,
             last_token: arrived,
+            tokens: None,
             continuations: 0,
             complete: false,
             over: false,
             outcome: None,
             last_error: None,
             lines: Vec::new(),
+            span,
+            attempt_span: Span::default(),
             proxy,
             order,
         }
@@ -107,14 +120,28 @@ impl Relay {
 
     /// Finds a worker and opens an attempt on it.
     async fn open(&mut self) -> Result<(), Ending> {
-        let target = self.find().await.map_err(Ending::NobodyFound)?;
+        let mut routing = self.span.child("route", SpanKind::Internal);
+        let target = self.find().await.map_err(|error| {
+            routing.fail(error.code().row().code);
+            Ending::NobodyFound(error)
+        })?;
+        drop(routing);
         self.proxy.fleet.sent(target.slot);
         let number = self.journey.open(target.slot);
         let body = self.body().map_err(Ending::Failed)?;
         let node = target.node.clone();
         let accepted = self.journey.accepted();
         tracing::debug!(request_id = self.order.request_id, node = %node, attempt = number, accepted, "attempt");
-        match Attempt::open(&self.proxy, &self.order, body, target, number).await {
+        self.attempt_span = self.span.child("proxy", SpanKind::Client);
+        self.attempt_span.note(|| {
+            [
+                KeyValue::new("cortex.node", node.to_string()),
+                KeyValue::new("cortex.attempt", i64::from(number)),
+                KeyValue::new("cortex.accepted_tokens", accepted as i64),
+                KeyValue::new("server.address", target.data_address.clone()),
+            ]
+        });
+        match Attempt::open(&self.proxy, &self.order, body, target, number, &self.attempt_span).await {
             Ok(attempt) => {
                 self.journey.reached();
                 self.attempt = Some(attempt);
@@ -162,9 +189,8 @@ impl Relay {
                 },
                 Route::Reject(error) => return Err(self.last_error.take().unwrap_or(error)),
                 Route::Wait(until) => {
-                    // Only a worker that handed the request back is worth waiting for again, as long as the client
-                    // has nothing to lose.
-                    let hopeless = |error: &mut Error| error.code() != Code::Draining && successor.is_none();
+                    // As long as the client has nothing to lose.
+                    let hopeless = |error: &mut Error| successor.is_none() && !worth_waiting(error.code());
                     if let Some(error) = self.last_error.take_if(hopeless) {
                         return Err(error);
                     }
@@ -192,8 +218,9 @@ impl Relay {
         };
         match next {
             Next::Event(bytes) => {
-                self.patience.heard(self.proxy.clock.now());
-                self.read_lines().map_err(Ending::Failed)?;
+                let now = self.proxy.clock.now();
+                self.patience.heard(now);
+                self.read_lines(now).map_err(Ending::Failed)?;
                 Ok(Some(bytes))
             }
             Next::Quiet if self.complete => {
@@ -274,24 +301,29 @@ impl Relay {
         self.attempt.as_ref().map(|attempt| attempt.target.slot)
     }
 
-    fn read_lines(&mut self) -> Result<(), Error> {
-        for line in std::mem::take(&mut self.lines) {
+    fn read_lines(&mut self, now: Moment) -> Result<(), Error> {
+        let mut lines = std::mem::take(&mut self.lines);
+        for line in lines.drain(..) {
             match line {
-                Line::Tokens { attempt, choice, index, ids, finish } => {
+                Line::Tokens { attempt, choice, index, ids, finish, reasoning } => {
                     let accepted = self.journey.accept(attempt, choice, index, &ids, finish.is_some());
                     accepted.map_err(|error| {
                         Error::new(Code::UpstreamFailed, "the worker's tokens are out of turn").because(error)
                     })?;
-                    self.note_tokens(ids.len() as u64);
+                    self.note_tokens(now, ids.len() as u64);
+                    if let Some(tokens) = self.reasoning.get_mut(choice as usize) {
+                        *tokens = reasoning;
+                    }
                 }
                 Line::Usage(_) => self.complete = true,
                 Line::Refusal(refusal) => return Err(refusal.into()),
                 Line::Meta(meta) => self.note_meta(meta)?,
-                Line::Offer => self.offered = Some(self.proxy.clock.now()),
+                Line::Offer => self.offered = Some(now),
                 Line::Progress(_) => self.journey.queued(),
                 Line::More => {}
             }
         }
+        self.lines = lines;
         Ok(())
     }
 
@@ -308,10 +340,9 @@ impl Relay {
         Ok(())
     }
 
-    fn note_tokens(&mut self, count: u64) {
-        let (model, now) = (self.order.model.as_str(), self.proxy.clock.now());
-        let metrics = &self.proxy.metrics;
-        metrics.tokens.with_label_values(&[model]).inc_by(count);
+    fn note_tokens(&mut self, now: Moment, count: u64) {
+        let (model, metrics) = (self.order.model.as_str(), &self.proxy.metrics);
+        self.tokens.get_or_insert_with(|| metrics.tokens.with_label_values(&[model])).inc_by(count);
         if self.first_token.is_none() {
             self.first_token = Some(now);
             metrics.first_token.with_label_values(&[model]).observe(now.since(self.arrived).as_secs_f64());
@@ -322,8 +353,9 @@ impl Relay {
         self.last_token = now;
     }
 
-    fn count_attempt(&self, node: &str, outcome: &str) {
+    fn count_attempt(&mut self, node: &str, outcome: &'static str) {
         self.proxy.metrics.attempts.with_label_values(&[node, outcome]).inc();
+        end_span(std::mem::take(&mut self.attempt_span), outcome);
     }
 
     /// Does what the journey decides after an attempt that did not complete the answer; returns the bytes that
@@ -360,7 +392,8 @@ impl Relay {
             Step::Complete => {
                 (self.over, self.outcome) = (true, Some("ok"));
                 self.proxy.metrics.completed.inc();
-                Ok(Some(self.order.completion(self.meta.as_deref(), self.journey.accepted())))
+                let (tokens, reasoning) = (self.journey.accepted(), self.reasoning.iter().sum());
+                Ok(Some(self.order.completion(self.meta.as_deref(), tokens, reasoning)))
             }
             Step::Fail(error) => {
                 if self.journey.poisoned() {
@@ -369,6 +402,14 @@ impl Relay {
                 Err(public(error))
             }
         }
+    }
+}
+
+/// Ends the span of an attempt or a request. An error's code means that it failed, unless its client left.
+fn end_span(mut span: Span, outcome: &'static str) {
+    span.note(|| [KeyValue::new("cortex.outcome", outcome)]);
+    if Code::from_text(outcome).is_some_and(|code| code != Code::ClientClosed) {
+        span.fail(outcome);
     }
 }
 
@@ -387,14 +428,31 @@ fn public(error: Error) -> Error {
 impl Drop for Relay {
     fn drop(&mut self) {
         let model = self.order.model.as_str();
+        // What clients make up is no label: each would stay in memory for ever.
+        let known = self.meta.is_some() || self.proxy.fleet.view().lists(&self.order.model);
+        let label = if known { model } else { "unknown" };
         let outcome = self.outcome.unwrap_or_else(|| {
             self.proxy.metrics.client_left.inc();
             Code::ClientClosed.row().code
         });
         let seconds = self.proxy.clock.now().since(self.arrived).as_secs_f64();
-        self.proxy.metrics.requests.with_label_values(&[model, outcome]).inc();
-        self.proxy.metrics.request_seconds.with_label_values(&[model]).observe(seconds);
+        self.proxy.metrics.requests.with_label_values(&[label, outcome]).inc();
+        self.proxy.metrics.request_seconds.with_label_values(&[label]).observe(seconds);
         let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
+        end_span(std::mem::take(&mut self.attempt_span), outcome);
+        let trace_id = self.span.trace_id();
+        self.span.note(|| {
+            [
+                KeyValue::new(
+                    "gen_ai.usage.input_tokens",
+                    self.meta.as_ref().map_or(0, |meta| i64::from(meta.prompt_tokens)),
+                ),
+                KeyValue::new("gen_ai.usage.output_tokens", self.journey.accepted() as i64),
+                KeyValue::new("cortex.attempts", i64::from(self.journey.attempt())),
+                KeyValue::new("cortex.continuations", i64::from(self.continuations)),
+            ]
+        });
+        end_span(std::mem::take(&mut self.span), outcome);
         tracing::info!(
             request_id = self.order.request_id,
             model,
@@ -406,6 +464,7 @@ impl Drop for Relay {
             seconds,
             outcome,
             client_left = self.outcome.is_none(),
+            trace_id,
             "request ended"
         );
     }

@@ -112,15 +112,9 @@ impl Orders {
         let (mut splitter, mut said) = (EventSplitter::new(CANARY_BYTES_MAX), String::new());
         let long = |_| Error::new(Code::InvalidRequest, "the canary's answer is over the limit");
         while let Some(chunk) = response.chunk().await.map_err(lost)? {
-            let mut event = splitter.push(chunk);
-            loop {
-                let next = match event.take() {
-                    Some(event) => Some(event),
-                    None => splitter.next_event().map_err(long)?,
-                };
-                let Some(data) = next.as_ref().map(|event| event.strip_prefix(b"data: ").unwrap_or_default()) else {
-                    break;
-                };
+            splitter.push(chunk);
+            while let Some(event) = splitter.next_event().map_err(long)? {
+                let data = event.strip_prefix(b"data: ").unwrap_or_default();
                 if data.starts_with(b"[DONE]") {
                     return Ok(said);
                 }

@@ -16,11 +16,11 @@ use std::sync::Arc;
 
 use axum::Router;
 use service::clock::Clock;
-use service::metrics::Registry;
 use service::token::Token;
 use words::GatewayId;
 
 pub(crate) use cli::{RolloutArgs, run};
+pub(crate) use metrics::RolloutMetrics;
 
 use crate::fleet_task::Fleet;
 use crate::gateway::GatewayError;
@@ -31,24 +31,23 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) clock: Clock,
     pub(crate) gateway: &'a GatewayId,
     pub(crate) token: &'a Option<Token>,
-    pub(crate) registry: &'a Registry,
+    pub(crate) metrics: RolloutMetrics,
 }
 
 /// Makes the admin routes and, where a store is configured, starts the task.
 ///
 /// # Errors
-/// [`GatewayError`] when metrics or the HTTP client can't be made. The store is opened later, and again and again.
+/// [`GatewayError`] when the HTTP client can't be made. The store is opened later, and again and again.
 pub(crate) fn start(
     store: Option<&Path>,
     around: Surroundings<'_>,
 ) -> Result<(Router, Option<executor::Running>), GatewayError> {
-    let Surroundings { fleet, clock, gateway, token, registry } = around;
+    let Surroundings { fleet, clock, gateway, token, metrics } = around;
     let shelf = store.map(|path| store::Shelf::new(Arc::new(store::SqliteStore::new(path)), path));
     let (fleet, gateway, token) = (fleet.clone(), gateway.clone(), token.clone());
     let running = match shelf.clone() {
         None => None,
         Some(shelf) => {
-            let metrics = metrics::RolloutMetrics::new(registry)?;
             let hands = Arc::new(hands::Orders::new(token.clone())?);
             let (fleet, gateway) = (fleet.clone(), gateway.clone());
             Some(executor::Executor { fleet, clock, gateway, shelf, hands, metrics }.spawn())

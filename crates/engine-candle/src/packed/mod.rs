@@ -10,11 +10,11 @@ use kernels::kv::{KvShape, KvStore, Slot};
 use kernels::rows::{Heads, place};
 use kernels::{Activations, Input, Job, Level, Matrix, Pool, Wanted, matmul};
 
-use crate::KernelOptions;
 use crate::architecture::{Architecture, RopeKind};
 use crate::error::LoadError;
 use crate::rope::Rope;
 use crate::weights::Loader;
+use crate::{KernelOptions, StepOutputs, places};
 
 /// Positions of a block: what the kernels work in.
 pub(crate) const BLOCK_TOKENS: usize = kernels::kv::BLOCK;
@@ -47,7 +47,6 @@ struct Buffers {
     slots: Vec<Slot>,
     blocks: Vec<u32>,
     last: Vec<f32>,
-    logits: Vec<f32>,
     activations: Activations,
     scratch: Scratch,
 }
@@ -171,14 +170,14 @@ impl Decoder {
         &mut self.kv
     }
 
-    /// Runs a checked batch; returns the logits of the rows that want them, in order.
-    pub(crate) fn step(&mut self, batch: &Batch) -> Vec<Vec<f32>> {
+    /// Runs a checked batch; returns what its rows want, in order.
+    pub(crate) fn step(&mut self, batch: &Batch) -> StepOutputs {
         for copy in batch.copies.iter().filter(|copy| copy.from != copy.to) {
             self.kv.copy(copy.from.0, copy.to.0);
         }
         let tokens = batch.tokens();
         if tokens == 0 {
-            return Vec::new();
+            return StepOutputs::default();
         }
         self.begin(batch, tokens);
         let blocks = std::mem::take(&mut self.buffers.blocks);
@@ -194,7 +193,7 @@ impl Decoder {
             self.feed_forward(i);
         }
         self.buffers.blocks = blocks;
-        self.logits(batch)
+        self.outputs(batch)
     }
 
     /// Fills what all layers read: embeddings, angles, and where the tokens belong.
@@ -269,24 +268,30 @@ impl Decoder {
         matmul(level, pool, &b.activations, &mut [Job { matrix: &layer.down, out: &mut b.x, add: true }]);
     }
 
-    fn logits(&mut self, batch: &Batch) -> Vec<Vec<f32>> {
-        let (hidden, b, mut end) = (self.shape.hidden, &mut self.buffers, 0);
+    /// Gathers some of the step's tokens and norms them, into the activations.
+    fn norm_last(&mut self, places: &[usize], wanted: Wanted) {
+        let (hidden, b) = (self.shape.hidden, &mut self.buffers);
         b.last.clear();
-        for row in &batch.rows {
-            end += row.tokens.len();
-            if row.wants_logits {
-                b.last.extend_from_slice(&b.x[(end - 1) * hidden..end * hidden]);
-            }
-        }
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        b.logits.resize(b.last.len() / hidden * head.outputs(), 0.0);
-        if b.last.is_empty() {
-            return Vec::new();
-        }
+        places.iter().for_each(|place| b.last.extend_from_slice(&b.x[place * hidden..(place + 1) * hidden]));
         let input = Input::Normed(&b.last, &self.norm, self.shape.norm_epsilon);
-        b.activations.fill(self.level, &mut self.pool, input, hidden, Wanted::by([head]));
-        let mut jobs = [Job { matrix: head, out: &mut b.logits, add: false }];
-        matmul(self.level, &mut self.pool, &b.activations, &mut jobs);
-        b.logits.chunks_exact(head.outputs()).map(<[f32]>::to_vec).collect()
+        b.activations.fill(self.level, &mut self.pool, input, hidden, wanted);
+    }
+
+    fn outputs(&mut self, batch: &Batch) -> StepOutputs {
+        let (of_logits, of_hidden) = (places(batch, false), places(batch, true));
+        let mut outputs = StepOutputs::default();
+        if !of_hidden.is_empty() {
+            self.norm_last(&of_hidden, Wanted::default());
+            outputs.hidden = self.buffers.activations.floats().to_vec();
+        }
+        if !of_logits.is_empty() {
+            let wanted = Wanted::by([self.head.as_ref().unwrap_or(&self.embedding)]);
+            self.norm_last(&of_logits, wanted);
+            let head = self.head.as_ref().unwrap_or(&self.embedding);
+            outputs.logits.resize(of_logits.len() * head.outputs(), 0.0);
+            let mut jobs = [Job { matrix: head, out: &mut outputs.logits, add: false }];
+            matmul(self.level, &mut self.pool, &self.buffers.activations, &mut jobs);
+        }
+        outputs
     }
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_candle::CandleEngine;
-use inference::engine::{Engine, RowOutput};
+use inference::engine::{Engine, RowOutput, Wanted};
 use inference::sampling::Sampling;
 use inference::{
-    ChoiceStart, EventKind, Limits, Load, Priority, RequestKey, Scheduler, StopRules, Submission, TokenBytes, Usage,
+    ChoiceStart, EventKind, Limits, Load, Priority, RequestKey, Scheduler, StopRules, Submission, Task, TokenBytes,
+    Usage,
 };
 use words::Moment;
 
@@ -53,9 +54,12 @@ pub fn submission(key: u64, request: &Request) -> Submission {
     Submission {
         request: RequestKey(key),
         prompt: request.prompt.clone().into(),
+        first_choice: 0,
+        task: Task::Generate,
         choices: request.choices.iter().map(|accepted| ChoiceStart { accepted: accepted.clone() }).collect(),
         sampling: request.sampling,
         bias: Arc::new([]),
+        constraint: None,
         max_tokens: request.max_tokens,
         stop: Arc::new(StopRules::default()),
         priority: request.priority,
@@ -97,7 +101,7 @@ pub fn drive(
         };
         events.clear();
         run.copies += batch.copies.len();
-        run.chunks += batch.rows.iter().filter(|row| !row.wants_logits).count();
+        run.chunks += batch.rows.iter().filter(|row| row.wanted == Wanted::Nothing).count();
         let outputs = engine.step(&batch).unwrap();
         let sums: Vec<u64> = outputs
             .rows
@@ -118,7 +122,7 @@ pub fn drive(
                 }
                 EventKind::Done(usage) => _ = run.usage.insert(event.request.0, usage),
                 EventKind::Failed(code, words) => panic!("{:?}: {code:?} {words}", event.request),
-                EventKind::Started { .. } | EventKind::Resumed { .. } => {}
+                kind => assert!(matches!(kind, EventKind::Started { .. } | EventKind::Resumed { .. })),
             }
         }
     }

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use engine_candle::{Arithmetic, CandleEngine, DeviceChoice, KernelOptions, KvType, Level, LoadError, Options};
-use inference::engine::{Batch, BlockId, Engine, RowOutput, SequenceId};
+use inference::engine::{Batch, BlockId, Engine, RowOutput, SequenceId, Wanted};
 use inference::sampling::Sampling;
 use model_files::gguf::{Header, Limits};
 
@@ -45,7 +45,7 @@ pub fn row(sequence: u64, tokens: &[u32], start: usize, blocks: &[u32]) -> Row {
         tokens: tokens.to_vec(),
         start,
         blocks: blocks.iter().copied().map(BlockId).collect(),
-        wants_logits: true,
+        wanted: Wanted::Token,
         sampling: Sampling::GREEDY,
     }
 }

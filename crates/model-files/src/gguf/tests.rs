@@ -64,7 +64,44 @@ fn hostile_headers_are_refused_in_words() {
     assert!(words(&whole[..60]).contains("truncated"));
 }
 
+fn extreme() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        Just(u64::MAX),
+        Just(1 << 63),
+        Just(1 << 32),
+        Just(u64::from(u32::MAX)),
+        (0u32..64).prop_map(|bit| 1 << bit),
+        any::<u64>()
+    ]
+}
+
+// `PROPTEST_CASES` raises the budget of each property (256 by default).
 proptest! {
+    #[test]
+    fn many_wounds_make_nobody_panic_and_cost_no_more_than_the_limits(
+        numbers in proptest::collection::vec((any::<prop::sample::Index>(), extreme()), 0..4),
+        bytes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
+        spliced in (any::<prop::sample::Index>(), proptest::collection::vec(any::<u8>(), 0..40)),
+    ) {
+        let mut file = sample(Some(32));
+        for (at, number) in numbers {
+            let at = at.index(file.len() - 8);
+            file[at..at + 8].copy_from_slice(&number.to_le_bytes());
+        }
+        for (at, byte) in bytes {
+            let at = at.index(file.len());
+            file[at] = byte;
+        }
+        let at = spliced.0.index(file.len());
+        file.splice(at..at, spliced.1);
+        if let Ok(header) = read(&file) {
+            for tensor in &header.tensors {
+                let end = tensor.offset.checked_add(tensor.bytes);
+                prop_assert!(end.is_some_and(|end| end <= file.len() as u64));
+            }
+        }
+    }
+
     #[test]
     fn no_damage_makes_the_reader_panic_or_lie(at in 0usize..400, byte: u8, cut in 0usize..500) {
         let mut bytes = sample(None);

@@ -82,6 +82,11 @@ pub(super) fn length(value: &Value) -> Result<usize, Error> {
     if value.is_undefined() { Ok(0) } else { value.len().ok_or_else(none) }
 }
 
+/// `is iterable`: none is not, and what is undefined is, as in Jinja2.
+pub(super) fn iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
 /// `tojson` as Hugging Face has it: `json.dumps` with `ensure_ascii`, `indent`, `separators` and `sort_keys`.
 pub(super) fn tojson(value: Value, arguments: Kwargs) -> Result<Value, Error> {
     let json: Json = serde_json::to_value(&value)

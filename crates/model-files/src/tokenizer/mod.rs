@@ -161,6 +161,23 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Returns the text of tokens. Control tokens are spelled out; ids outside the vocabulary, and the space that the
+    /// tokenizer put before a text, are left out.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let (mut bytes, mut begins) = (Vec::new(), matches!(&self.kind, Kind::Spm(spm) if spm.spaced()));
+        for id in ids {
+            let Some(piece) = self.pieces.get(*id as usize) else { continue };
+            if piece.control {
+                bytes.extend_from_slice(self.texts[*id as usize].as_bytes());
+                continue;
+            }
+            let shown = if begins { piece.bytes.strip_prefix(b" ") } else { None };
+            bytes.extend_from_slice(shown.unwrap_or(&piece.bytes));
+            begins = false;
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// Returns how many tokens there are.
     pub fn vocab_size(&self) -> usize {
         self.pieces.len()

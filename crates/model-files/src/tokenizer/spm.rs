@@ -57,6 +57,11 @@ fn byte_token(text: &str) -> Option<u8> {
 }
 
 impl Spm {
+    /// Whether a space is put before each text.
+    pub(super) fn spaced(&self) -> bool {
+        self.spaced
+    }
+
     pub(super) fn new(texts: &[String], types: &[i64], scores: &[f32], spaced: bool) -> Result<Self, TokenizerError> {
         if scores.len() != texts.len() {
             return Err(TokenizerError::Damaged("it has no scores".into()));

@@ -1,97 +1,34 @@
-//! One answer on its way out: events in, bytes out, and the account that ends in one log line.
+//! One answer on its way out: events in, bytes out.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use inference::{EventKind, FinishReason, Usage};
-use tokio::sync::mpsc;
+use inference::{EventKind, Score};
 use tokio::time::{Interval, MissedTickBehavior};
 use wire::private::{Line, Meta};
-use wire::{ChatEncoder, DONE_EVENT, Folder, KEEP_ALIVE_EVENT, data_event, error_event, with_private};
-use words::{Code, Error, Moment};
+use wire::{DONE_EVENT, Encoder, Fold, KEEP_ALIVE_EVENT, data_event, error_event, with_private};
+use words::{Code, Error};
 
-use super::DataPlane;
+use super::account::Account;
+use super::output::{Output, Said};
+use super::parts::Parts;
+use super::telling::Telling;
 use crate::engine_thread::{CancelGuard, Message};
-use crate::models::ReadyModel;
 use crate::streams::{Ticket, Word};
 use service::gate::Admission;
 
 /// How often a silent answer shows a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
+/// Most tokens that are held back for a gateway: what a crash costs at most besides its own second.
+const HELD_MAX: usize = 64;
+
 /// What the events become.
 pub(super) enum Form {
     /// Chunks, one a token.
-    Stream(ChatEncoder),
+    Stream(Encoder),
     /// One JSON at the end.
-    Whole(Folder),
-}
-
-/// What the end's log line and metrics need.
-pub(super) struct Account {
-    plane: Arc<DataPlane>,
-    model: Arc<ReadyModel>,
-    request_id: String,
-    arrived: Moment,
-    stream: bool,
-    first_token: Option<Moment>,
-    last_token: Option<Moment>,
-    tokens: u32,
-    outcome: Option<&'static str>,
-}
-
-impl Account {
-    pub(super) fn new(
-        plane: Arc<DataPlane>,
-        model: Arc<ReadyModel>,
-        request_id: String,
-        arrived: Moment,
-        stream: bool,
-    ) -> Self {
-        let (first_token, last_token, tokens, outcome) = (None, None, 0, None);
-        Account { plane, model, request_id, arrived, stream, first_token, last_token, tokens, outcome }
-    }
-
-    fn token(&mut self) {
-        let now = self.plane.clock.now();
-        match self.last_token {
-            Some(last) => self.model.inter_token(now.since(last)),
-            None => {
-                self.first_token = Some(now);
-                self.model.metrics.first_token.observe(now.since(self.arrived).as_secs_f64());
-            }
-        }
-        self.last_token = Some(now);
-        self.tokens += 1;
-    }
-}
-
-impl Drop for Account {
-    fn drop(&mut self) {
-        let now = self.plane.clock.now();
-        let model = self.model.id.as_str();
-        let outcome = self.outcome.unwrap_or_else(|| {
-            self.plane.metrics.client_left(model);
-            Code::ClientClosed.row().code
-        });
-        let seconds = now.since(self.arrived).as_secs_f64();
-        self.plane.metrics.ended(model, outcome, seconds);
-        let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
-        let (request_id, tokens, stream) = (&self.request_id, self.tokens, self.stream);
-        let client_left = self.outcome.is_none();
-        tracing::info!(
-            request_id,
-            model,
-            stream,
-            tokens,
-            first_token_s,
-            seconds,
-            outcome,
-            client_left,
-            "request ended"
-        );
-    }
+    Whole(Fold),
 }
 
 enum State {
@@ -115,18 +52,29 @@ pub(super) struct Inside {
 
 /// Where an answer begins.
 pub(super) struct Start {
-    /// For each choice whether its client has tokens of it, and with them its role event.
+    /// What each choice has said.
+    pub(super) output: Output,
+    /// Tokens of all prompts, for the usage.
+    pub(super) prompt_tokens: u32,
+    /// For each choice whether its client has tokens of it, and with them its first event.
     pub(super) begun: Vec<bool>,
+    /// Set where tokens are told with how likely they were.
+    pub(super) telling: Option<Telling>,
     /// What an earlier attempt said of its cache: the usage repeats it.
     pub(super) cached: Option<u32>,
 }
 
 /// The answer. Dropping it cancels the request, gives its admission back and ends its account, in this order.
 pub(super) struct Answer {
-    events: mpsc::Receiver<Message>,
+    events: Parts,
     form: Form,
     inside: Option<Inside>,
     start: Start,
+    /// Token lines of an answer that is not streamed. Its client sees nothing before the end, so they go out together: at
+    /// once the first, the others each second, or when there are many, or when something else is said.
+    held: Vec<Line>,
+    /// Tokens of the prompt that the cache had as the request began to run.
+    found: u32,
     /// Status 200 is out, so failures become events.
     committed: bool,
     state: State,
@@ -140,14 +88,6 @@ pub(super) struct Answer {
     _admission: Admission,
 }
 
-/// A finish as clients read it.
-fn reason(finish: FinishReason) -> &'static str {
-    match finish {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-    }
-}
-
 /// Waits for a word to a gateway's request; other requests get none.
 async fn told(inside: &mut Option<Inside>) -> Word {
     match inside {
@@ -159,7 +99,7 @@ async fn told(inside: &mut Option<Inside>) -> Word {
 impl Answer {
     /// Begins. `cancel` is for requests whose ticket does not hold it.
     pub(super) fn new(
-        events: mpsc::Receiver<Message>,
+        events: Parts,
         cancel: Option<CancelGuard>,
         admission: Admission,
         account: Account,
@@ -175,6 +115,8 @@ impl Answer {
             committed: inside.is_some(),
             inside,
             start,
+            held: Vec::new(),
+            found: 0,
             state: State::Waiting,
             ticker,
             spoke: false,
@@ -213,6 +155,9 @@ impl Answer {
             if let State::Over = self.state {
                 return None;
             }
+            if let Some(end) = self.early_end() {
+                return Some(end);
+            }
             tokio::select! {
                 biased;
                 message = self.events.recv() => match self.take(message) {
@@ -221,7 +166,7 @@ impl Answer {
                     Err(error) => return Some(self.fail(&error)),
                 },
                 word = told(&mut self.inside) => match word {
-                    Word::Offered => return Some(Line::Offer.event()),
+                    Word::Offered => return Some(self.with_held(Line::Offer)),
                     Word::Orphaned => {
                         self.ended(Error::new(Code::ClientClosed, "the gateway's session is lost"));
                         return None;
@@ -243,6 +188,9 @@ impl Answer {
     /// Whatever ends the request early.
     pub(super) async fn whole(&mut self) -> Result<Bytes, Error> {
         loop {
+            if let Some(end) = self.early_end() {
+                return Ok(end);
+            }
             let message = self.events.recv().await;
             if let Some(json) = self.take(message)? {
                 return Ok(json);
@@ -255,6 +203,9 @@ impl Answer {
     fn sign_of_life(&mut self) -> Option<Bytes> {
         let turns = self.account.model.engine.turns();
         let alive = std::mem::replace(&mut self.turns, turns) != turns;
+        if !self.held.is_empty() {
+            return Some(with_private(&std::mem::take(&mut self.held), &[]));
+        }
         if std::mem::take(&mut self.spoke) {
             return None;
         }
@@ -282,27 +233,43 @@ impl Answer {
         };
         match event {
             EventKind::Started { cached } => {
+                // A request that made room for others starts again; it is no longer news.
+                self.account.begun.get_or_insert(self.account.plane.clock.now());
                 let meta = self.inside.as_mut().and_then(|inside| inside.meta.take());
-                let cached = self.start.cached.unwrap_or(cached as u32);
+                self.found = cached as u32;
+                let cached = self.start.cached.unwrap_or(self.found);
                 Ok(meta.map(|meta| Line::Meta(Box::new(Meta { cached, ..meta })).event()))
             }
             EventKind::Resumed { choice, text, finish } => {
-                self.fold(choice, &text, finish);
+                let said = self.start.output.resumed(choice, &text, finish);
+                self.fold(choice, &said);
                 Ok(None)
             }
-            EventKind::Token { choice, index, id, text, finish } => {
-                self.account.token();
-                if let Some(finish) = finish {
-                    self.account.outcome = Some(reason(finish));
+            EventKind::Scored { choice, position, id, score } => {
+                let telling = self.start.telling.as_mut();
+                let told = telling.and_then(|telling| telling.scored(choice, position, id, &score));
+                if let (Form::Whole(_), Some(_)) = (&self.form, &told) {
+                    self.begin(choice);
                 }
-                Ok(self.token(choice, index, id, &text, finish))
+                if let (Form::Whole(fold), Some(told)) = (&mut self.form, told) {
+                    fold.score(choice, &[told]);
+                }
+                Ok(None)
             }
-            EventKind::Done(usage) => {
-                self.state = State::Over;
-                // A resume that had nothing left to generate ends without a token of its own.
-                self.account.outcome.get_or_insert("stop");
-                Ok(Some(self.done(usage)))
+            EventKind::Embedded { choice, vector } => {
+                if let Form::Whole(fold) = &mut self.form {
+                    fold.embedded(choice, &vector);
+                }
+                Ok(None)
             }
+            EventKind::Token { choice, index, id, text, finish, score } => {
+                // What comes after the end that a choice's own words made is nobody's.
+                let Some(said) = self.start.output.token(choice, id, &text, finish) else { return Ok(None) };
+                self.account.token();
+                self.account.outcome = said.finish.or(self.account.outcome);
+                Ok(self.token(choice, index, id, &said, score.as_deref()))
+            }
+            EventKind::Done(usage) => Ok(Some(self.done(usage.cached_tokens as u32))),
             EventKind::Failed(code, message) => Err(self.ended(Error::new(code, message))),
         }
     }
@@ -313,32 +280,48 @@ impl Answer {
         error
     }
 
-    fn fold(&mut self, choice: u32, text: &str, finish: Option<FinishReason>) {
+    fn fold(&mut self, choice: u32, said: &Said) {
         if let Form::Whole(folder) = &mut self.form {
-            folder.content(choice, text);
-            if let Some(finish) = finish {
-                folder.finish(choice, reason(finish));
+            said.parts.iter().for_each(|part| folder.part(choice, part));
+            if let Some(finish) = said.finish {
+                folder.finish(choice, finish);
             }
         }
     }
 
-    fn token(&mut self, choice: u32, index: u32, id: u32, text: &str, finish: Option<FinishReason>) -> Option<Bytes> {
+    /// Begins a choice, unless it has begun: the client of a resume may have its first event already.
+    fn begin(&mut self, choice: u32) -> Option<Bytes> {
+        let begun = self.start.begun.get_mut(choice as usize)?;
+        if std::mem::replace(begun, true) {
+            return None;
+        }
+        let echoed = self.start.telling.as_ref().map(|telling| telling.echoed(choice));
+        match &mut self.form {
+            Form::Stream(encoder) => encoder.begin(choice, self.start.output.plain(), echoed),
+            Form::Whole(fold) => {
+                fold.score(choice, echoed.unwrap_or_default());
+                None
+            }
+        }
+    }
+
+    fn token(&mut self, choice: u32, index: u32, id: u32, said: &Said, score: Option<&Score>) -> Option<Bytes> {
         self.state = State::Flowing;
         self.spoke = true;
-        self.fold(choice, text, finish);
         let mut public = Vec::with_capacity(3);
+        public.extend(self.begin(choice));
+        self.fold(choice, said);
+        let told = self.start.telling.as_mut().and_then(|telling| telling.said(choice, id, score));
+        let told = told.as_ref().map(std::slice::from_ref);
+        if let (Form::Whole(fold), Some(told)) = (&mut self.form, told) {
+            fold.score(choice, told);
+        }
         if let Form::Stream(encoder) = &self.form {
-            // The client of a resume may have the role event already.
-            if let Some(begun) = self.start.begun.get_mut(choice as usize)
-                && !std::mem::replace(begun, true)
-            {
-                public.push(encoder.role(choice));
-            }
-            if !text.is_empty() {
-                public.push(encoder.content(choice, text));
-            }
-            if let Some(finish) = finish {
-                public.push(encoder.finish(choice, reason(finish)));
+            // With its score a token has an event of its own at once, maybe without text: then what is told is a
+            // function of the ids alone.
+            public.extend(encoder.parts(choice, &said.parts, told));
+            if let Some(finish) = said.finish {
+                public.push(encoder.finish(choice, finish));
             }
         }
         let private = self.inside.as_ref().map(|inside| Line::Tokens {
@@ -346,18 +329,62 @@ impl Answer {
             choice,
             index,
             ids: vec![id],
-            finish: finish.map(reason),
+            finish: said.finish,
+            reasoning: said.reasoning,
         });
-        (private.is_some() || !public.is_empty()).then(|| with_private(private.as_slice(), &public))
+        match (private, &self.form) {
+            (Some(line), Form::Whole(_)) => self.hold(line),
+            (private, _) => {
+                (private.is_some() || !public.is_empty()).then(|| with_private(private.as_slice(), &public))
+            }
+        }
     }
 
-    fn done(&mut self, usage: Usage) -> Bytes {
+    /// Holds a token line back, joined to the one before where it goes on from it; returns what is due.
+    fn hold(&mut self, line: Line) -> Option<Bytes> {
+        match (self.held.last_mut(), line) {
+            (
+                Some(Line::Tokens { choice, index, ids, finish, reasoning, .. }),
+                Line::Tokens { choice: of, index: at, ids: more, finish: end, reasoning: so_far, .. },
+            ) if *choice == of && finish.is_none() && *index + ids.len() as u32 == at => {
+                ids.extend(more);
+                (*finish, *reasoning) = (end, so_far);
+            }
+            (_, line) => self.held.push(line),
+        }
+        let ids = |line: &Line| if let Line::Tokens { ids, .. } = line { ids.len() } else { 0 };
+        let due = self.account.tokens == 1 || self.held.iter().map(ids).sum::<usize>() >= HELD_MAX;
+        due.then(|| with_private(&std::mem::take(&mut self.held), &[]))
+    }
+
+    /// Makes an event of a line and of what was held back before it.
+    fn with_held(&mut self, line: Line) -> Bytes {
+        self.held.push(line);
+        with_private(&std::mem::take(&mut self.held), &[])
+    }
+
+    /// Ends an answer of which every choice is over by its own words, though its scheduler knows nothing of that.
+    fn early_end(&mut self) -> Option<Bytes> {
+        let over = !matches!(self.state, State::Over) && self.start.output.cut_short();
+        over.then(|| self.done(self.found))
+    }
+
+    /// `cached` is what this attempt says of its cache; an earlier attempt's word on it wins.
+    fn done(&mut self, cached: u32) -> Bytes {
+        self.state = State::Over;
+        // A resume that had nothing left to generate ends without a token of its own.
+        self.account.outcome.get_or_insert("stop");
         let usage = wire::Usage {
-            prompt: usage.prompt_tokens as u32,
-            completion: usage.completion_tokens as u32,
-            cached: self.start.cached.unwrap_or(usage.cached_tokens as u32),
+            prompt: self.start.prompt_tokens,
+            completion: self.start.output.tokens(),
+            cached: self.start.cached.unwrap_or(cached),
+            reasoning: self.start.output.reasoning_tokens(),
         };
-        let private = self.inside.as_ref().map(|_| Line::Usage(usage));
+        for choice in 0..self.start.begun.len() as u32 {
+            self.begin(choice);
+        }
+        let usage_line = self.inside.as_ref().map(|_| Line::Usage(usage));
+        let private: Vec<Line> = self.held.drain(..).chain(usage_line).collect();
         let public = match &self.form {
             Form::Stream(encoder) => {
                 let done = Bytes::from_static(DONE_EVENT);
@@ -368,14 +395,14 @@ impl Answer {
                 vec![if self.inside.is_some() { data_event(&json) } else { json.into() }]
             }
         };
-        with_private(private.as_slice(), &public)
+        with_private(&private, &public)
     }
 
     /// Turns a failure into the last bytes: a private refusal for a gateway, an error event for a client.
     fn fail(&mut self, error: &Error) -> Bytes {
         super::errors::log(error);
         match self.inside {
-            Some(_) => Line::Refusal(error.into()).event(),
+            Some(_) => self.with_held(Line::Refusal(error.into())),
             None => error_event(error),
         }
     }

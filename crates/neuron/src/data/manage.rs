@@ -13,7 +13,7 @@ use words::{Code, Error, ModelId, ModelState, ModelStatus};
 
 use super::{DataPlane, HttpError};
 use crate::activation::spec_of;
-use crate::data::chat::read_body;
+use crate::data::admission::read_body;
 use crate::harness::{DEFAULT_HARNESS, LoadSpec};
 use crate::options::ModelEntry;
 
@@ -93,6 +93,8 @@ pub(crate) fn spec_from_request(entries: &[ModelEntry], request: LoadRequest) ->
         path: request.path.map(PathBuf::from).or(configured.path),
         quant: request.quant.or(configured.quant),
         device: request.device.or(configured.device),
+        tool_parser: configured.tool_parser,
+        reasoning_parser: configured.reasoning_parser,
         required: false,
     })
 }

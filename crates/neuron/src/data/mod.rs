@@ -1,9 +1,17 @@
 //! The data plane: OpenAI's API and the model list, over HTTP.
 
+mod account;
+mod admission;
 mod answer;
 mod chat;
+mod completions;
+mod embeddings;
 mod errors;
 mod manage;
+mod output;
+mod parts;
+mod telling;
+mod tokens;
 
 use std::sync::Arc;
 
@@ -11,6 +19,10 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::Method;
 use axum::routing::{get, post};
+use wire::Endpoint;
+use wire::chat::ChatRequest;
+use wire::embeddings::EmbeddingRequest;
+use wire::text::CompletionRequest;
 use words::{Code, Error};
 
 use crate::metrics::Metrics;
@@ -22,6 +34,7 @@ pub(crate) use errors::HttpError;
 pub(crate) use manage::spec_from_request;
 use service::clock::Clock;
 use service::gate::Gate;
+use service::traces::Traces;
 
 /// What handlers need.
 pub(crate) struct DataPlane {
@@ -30,6 +43,7 @@ pub(crate) struct DataPlane {
     pub(crate) streams: Streams,
     pub(crate) publisher: Publisher,
     pub(crate) metrics: Metrics,
+    pub(crate) traces: Traces,
     pub(crate) clock: Clock,
     pub(crate) options: Options,
     pub(crate) token: Option<service::token::Token>,
@@ -38,7 +52,11 @@ pub(crate) struct DataPlane {
 /// Makes the routes.
 pub(crate) fn router(plane: Arc<DataPlane>) -> Router {
     Router::new()
-        .route("/v1/chat/completions", post(chat::complete))
+        .route(Endpoint::Chat.path(), post(admission::answer::<ChatRequest>))
+        .route(Endpoint::Completions.path(), post(admission::answer::<CompletionRequest>))
+        .route(Endpoint::Embeddings.path(), post(admission::answer::<EmbeddingRequest>))
+        .route(Endpoint::Tokenize.path(), post(tokens::tokenize))
+        .route(Endpoint::Detokenize.path(), post(tokens::detokenize))
         .route("/v1/models", get(manage::list_openai))
         .route("/v1/models/{*id}", get(manage::get_openai))
         .route("/models", get(manage::list))
@@ -59,11 +77,8 @@ async fn health(State(plane): State<Arc<DataPlane>>) -> axum::Json<serde_json::V
 }
 
 async fn no_route(uri: axum::http::Uri) -> HttpError {
-    Error::new(
-        Code::RouteNotFound,
-        format!("there is nothing at {}; this server has /v1/chat/completions and /v1/models", uri.path()),
-    )
-    .into()
+    Error::new(Code::RouteNotFound, format!("there is nothing at {}; this server has {}", uri.path(), Endpoint::list()))
+        .into()
 }
 
 async fn no_method(method: Method, uri: axum::http::Uri) -> HttpError {

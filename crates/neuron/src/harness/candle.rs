@@ -1,5 +1,6 @@
 //! `harness = "candle"`: models in this process, from GGUF files.
 
+use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -7,13 +8,15 @@ use std::sync::Arc;
 use engine_candle::{
     Arithmetic, CandleEngine, DeviceChoice, KernelOptions, LoadError, LoadProgress, Options, THREADS_MAX,
 };
-use inference::TokenBytes;
+use inference::{Pooling, TokenBytes};
 use model_files::model::{ModelFiles, ModelFilesError, resolve};
 use model_files::template::TemplateError;
-use serde_json::Value;
+use wire::output::Style;
 use words::{Code, Error, Fingerprint};
 
-use super::{ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
+use super::{
+    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Prompt, Sizes, Spelled, told_apart,
+};
 use crate::options::{CandleOptions, KvType};
 use crate::sampling::Defaults;
 
@@ -115,6 +118,9 @@ impl Harness for CandleHarness {
         let context_length = inference::engine::Engine::capabilities(&engine).context_length;
         let print = files.continue_fingerprint(context_length, control::STREAM_FORMAT);
         let print = Fingerprint(print.map_err(|error| files_failure(&error))?);
+        let style = files.template.as_ref().map(|template| Style::of_template(template.source())).unwrap_or_default();
+        let style = style.with(spec.overrides);
+        let print = told_apart(print, spec.overrides);
         let exact = format!("{print} {}", engine.exactness());
         let defaults = Defaults {
             temperature: files.defaults.temperature,
@@ -136,17 +142,20 @@ impl Harness for CandleHarness {
             arithmetic = engine.arithmetic(),
             weight_mib = engine.weight_bytes() >> 20,
             cuda = cfg!(feature = "cuda"),
+            tool_calls = ?style.tools,
+            reasoning = ?style.reasoning.map(|tags| tags.open),
             "weights loaded"
         );
         Ok(LoadedModel {
             engine: Box::new(engine),
-            token_bytes: Arc::new(TokenBytes::new(files.tokenizer.pieces().iter().map(|piece| &piece.bytes))),
-            end_tokens: files.tokenizer.end_tokens().to_vec(),
+            token_bytes: Arc::new(token_bytes(&files, &style)),
+            end_tokens: files.end_tokens.clone(),
             defaults,
+            pooling: pooling(&files),
             continue_fingerprint: print,
             exact_fingerprint: Fingerprint(*blake3::hash(exact.as_bytes()).as_bytes()),
             device,
-            text: Arc::new(FilesText(files)),
+            text: Arc::new(FilesText { files, style }),
         })
     }
 }
@@ -165,23 +174,79 @@ fn load_failure(error: LoadError) -> LoadFailure {
     LoadFailure { error, transient: is_transient }
 }
 
+/// How the model's makers say that its embeddings are pooled, in llama.cpp's numbers; a model that says nothing was made
+/// to generate, and its last token has seen all the others.
+fn pooling(files: &ModelFiles) -> Result<Pooling, String> {
+    match files.header.u64(&format!("{}.pooling_type", files.architecture)) {
+        Some(1) => Ok(Pooling::Mean),
+        None | Some(0 | 3) => Ok(Pooling::Last),
+        Some(2) => Err("its first token".into()),
+        Some(4) => Err("rank".into()),
+        Some(other) => Err(format!("a way that is unknown here, number {other}")),
+    }
+}
+
+/// Returns what tokens add to the output. The marks of a style are to be seen by its parser, which takes them away.
+fn token_bytes(files: &ModelFiles, style: &Style) -> TokenBytes {
+    let marks = style.marks();
+    TokenBytes::new((0..).zip(files.tokenizer.pieces()).map(|(id, piece)| {
+        let mark = files.tokenizer.token_text(id).filter(|text| piece.control && marks.contains(text));
+        mark.map_or(piece.bytes.as_slice(), str::as_bytes)
+    }))
+}
+
 /// Prompts through the model's own template and tokenizer.
-struct FilesText(ModelFiles);
+struct FilesText {
+    files: ModelFiles,
+    style: Style,
+}
 
 impl ChatText for FilesText {
-    fn prompt(&self, messages: &[Value], now: u64) -> Result<Vec<u32>, Error> {
-        let text = self.0.render(messages, now as i64).map_err(|error| match error {
-            TemplateError::Raised(_) => Error::new(Code::TemplateRejected, error.to_string()).at("messages"),
+    fn prompt(&self, input: &ChatInput<'_>, now: u64) -> Result<Prompt, Error> {
+        let rendered = self.files.render(input.messages, input.tools, input.variables, now as i64);
+        let text = rendered.map_err(|error| match error {
+            TemplateError::Raised(_) | TemplateError::Absent => {
+                Error::new(Code::TemplateRejected, error.to_string()).at("messages")
+            }
             TemplateError::Source(_) | TemplateError::Render(_) => {
                 Error::new(Code::TemplateRejected, "the model's chat template can't render these messages")
                     .because(error)
             }
         })?;
         // Most templates write the begin token themselves; it must not stand there twice.
-        let tokenizer = &self.0.tokenizer;
+        let tokenizer = &self.files.tokenizer;
         let begun = tokenizer.bos().and_then(|id| tokenizer.token_text(id)).is_some_and(|bos| text.starts_with(bos));
-        tokenizer
+        let ids = tokenizer
             .encode(&text, !begun)
-            .map_err(|error| Error::new(Code::InvalidRequest, error.to_string()).at("messages"))
+            .map_err(|error| Error::new(Code::InvalidRequest, error.to_string()).at("messages"))?;
+        Ok(Prompt { ids, opening: self.style.opening(&text) })
+    }
+
+    fn style(&self) -> Style {
+        self.style
+    }
+
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
+        let encoded = self.files.tokenizer.encode(text, special);
+        encoded.map_err(|error| Error::new(Code::InvalidRequest, error.to_string()))
+    }
+
+    fn spell(&self, id: u32) -> Spelled<'_> {
+        let tokenizer = &self.files.tokenizer;
+        match tokenizer.pieces().get(id as usize) {
+            Some(piece) if !piece.control => Spelled { bytes: Cow::Borrowed(&piece.bytes), shown: true },
+            _ => {
+                Spelled { bytes: Cow::Borrowed(tokenizer.token_text(id).unwrap_or_default().as_bytes()), shown: false }
+            }
+        }
+    }
+
+    fn decode(&self, ids: &[u32]) -> String {
+        self.files.tokenizer.decode(ids)
+    }
+
+    fn embedding_end(&self) -> Option<u32> {
+        let wanted = self.files.header.bool("tokenizer.ggml.add_eos_token") == Some(true);
+        self.files.tokenizer.eos().filter(|_| wanted)
     }
 }

@@ -1,19 +1,25 @@
 //! `harness = "fake"`: the paced oracle engine, for tests of everything around an engine.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use inference::engine::{Batch, BlockId, Capabilities, Engine, EngineError, Outputs};
-use inference::{FAKE_END_TOKEN, FakeEngine, fake_token_bytes};
-use serde_json::Value;
+use inference::engine::{Batch, BlockId, Capabilities, Engine, EngineError, Outputs, RowOutput};
+use inference::{FAKE_END_TOKEN, FakeEngine, Pooling, fake_token_bytes};
+use wire::output::Style;
 use words::{Code, Error, Fingerprint};
 
-use super::{ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
+use super::script::Scripts;
+use super::{
+    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Prompt, Sizes, Spelled, told_apart,
+};
 use crate::options::FakeOptions;
 use crate::sampling::Defaults;
 
 const BLOCK_TOKENS: usize = 32;
+/// The logit of what a script says next; all others have 0.
+const SURE: f32 = 50.0;
 
 pub(crate) struct FakeHarness {
     options: FakeOptions,
@@ -58,16 +64,20 @@ impl Harness for FakeHarness {
             blocks: context_length.div_ceil(BLOCK_TOKENS) * sizes.max_running,
             context_length,
             vocab_size: 0,
+            width: 0,
         });
         // All fake engines of one context length continue each other's streams, whatever their model is called.
         let print = Fingerprint(*blake3::hash(format!("fake {context_length}").as_bytes()).as_bytes());
         tracing::info!(model = %spec.model_id, step_ms = self.options.step_ms, "fake engine ready");
+        let print = told_apart(print, spec.overrides);
+        let style = Style { takes_tools: true, ..Style::default() }.with(spec.overrides);
         Ok(LoadedModel {
-            engine: Box::new(Paced { engine, options: self.options }),
-            text: Arc::new(FakeText),
+            engine: Box::new(Paced { engine, scripts: Scripts::new(BLOCK_TOKENS), options: self.options }),
+            text: Arc::new(FakeText(style)),
             token_bytes: Arc::new(fake_token_bytes()),
             end_tokens: vec![FAKE_END_TOKEN],
             defaults: Defaults::default(),
+            pooling: Ok(Pooling::Mean),
             continue_fingerprint: print,
             exact_fingerprint: print,
             device: "none".into(),
@@ -75,9 +85,10 @@ impl Harness for FakeHarness {
     }
 }
 
-/// The fake engine at a configured pace.
+/// The fake engine at a configured pace; where a prompt has a script, it says that.
 struct Paced {
     engine: FakeEngine,
+    scripts: Scripts,
     options: FakeOptions,
 }
 
@@ -97,7 +108,23 @@ impl Engine for Paced {
         if pause > 0 {
             std::thread::sleep(Duration::from_millis(pause));
         }
-        self.engine.step(batch)
+        let scripts = self.scripts.step(batch);
+        let mut outputs = self.engine.step(batch)?;
+        for (output, said) in outputs.rows.iter_mut().zip(scripts) {
+            match (output, said.as_slice()) {
+                (RowOutput::Token(token), [Some(said)]) => *token = *said,
+                (RowOutput::Logits(logits), said) => {
+                    let vocabulary = self.engine.capabilities().vocab_size;
+                    for (logits, said) in logits.chunks_exact_mut(vocabulary).zip(said) {
+                        let Some(said) = said else { continue };
+                        let says = |id: usize| if id == *said as usize { SURE } else { 0.0 };
+                        logits.iter_mut().enumerate().for_each(|(id, logit)| *logit = says(id));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(outputs)
     }
 
     fn block_bytes(&self) -> usize {
@@ -113,18 +140,49 @@ impl Engine for Paced {
     }
 }
 
-/// Prompts as bytes: `role: content` a line.
-struct FakeText;
+/// Prompts as bytes: what is given besides messages, then `role: content` a line.
+struct FakeText(Style);
 
 impl ChatText for FakeText {
-    fn prompt(&self, messages: &[Value], _now: u64) -> Result<Vec<u32>, Error> {
+    fn encode(&self, text: &str, _special: bool) -> Result<Vec<u32>, Error> {
+        Ok(text.bytes().map(u32::from).collect())
+    }
+
+    fn spell(&self, id: u32) -> Spelled<'_> {
+        match u8::try_from(id) {
+            Ok(byte) => Spelled { bytes: Cow::Owned(vec![byte]), shown: true },
+            Err(_) if id == FAKE_END_TOKEN => Spelled { bytes: Cow::Borrowed(b"<end>"), shown: false },
+            Err(_) => Spelled { bytes: Cow::Borrowed(b""), shown: false },
+        }
+    }
+
+    fn decode(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| self.spell(*id).bytes.into_owned()).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn embedding_end(&self) -> Option<u32> {
+        None
+    }
+
+    fn prompt(&self, input: &ChatInput<'_>, _now: u64) -> Result<Prompt, Error> {
         let mut text = String::new();
-        for message in messages {
+        for (name, value) in input.variables {
+            text.push_str(&format!("{name}={value}\n"));
+        }
+        for tool in input.tools {
+            text.push_str(&format!("{tool}\n"));
+        }
+        for message in input.messages {
             for field in ["role", "content"] {
                 text.push_str(message[field].as_str().unwrap_or_default());
                 text.push(if field == "role" { ':' } else { '\n' });
             }
         }
-        Ok(text.bytes().map(u32::from).collect())
+        Ok(Prompt { ids: text.bytes().map(u32::from).collect(), opening: self.0.opening(&text) })
+    }
+
+    fn style(&self) -> Style {
+        self.0
     }
 }

@@ -3,13 +3,16 @@
 #[cfg(feature = "candle")]
 mod candle;
 mod fake;
+mod script;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use inference::TokenBytes;
 use inference::engine::Engine;
-use serde_json::Value;
+use inference::{Pooling, TokenBytes};
+use serde_json::{Map, Value};
+use wire::output::{Opening, Overrides, Style};
 use words::{Code, Error, Fingerprint};
 
 use crate::options::HarnessOptions;
@@ -26,6 +29,8 @@ pub(crate) struct LoadSpec {
     pub(crate) reference: Option<hub::Reference>,
     pub(crate) quant: Option<String>,
     pub(crate) device: Option<String>,
+    /// What its operator says of its calls and its reasoning.
+    pub(crate) overrides: Overrides,
 }
 
 /// What a harness needs from the scheduler's settings.
@@ -55,23 +60,73 @@ impl From<Error> for LoadFailure {
     }
 }
 
+/// What a chat template is given.
+pub(crate) struct ChatInput<'a> {
+    pub(crate) messages: &'a [Value],
+    /// Definitions of tools; none is "no tools".
+    pub(crate) tools: &'a [Value],
+    pub(crate) variables: &'a Map<String, Value>,
+}
+
+/// A prompt, ready to run.
+pub(crate) struct Prompt {
+    pub(crate) ids: Vec<u32>,
+    /// How the answer begins.
+    pub(crate) opening: Opening,
+}
+
 /// Text around an engine: chat template and tokenizer.
 pub(crate) trait ChatText: Send + Sync {
-    /// Renders the messages and tokenises them; `now` is what the template sees as the time, in Unix seconds.
-    fn prompt(&self, messages: &[Value], now: u64) -> Result<Vec<u32>, Error>;
+    /// Renders a chat and tokenises it; `now` is what the template sees as the time, in Unix seconds.
+    fn prompt(&self, input: &ChatInput<'_>, now: u64) -> Result<Prompt, Error>;
+
+    /// How the model reasons and calls tools.
+    fn style(&self) -> Style;
+
+    /// Tokenises a text as it is; with `special` the begin token comes first where the model wants one.
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error>;
+
+    /// Returns a token by itself; nothing for an id outside the vocabulary.
+    fn spell(&self, id: u32) -> Spelled<'_>;
+
+    /// Returns the text of tokens; control tokens are spelled out.
+    fn decode(&self, ids: &[u32]) -> String;
+
+    /// Returns the token that ends a text to embed, where the model wants one.
+    fn embedding_end(&self) -> Option<u32>;
+}
+
+/// A token by itself.
+pub(crate) struct Spelled<'a> {
+    /// What it adds to a text, or the name of a control token.
+    pub(crate) bytes: Cow<'a, [u8]>,
+    /// Whether it is part of the text.
+    pub(crate) shown: bool,
 }
 
 /// A model in memory.
 pub(crate) struct LoadedModel {
     pub(crate) engine: Box<dyn Engine>,
     pub(crate) text: Arc<dyn ChatText>,
+    /// What tokens add to the output; those of its style's marks too, though they may be control tokens.
     pub(crate) token_bytes: Arc<TokenBytes>,
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) defaults: Defaults,
+    /// How embeddings are pooled; in words what can't be done.
+    pub(crate) pooling: Result<Pooling, String>,
     pub(crate) continue_fingerprint: Fingerprint,
     pub(crate) exact_fingerprint: Fingerprint,
     /// Where it runs, for the log.
     pub(crate) device: String,
+}
+
+/// Tells models apart whose operators say different things of them: the streams of equal ids differ then. A template,
+/// which says the same otherwise, is in the print already.
+fn told_apart(print: Fingerprint, overrides: Overrides) -> Fingerprint {
+    match overrides {
+        overrides if overrides == Overrides::default() => print,
+        overrides => Fingerprint(*blake3::hash(format!("{print} {overrides:?}").as_bytes()).as_bytes()),
+    }
 }
 
 /// A kind of engine.

@@ -16,14 +16,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::track::{Activity, Tracked};
-use super::{Phase, ServerOptions, Shared};
+use super::{Peer, Phase, ServerOptions, Shared};
 
 /// How HTTP/2 begins; HTTP/1 has no such method.
 const H2_PREFACE: &[u8] = b"PRI";
 /// How long a connection whose last response is complete may take to flush it once the server stops.
 const FLUSH_MAX: Duration = Duration::from_millis(500);
 
-/// A stream that notes when bytes come.
+/// A stream that notes when bytes come, and when they don't go.
 struct Watched {
     stream: TcpStream,
     activity: Arc<Activity>,
@@ -42,7 +42,9 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.activity.wrote(result.is_pending());
+        result
     }
 
     fn poll_write_vectored(
@@ -50,7 +52,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.activity.wrote(result.is_pending());
+        result
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -84,6 +88,23 @@ fn builder(options: &ServerOptions) -> Builder<TokioExecutor> {
     builder
 }
 
+/// A connection without a request is kept for this long as long as others wait for a place.
+const CROWDED_IDLE: Duration = Duration::from_secs(1);
+
+/// Waits until others have waited for a place for as long as this connection may be idle then.
+async fn crowded(shared: &Shared) {
+    let mut crowded = shared.crowded.subscribe();
+    loop {
+        if crowded.wait_for(|crowded| *crowded).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(CROWDED_IDLE).await;
+        if *crowded.borrow() {
+            return;
+        }
+    }
+}
+
 /// Waits for the first bytes; `None` when there are none in time, or the server stops first.
 async fn sniff(stream: &TcpStream, shared: &Shared) -> Option<bool> {
     let mut phase = shared.phase.subscribe();
@@ -95,10 +116,11 @@ async fn sniff(stream: &TcpStream, shared: &Shared) -> Option<bool> {
             _ => None,
         },
         _ = phase.wait_for(|phase| *phase >= Phase::Stopping) => None,
+        () = crowded(shared) => None,
     }
 }
 
-pub(super) async fn serve<S, B>(stream: TcpStream, shared: Arc<Shared>, service: S)
+pub(super) async fn serve<S, B>(stream: TcpStream, peer: Peer, shared: Arc<Shared>, service: S)
 where
     S: hyper::service::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -109,7 +131,7 @@ where
     let Some(h2) = sniff(&stream, &shared).await else { return };
     let activity = Arc::new(Activity::new());
     let gauge = shared.metrics.in_flight.clone();
-    let service = Tracked { service, activity: activity.clone(), gauge };
+    let service = Tracked { service, peer, h2, activity: activity.clone(), gauge };
     let io = TokioIo::new(Watched { stream, activity: activity.clone() });
     let builder = builder(&shared.options);
     let mut connection = pin!(builder.serve_connection(io, service));
@@ -140,7 +162,12 @@ where
             () = activity.changed.notified(), if now >= Phase::Closing => {}
             () = tokio::time::sleep(FLUSH_MAX), if flushing => return,
             _ = check.tick() => {
-                if overdue(&activity, &shared.options, h2) {
+                if activity.stalled_ms() > shared.options.write_stall_ms {
+                    shared.metrics.stalled.inc();
+                    tracing::debug!(peer = %peer.0, "a client takes nothing of its answer; it is cut off");
+                    return;
+                }
+                if overdue(&activity, &shared, h2) {
                     return;
                 }
             }
@@ -150,12 +177,16 @@ where
 
 /// Often enough that a timeout is late by a quarter at most.
 fn check_every(options: &ServerOptions) -> Duration {
-    Duration::from_millis((options.header_timeout_ms.min(options.idle_timeout_ms) / 4).clamp(20, 5_000))
+    let shortest = options.header_timeout_ms.min(options.idle_timeout_ms).min(options.write_stall_ms);
+    Duration::from_millis((shortest / 4).clamp(20, 5_000))
 }
 
 /// Whether the peer has let a timeout pass. HTTP/2 frames that are no headers also bring bytes, so there only
 /// idleness counts.
-fn overdue(activity: &Activity, options: &ServerOptions, h2: bool) -> bool {
+fn overdue(activity: &Activity, shared: &Shared, h2: bool) -> bool {
+    let options = &shared.options;
     let late_head = !h2 && activity.head_ms().is_some_and(|ms| ms > options.header_timeout_ms);
-    late_head || activity.idle_ms().is_some_and(|ms| ms > options.idle_timeout_ms)
+    let crowded = *shared.crowded.borrow();
+    let idle_max = if crowded { CROWDED_IDLE.as_millis() as u64 } else { options.idle_timeout_ms };
+    late_head || activity.idle_ms().is_some_and(|ms| ms > idle_max.min(options.idle_timeout_ms))
 }

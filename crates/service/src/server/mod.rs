@@ -7,7 +7,7 @@
 mod connection;
 mod track;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,20 +22,31 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
+use crate::addresses::Addresses;
+use crate::config::UnusableOption;
 use crate::metrics::{MetricsError, Registry};
 
 /// Limits and timeouts of one listener.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerOptions {
-    /// Connections at once; further ones wait in the system's backlog.
+    /// Connections at once; further ones wait in the system's backlog, and those without a request are closed after
+    /// a second as long as that is so.
     pub max_connections: usize,
+    /// Connections at once from one address (IPv6: from one /64); further ones are closed at once. 0 for no bound.
+    /// Behind a proxy all clients have the proxy's address.
+    pub max_connections_per_address: usize,
     /// A connection must send its first byte within this, in milliseconds.
     pub sniff_timeout_ms: u64,
     /// A request's headers must arrive within this, in milliseconds.
     pub header_timeout_ms: u64,
     /// A connection without a request is closed after this, in milliseconds.
     pub idle_timeout_ms: u64,
+    /// A client that takes nothing of its answer for this long is cut off, in milliseconds.
+    pub write_stall_ms: u64,
+    /// What the system may hold of one connection's answers, in bytes, before their client has taken them. More is of use
+    /// to fast clients far away alone: 256 KiB allow 2.5 MB a second over 100 ms.
+    pub send_buffer_bytes: usize,
     /// Most bytes of a request's headers; at least 8192.
     pub max_header_bytes: usize,
     /// Requests at once on one HTTP/2 connection.
@@ -50,9 +61,12 @@ impl Default for ServerOptions {
     fn default() -> Self {
         ServerOptions {
             max_connections: 4096,
+            max_connections_per_address: 0,
             sniff_timeout_ms: 10_000,
             header_timeout_ms: 10_000,
             idle_timeout_ms: 75_000,
+            write_stall_ms: 60_000,
+            send_buffer_bytes: 256 << 10,
             max_header_bytes: 64 << 10,
             h2_max_streams: 1024,
             h2_keepalive_interval_ms: 20_000,
@@ -61,12 +75,45 @@ impl Default for ServerOptions {
     }
 }
 
+impl ServerOptions {
+    /// Checks what types can't; `table` is where the options are.
+    ///
+    /// # Errors
+    /// [`UnusableOption`] with the key's path.
+    pub fn check(&self, table: &str) -> Result<(), UnusableOption> {
+        let bounds = [
+            ("max_connections", self.max_connections as u64, 1, 1 << 20),
+            ("max_connections_per_address", self.max_connections_per_address as u64, 0, 1 << 20),
+            ("sniff_timeout_ms", self.sniff_timeout_ms, 1, DAY_MS),
+            ("header_timeout_ms", self.header_timeout_ms, 1, DAY_MS),
+            ("idle_timeout_ms", self.idle_timeout_ms, 1, DAY_MS),
+            ("write_stall_ms", self.write_stall_ms, 1, DAY_MS),
+            ("send_buffer_bytes", self.send_buffer_bytes as u64, 4096, 1 << 30),
+            ("max_header_bytes", self.max_header_bytes as u64, 8192, 1 << 20),
+            ("h2_max_streams", u64::from(self.h2_max_streams), 1, 1 << 20),
+            ("h2_keepalive_interval_ms", self.h2_keepalive_interval_ms, 1, DAY_MS),
+            ("h2_keepalive_timeout_ms", self.h2_keepalive_timeout_ms, 1, DAY_MS),
+        ];
+        match bounds.into_iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
+            None => Ok(()),
+            Some((key, value, low, high)) => {
+                let problem = format!("must be from {low} to {high}, it is {value}");
+                Err(UnusableOption { key: format!("{table}.{key}"), problem })
+            }
+        }
+    }
+}
+
+const DAY_MS: u64 = 86_400_000;
+
 /// What Prometheus sees of one listener.
 #[derive(Clone, Debug)]
 pub struct ServerMetrics {
     connections: IntGauge,
     accepted: IntCounter,
     refused: IntCounter,
+    limited: IntCounter,
+    stalled: IntCounter,
     in_flight: IntGauge,
 }
 
@@ -89,6 +136,11 @@ impl ServerMetrics {
             connections: gauge("connections", "Open connections.")?,
             accepted: counter("connections_accepted_total", "Connections accepted.")?,
             refused: counter("accept_errors_total", "Connections that the system could not hand over.")?,
+            limited: counter(
+                "connections_limited_total",
+                "Connections closed at once, for their address had too many.",
+            )?,
+            stalled: counter("stalled_clients_total", "Clients cut off, for they took nothing of their answer.")?,
             in_flight: gauge("requests_in_flight", "Requests whose response has not ended.")?,
         })
     }
@@ -102,9 +154,16 @@ enum Phase {
     Cut,
 }
 
+/// Where a request comes from; every request has it among its extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
+
 struct Shared {
     options: ServerOptions,
     metrics: ServerMetrics,
+    addresses: Addresses,
+    /// Every place is taken and somebody may wait.
+    crowded: watch::Sender<bool>,
     phase: watch::Sender<Phase>,
     connections: watch::Sender<usize>,
 }
@@ -163,6 +222,8 @@ impl Server {
         let shared = Arc::new(Shared {
             options: options.clone(),
             metrics,
+            addresses: Addresses::new(options.max_connections_per_address),
+            crowded: watch::Sender::new(false),
             phase: watch::Sender::new(Phase::Open),
             connections: watch::Sender::new(0),
         });
@@ -226,6 +287,8 @@ impl Drop for Server {
 
 /// Pause after an accept that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// After so long without a new connection nobody waits in the backlog.
+const CROWD_GONE: Duration = Duration::from_secs(1);
 
 async fn accept_loop<S, B>(listener: TcpListener, shared: Arc<Shared>, service: S)
 where
@@ -237,9 +300,14 @@ where
 {
     let room = Arc::new(Semaphore::new(shared.options.max_connections));
     loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
-        let stream: TcpStream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let is_crowded = *shared.crowded.borrow();
+        let patience = if is_crowded { CROWD_GONE } else { Duration::MAX };
+        let Ok(accepted) = tokio::time::timeout(patience, listener.accept()).await else {
+            shared.crowded.send_replace(false);
+            continue;
+        };
+        let (stream, address): (TcpStream, SocketAddr) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 shared.metrics.refused.inc();
                 tracing::warn!(%error, "accept failed");
@@ -249,14 +317,27 @@ where
         };
         shared.metrics.accepted.inc();
         // Without it a small event waits for the acknowledgement of the one before: 40 ms.
-        if stream.set_nodelay(true).is_err() {
+        let held = rustix::net::sockopt::set_socket_send_buffer_size(&stream, shared.options.send_buffer_bytes);
+        if stream.set_nodelay(true).is_err() || held.is_err() {
             continue;
         }
+        let Some(guard) = shared.addresses.enter(address.ip()) else {
+            shared.metrics.limited.inc();
+            continue;
+        };
+        let permit = match room.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                shared.crowded.send_if_modified(|crowded| !std::mem::replace(crowded, true));
+                let Ok(permit) = room.clone().acquire_owned().await else { return };
+                permit
+            }
+        };
         let place = Place::take(&shared);
         let (shared, service) = (shared.clone(), service.clone());
         tokio::spawn(async move {
-            connection::serve(stream, shared, service).await;
-            drop((place, permit));
+            connection::serve(stream, Peer(address.ip()), shared, service).await;
+            drop((place, guard, permit));
         });
     }
 }

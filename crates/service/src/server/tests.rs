@@ -17,6 +17,7 @@ struct Fixture {
     /// The senders of the streaming bodies, in order of request.
     streams: mpsc::Receiver<Chunks>,
     body_dropped: Arc<AtomicBool>,
+    metrics: ServerMetrics,
 }
 
 struct NoteDrop(Arc<AtomicBool>);
@@ -52,7 +53,8 @@ async fn fixture(options: ServerOptions) -> Fixture {
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let metrics = ServerMetrics::register(&Registry::new(), "test").unwrap();
-    Fixture { server: Server::start(listener, &options, service, metrics).unwrap(), streams, body_dropped }
+    let server = Server::start(listener, &options, service, metrics.clone()).unwrap();
+    Fixture { server, streams, body_dropped, metrics }
 }
 
 async fn connect(fixture: &Fixture) -> TcpStream {
@@ -183,6 +185,88 @@ async fn headers_that_trickle_are_cut_and_idle_connections_have_their_own_time()
     assert!(closed(&mut idle).await, "idle for longer than its own time");
 }
 
+/// Reads nothing of a stream that never ends; returns how many bytes its connection took before it was cut.
+async fn taken_by_a_client_that_never_reads(fixture: &mut Fixture, client: impl Future<Output = ()>) -> usize {
+    let chunks = tokio::join!(client, fixture.streams.recv()).1.unwrap();
+    let mut taken = 0;
+    let chunk = || tokio::time::timeout(Duration::from_secs(10), chunks.send(Bytes::from(vec![b'x'; 1 << 14])));
+    while chunk().await.expect("it is not cut").is_ok() {
+        taken += 1 << 14;
+    }
+    taken
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_cut_and_holds_little_until_then() {
+    let mut fixture = fixture(ServerOptions { write_stall_ms: 300, ..ServerOptions::default() }).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    let mut client = socket.connect(fixture.server.local_addr()).await.unwrap();
+    let taken = taken_by_a_client_that_never_reads(&mut fixture, send(&mut client, "/stream")).await;
+    // The system's own buffers of both ends, which it counts double, and some of ours.
+    assert!(taken < 1 << 20, "{taken} bytes were taken");
+    assert_eq!(fixture.metrics.stalled.get(), 1);
+    assert!(fixture.body_dropped.load(Ordering::SeqCst), "its place is free");
+    let mut other = connect(&fixture).await;
+    send(&mut other, "/").await;
+    read_until(&mut other, "hello").await;
+}
+
+#[tokio::test]
+async fn a_stream_of_http2_that_is_never_read_is_cut_too() {
+    let mut fixture = fixture(ServerOptions { write_stall_ms: 300, ..ServerOptions::default() }).await;
+    let stream = connect(&fixture).await;
+    let (mut sender, connection) = hyper::client::conn::http2::handshake::<_, _, http_body_util::Empty<Bytes>>(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    let driver = tokio::spawn(connection);
+    let request = Request::get("http://x/stream").body(http_body_util::Empty::new()).unwrap();
+    let answer = sender.send_request(request);
+    let mut held = None;
+    // The connection is read all the time; only this stream's window stays closed.
+    let taken = taken_by_a_client_that_never_reads(&mut fixture, async { held = Some(answer.await.unwrap()) }).await;
+    assert!(taken < 8 << 20, "{taken} bytes were taken");
+    assert_eq!(fixture.metrics.stalled.get(), 1);
+    drop((held, driver));
+}
+
+#[tokio::test]
+async fn one_address_has_its_connections_and_no_more() {
+    let fixture = fixture(ServerOptions { max_connections_per_address: 2, ..ServerOptions::default() }).await;
+    let mut first = connect(&fixture).await;
+    let second = connect(&fixture).await;
+    send(&mut first, "/").await;
+    read_until(&mut first, "hello").await;
+    assert!(closed(&mut connect(&fixture).await).await);
+    assert_eq!(fixture.metrics.limited.get(), 1);
+    drop(second);
+    while fixture.server.connections() > 1 {
+        tokio::task::yield_now().await;
+    }
+    let mut third = connect(&fixture).await;
+    send(&mut third, "/").await;
+    read_until(&mut third, "hello").await;
+}
+
+#[tokio::test]
+async fn connections_without_a_request_make_room_for_those_that_wait() {
+    let options = ServerOptions { max_connections: 2, header_timeout_ms: 400, ..ServerOptions::default() };
+    let fixture = fixture(options).await;
+    let mut silent = connect(&fixture).await;
+    let mut idle = connect(&fixture).await;
+    send(&mut idle, "/").await;
+    read_until(&mut idle, "hello").await;
+    let begun = Instant::now();
+    let mut good = connect(&fixture).await;
+    send(&mut good, "/").await;
+    read_until(&mut good, "hello").await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(closed(&mut silent).await && closed(&mut idle).await);
+}
+
 #[tokio::test]
 async fn a_connection_that_never_speaks_is_closed() {
     let fixture = fixture(ServerOptions { sniff_timeout_ms: 50, ..ServerOptions::default() }).await;
@@ -234,4 +318,16 @@ async fn http2_peers_are_told_to_go_and_finish_first() {
     assert_eq!(body, "whole");
     tokio::time::timeout(Duration::from_secs(5), driver).await.unwrap().unwrap().unwrap();
     assert_eq!(fixture.server.stop(within(1.0)).await, StopReport { cut: 0 });
+}
+
+#[test]
+fn a_limit_that_would_shut_everybody_out_is_refused_by_its_name() {
+    assert!(ServerOptions::default().check("api.server").is_ok());
+    for (options, key) in [
+        (ServerOptions { write_stall_ms: 0, ..ServerOptions::default() }, "api.server.write_stall_ms"),
+        (ServerOptions { max_connections: 0, ..ServerOptions::default() }, "api.server.max_connections"),
+        (ServerOptions { max_header_bytes: 100, ..ServerOptions::default() }, "api.server.max_header_bytes"),
+    ] {
+        assert_eq!(options.check("api.server").unwrap_err().key, key);
+    }
 }

@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -15,6 +15,8 @@ use pin_project_lite::pin_project;
 use prometheus::IntGauge;
 use tokio::sync::Notify;
 
+use super::Peer;
+
 /// What is known of one connection.
 #[derive(Debug)]
 pub(super) struct Activity {
@@ -25,6 +27,10 @@ pub(super) struct Activity {
     head_since: AtomicU64,
     /// Milliseconds since birth at the last change between busy and idle.
     idle_since: AtomicU64,
+    /// Milliseconds since birth plus one when the socket took no more; 0 while it takes.
+    blocked_since: AtomicU64,
+    /// The same for each stream of HTTP/2, whose peers can also hold a single one back.
+    held_back: Mutex<Vec<Weak<AtomicU64>>>,
     pub(super) changed: Notify,
 }
 
@@ -36,6 +42,8 @@ impl Activity {
             requests: AtomicUsize::new(0),
             head_since: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
+            blocked_since: AtomicU64::new(0),
+            held_back: Mutex::default(),
             changed: Notify::new(),
         }
     }
@@ -48,6 +56,34 @@ impl Activity {
         if self.in_flight.load(Ordering::Relaxed) == 0 && self.head_since.load(Ordering::Relaxed) == 0 {
             self.head_since.store(self.age_ms() + 1, Ordering::Relaxed);
         }
+    }
+
+    /// Notes a write, and whether the socket took nothing of it.
+    pub(super) fn wrote(&self, blocked: bool) {
+        let since = self.blocked_since.load(Ordering::Relaxed);
+        match (blocked, since) {
+            (true, 0) => self.blocked_since.store(self.age_ms() + 1, Ordering::Relaxed),
+            (false, 1..) => self.blocked_since.store(0, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
+    /// Makes the mark of one more stream of HTTP/2.
+    fn stream(&self) -> Arc<AtomicU64> {
+        let mark = Arc::new(AtomicU64::new(0));
+        let mut streams = self.held_back.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|stream| stream.strong_count() > 0);
+        streams.push(Arc::downgrade(&mark));
+        mark
+    }
+
+    /// Returns for how long the peer has taken nothing of an answer that is there, in milliseconds.
+    pub(super) fn stalled_ms(&self) -> u64 {
+        let streams = self.held_back.lock().unwrap_or_else(PoisonError::into_inner);
+        let marks = streams.iter().filter_map(Weak::upgrade).map(|mark| mark.load(Ordering::Relaxed));
+        let marks = marks.chain([self.blocked_since.load(Ordering::Relaxed)]);
+        let oldest = marks.filter(|since| *since > 0).min();
+        oldest.map_or(0, |since| (self.age_ms() + 1).saturating_sub(since))
     }
 
     /// Returns for how long headers have been coming, in milliseconds.
@@ -103,6 +139,8 @@ impl Drop for InFlight {
 #[derive(Clone)]
 pub(super) struct Tracked<S> {
     pub(super) service: S,
+    pub(super) peer: Peer,
+    pub(super) h2: bool,
     pub(super) activity: Arc<Activity>,
     pub(super) gauge: IntGauge,
 }
@@ -115,9 +153,11 @@ where
     type Error = S::Error;
     type Future = TrackedFuture<S::Future>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let flight = Some(InFlight::enter(&self.activity, &self.gauge));
-        TrackedFuture { future: self.service.call(request), flight }
+        request.extensions_mut().insert(self.peer);
+        let mark = self.h2.then(|| self.activity.stream());
+        TrackedFuture { future: self.service.call(request), flight, mark }
     }
 }
 
@@ -126,6 +166,7 @@ pin_project! {
         #[pin]
         future: F,
         flight: Option<InFlight>,
+        mark: Option<Arc<AtomicU64>>,
     }
 }
 
@@ -138,8 +179,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.future.poll(cx))?;
-        let flight = this.flight.take();
-        Poll::Ready(Ok(response.map(|body| TrackedBody { body, flight })))
+        let (flight, mark) = (this.flight.take(), this.mark.take());
+        Poll::Ready(Ok(response.map(|body| TrackedBody { body, flight, mark })))
     }
 }
 
@@ -148,6 +189,8 @@ pin_project! {
         #[pin]
         body: B,
         flight: Option<InFlight>,
+        // When this gave a frame and was not asked for another one since.
+        mark: Option<Arc<AtomicU64>>,
     }
 }
 
@@ -157,9 +200,14 @@ impl<B: Body<Data = Bytes>> Body for TrackedBody<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
+        if let Some(mark) = this.mark {
+            mark.store(0, Ordering::Relaxed);
+        }
         let frame = ready!(this.body.poll_frame(cx));
         if frame.is_none() {
             this.flight.take();
+        } else if let (Some(mark), Some(flight)) = (this.mark, this.flight) {
+            mark.store(flight.activity.age_ms() + 1, Ordering::Relaxed);
         }
         Poll::Ready(frame)
     }

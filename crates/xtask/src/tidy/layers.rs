@@ -15,25 +15,42 @@ const INTERNAL: &[(&str, &[&str])] = &[
     ("wire", &["words"]),
     ("inference", &["words"]),
     ("model-files", &["words"]),
+    ("grammar", &["words", "inference"]),
     ("kernels", &[]),
     ("engine-candle", &["words", "inference", "model-files", "kernels"]),
     ("control", &["words", "lifecycle"]),
     ("service", &["words"]),
-    ("hub", &["words"]),
+    ("hub", &["words", "service"]),
+    ("hooks", &["words", "lifecycle", "service"]),
+    ("kv-store", &["words", "inference"]),
     ("cortex", &["words", "lifecycle", "fleet", "wire", "control", "service"]),
     (
         "neuron",
-        &["words", "lifecycle", "wire", "inference", "model-files", "engine-candle", "control", "service", "hub"],
+        &[
+            "words",
+            "lifecycle",
+            "wire",
+            "inference",
+            "grammar",
+            "model-files",
+            "engine-candle",
+            "control",
+            "service",
+            "hub",
+            "hooks",
+            "kv-store",
+        ],
     ),
     ("fleet-sim", &["words", "lifecycle", "fleet", "inference"]),
-    ("bench", &["words", "inference", "model-files", "engine-candle"]),
+    ("bench", &["words", "wire", "control", "inference", "model-files", "engine-candle"]),
     ("xtask", &[]),
     ("demo-model", &["model-files"]),
     ("fleet-tests", &["cortex", "neuron", "service", "inference", "control", "words"]),
 ];
 
 /// Crates that decide and never wait, and the simulation of those that do.
-const PURE: &[&str] = &["words", "lifecycle", "fleet", "wire", "inference", "model-files", "kernels", "fleet-sim"];
+const PURE: &[&str] =
+    &["words", "lifecycle", "fleet", "wire", "inference", "grammar", "model-files", "kernels", "fleet-sim"];
 /// What those never see, however far down.
 const WAITING: &[&str] = &["tokio", "axum", "tonic", "hyper", "reqwest", "candle-core"];
 /// The only ones that name candle.

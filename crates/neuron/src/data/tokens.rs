@@ -1,0 +1,70 @@
+//! `POST /tokenize` and `POST /detokenize`: answered without the engine.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde_json::Map;
+use wire::Endpoint;
+use wire::tokens::{DetokenizeRequest, Detokenized, Source, TokenizeRequest, Tokenized};
+use words::{Code, Error};
+
+use super::DataPlane;
+use super::admission::{Entered, Private, answered, enter, one_json};
+use crate::harness::ChatInput;
+use crate::ready::ReadyModel;
+
+/// Runs `work` off the runtime: long texts take milliseconds of pure computing.
+async fn off<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(Error::internal)
+}
+
+pub(super) async fn tokenize(State(plane): State<Arc<DataPlane>>, headers: HeaderMap, body: Body) -> Response {
+    answered(Endpoint::Tokenize, &plane, &headers, async |private: Private| {
+        let Entered { admission: _admission, bytes, .. } = enter(&plane, &headers, &private, body).await?;
+        let request = TokenizeRequest::parse(&bytes)?;
+        let model = plane.models.ready(&request.model)?;
+        plane.metrics.unknown_fields(model.id.as_str(), request.unknown_fields);
+        let created = private.created;
+        let tokenized = off(move || tokens(&model, &request, created)).await?;
+        Ok(one_json(json(&tokenized)?, tokenized.count as u32, &private))
+    })
+    .await
+}
+
+fn tokens(model: &ReadyModel, request: &TokenizeRequest, now: u64) -> Result<Tokenized, Error> {
+    let tokens = match &request.source {
+        Source::Prompt(text) => {
+            model.text.encode(text, request.add_special_tokens).map_err(|error| error.at("prompt"))?
+        }
+        Source::Messages(messages) => {
+            model.text.prompt(&ChatInput { messages, tools: &[], variables: &Map::new() }, now)?.ids
+        }
+    };
+    let spell = |id: &u32| String::from_utf8_lossy(&model.text.spell(*id).bytes).into_owned();
+    let token_strs = request.return_token_strs.then(|| tokens.iter().map(spell).collect());
+    Ok(Tokenized { count: tokens.len(), max_model_len: model.context_length, tokens, token_strs })
+}
+
+pub(super) async fn detokenize(State(plane): State<Arc<DataPlane>>, headers: HeaderMap, body: Body) -> Response {
+    answered(Endpoint::Detokenize, &plane, &headers, async |private: Private| {
+        let Entered { admission: _admission, bytes, .. } = enter(&plane, &headers, &private, body).await?;
+        let request = DetokenizeRequest::parse(&bytes)?;
+        let model = plane.models.ready(&request.model)?;
+        plane.metrics.unknown_fields(model.id.as_str(), request.unknown_fields);
+        let count = request.tokens.len() as u32;
+        if let Some(id) = request.tokens.iter().find(|id| **id as usize >= model.vocabulary) {
+            let message = format!("{id} is no token; the vocabulary has {}", model.vocabulary);
+            return Err(Error::new(Code::InvalidRequest, message).at("tokens"));
+        }
+        let detokenized = off(move || Ok(Detokenized { prompt: model.text.decode(&request.tokens) })).await?;
+        Ok(one_json(json(&detokenized)?, count, &private))
+    })
+    .await
+}

@@ -1,0 +1,110 @@
+//! A model that serves: its engine, the text around it, and the node's own questions to it.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use inference::sampling::Sampling;
+use inference::{ChoiceStart, EventKind, Pooling, Priority, RequestKey, StopRules, Submission, Task, TokenBytes};
+use service::clock::Clock;
+use words::{Error, Fingerprint, ModelId};
+
+use crate::constraint::Constraints;
+use crate::engine_thread::{EngineHandle, Message};
+use crate::harness::{ChatInput, ChatText};
+use crate::keeper::Keeper;
+use crate::metrics::ModelMetrics;
+use crate::pace::Pace;
+use crate::sampling::Defaults;
+
+/// Events that wait for the node's own questions.
+const ASK_QUEUE: usize = 16;
+
+/// A model that serves.
+pub(crate) struct ReadyModel {
+    pub(crate) id: ModelId,
+    pub(crate) engine: EngineHandle,
+    pub(crate) text: Arc<dyn ChatText>,
+    pub(crate) token_bytes: Arc<TokenBytes>,
+    pub(crate) constraints: Constraints,
+    pub(crate) end_tokens: Vec<u32>,
+    pub(crate) defaults: Defaults,
+    pub(crate) context_length: usize,
+    /// Tokens there are.
+    pub(crate) vocabulary: usize,
+    /// Numbers in a hidden state.
+    pub(crate) width: usize,
+    /// How its embeddings are pooled; in words what can't be done.
+    pub(crate) pooling: Result<Pooling, String>,
+    pub(crate) continue_fingerprint: Fingerprint,
+    pub(crate) exact_fingerprint: Fingerprint,
+    pub(crate) metrics: ModelMetrics,
+    /// What is taken from the KV store, where there is a prefix cache to take it to.
+    pub(crate) keeper: Option<Keeper>,
+    /// Held for one sample.
+    pub(crate) pace: Mutex<Pace>,
+    pub(crate) next_request: AtomicU64,
+}
+
+impl ReadyModel {
+    /// Takes the time between two tokens of one stream.
+    pub(crate) fn inter_token(&self, span: Duration) {
+        self.metrics.inter_token.observe(span.as_secs_f64());
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).observe(span);
+    }
+
+    /// Returns the 99th percentile of the time between two tokens, in milliseconds.
+    pub(crate) fn inter_token_p99_ms(&self) -> u32 {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).p99_ms()
+    }
+
+    /// Asks a question of the node's own, at temperature 0 and before others; `taken` sees each piece of the answer and
+    /// may break it off. `false` when the engine ended before the answer did.
+    ///
+    /// # Errors
+    /// The text's, the scheduler's or the engine's.
+    pub(crate) async fn ask(
+        &self,
+        question: &str,
+        max_tokens: usize,
+        clock: Clock,
+        mut taken: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<bool, Error> {
+        let messages = [serde_json::json!({ "role": "user", "content": question })];
+        let input = ChatInput { messages: &messages, tools: &[], variables: &serde_json::Map::new() };
+        let prompt = self.text.prompt(&input, clock.unix_seconds())?.ids;
+        let submission = Submission {
+            request: self.request_key(),
+            prompt: prompt.into(),
+            choices: vec![ChoiceStart::default()],
+            first_choice: 0,
+            task: Task::Generate,
+            sampling: Sampling::GREEDY,
+            bias: Arc::new([]),
+            constraint: None,
+            max_tokens,
+            stop: Arc::new(StopRules { strings: Vec::new(), tokens: self.end_tokens.clone() }),
+            priority: Priority::High,
+            deadline: None,
+            salt: [0; 32],
+        };
+        let _guard = self.engine.guard(vec![submission.request]);
+        let mut events = self.engine.submit(submission, Fingerprint::default(), ASK_QUEUE);
+        while let Some(message) = events.recv().await {
+            match message {
+                Message::Event(EventKind::Token { text, .. }) if taken(&text).is_break() => return Ok(true),
+                Message::Event(EventKind::Done(_)) => return Ok(true),
+                Message::Event(EventKind::Failed(code, message)) => return Err(Error::new(code, message)),
+                Message::Refused(error) => return Err(error),
+                Message::Event(_) => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// Names a new request.
+    pub(crate) fn request_key(&self) -> RequestKey {
+        RequestKey(self.next_request.fetch_add(1, Ordering::Relaxed))
+    }
+}

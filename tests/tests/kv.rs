@@ -1,0 +1,113 @@
+//! KV that outlives its model and its process: real workers, whose engine answers wrongly from wrong KV.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use fleet_tests::scene::{fake, metric, ready};
+use fleet_tests::{Client, Fleet, Neuron, chat_body, fake_answer, free_port, programs};
+use serde_json::{Value, json};
+
+fn fleet() -> Fleet {
+    Fleet::new(programs(env!("CARGO_BIN_EXE_test-cortex"), env!("CARGO_BIN_EXE_test-neuron"))).unwrap()
+}
+
+async fn data(neuron: &Neuron) -> String {
+    let log = || neuron.process.log();
+    for _ in 0..200 {
+        let log = log();
+        let line = log.lines().rev().find(|line| line.contains("data port open"));
+        if let Some(address) = line.and_then(|line| line.split("address=").nth(1)) {
+            return format!("http://{}", address.split_whitespace().next().unwrap());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("no data port: {}", log());
+}
+
+/// Asks, checks the answer, and returns how many tokens of the prompt came from the cache.
+async fn cached(api: &str, prompt: &str) -> u64 {
+    let mut body = chat_body("m", prompt, 8);
+    body["stream_options"] = json!({"include_usage": true});
+    let answer = Client::new(api).unwrap().stream(&body, |_| {}).await.unwrap();
+    assert!(answer.whole() && answer.text == fake_answer(prompt, 8), "{answer:?}");
+    answer.usage.unwrap()["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+}
+
+async fn post(url: String, body: Value) {
+    let answer = reqwest::Client::new().post(url).json(&body).send().await.unwrap();
+    let status = answer.status();
+    assert!(status.is_success(), "{status}: {}", answer.text().await.unwrap());
+}
+
+fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let inside = |path: &std::path::Path| -> Vec<std::path::PathBuf> {
+        std::fs::read_dir(path).map(|all| all.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
+    };
+    inside(folder).iter().flat_map(|path| inside(path)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prefix_is_found_again_after_a_swap_a_restart_and_a_kill() {
+    let fleet = fleet();
+    let folder = tempfile::tempdir().unwrap();
+    let config = fake(&format!("[kv_store]\nfolder = {:?}\n", folder.path()));
+    let port = free_port().unwrap();
+    let prompt = "a prefix of a thousand tokens. ".repeat(33);
+    let mut worker = ready(&fleet, "a", port, &config).await.unwrap();
+    let api = data(&worker).await;
+    assert_eq!(cached(&api, &prompt).await, 0);
+    let warm = cached(&api, &prompt).await;
+    assert!(warm > 900, "{warm}");
+    let other = prompt.replace("thousand", "million ");
+    assert!(cached(&api, &other).await < 32, "another prompt has another prefix");
+
+    post(format!("{api}/models/unload"), json!({"model_id": "m"})).await;
+    post(format!("{api}/models/load"), json!({"model_id": "m", "harness": "fake"})).await;
+    assert_eq!(cached(&api, &prompt).await, warm, "after a swap");
+    assert!(metric(&fleet, &worker, "neuron_kv_blocks_restored_total").await.unwrap() > 0.0);
+    assert!(files(folder.path()).is_empty(), "a swap needs no disk");
+
+    worker.process.terminate().unwrap();
+    assert_eq!(worker.process.wait(Duration::from_secs(10)).unwrap().code(), Some(0));
+    assert!(files(folder.path()).len() > 30, "{}", worker.process.log());
+    let mut worker = ready(&fleet, "a", port, &config).await.unwrap();
+    let api = data(&worker).await;
+    assert_eq!(cached(&api, &prompt).await, warm, "after a restart");
+    worker.process.kill().unwrap();
+
+    // Killed in the middle of a write: what it left has no name of a block.
+    let engine = files(folder.path())[0].parent().unwrap().to_path_buf();
+    std::fs::write(engine.join(".part-00"), "half").unwrap();
+    let mut worker = ready(&fleet, "a", port, &config).await.unwrap();
+    let api = data(&worker).await;
+    assert_eq!(cached(&api, &prompt).await, warm, "after a kill");
+    assert!(!engine.join(".part-00").exists());
+    worker.process.kill().unwrap();
+
+    for file in files(folder.path()) {
+        let mut bytes = std::fs::read(&file).unwrap();
+        let last = bytes.len() - 40;
+        bytes[last] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+    }
+    let worker = ready(&fleet, "a", port, &config).await.unwrap();
+    let api = data(&worker).await;
+    assert_eq!(cached(&api, &prompt).await, 0, "nothing damaged is believed");
+    assert_eq!(cached(&api, &prompt).await, warm);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_cannot_be_used_costs_a_warning_and_nothing_else() {
+    let fleet = fleet();
+    let folder = tempfile::tempdir().unwrap();
+    let config = fake(&format!("[kv_store]\nfolder = {:?}\n", folder.path()));
+    let _first = ready(&fleet, "a", free_port().unwrap(), &config).await.unwrap();
+    let second = ready(&fleet, "b", free_port().unwrap(), &config).await.unwrap();
+    let log = second.process.log();
+    assert_eq!(log.matches("KV is kept in memory alone").count(), 1, "{log}");
+    assert!(log.contains("another process uses this folder"), "{log}");
+    let api = data(&second).await;
+    let prompt = "hello ".repeat(50);
+    assert_eq!(cached(&api, &prompt).await, 0);
+    assert!(cached(&api, &prompt).await > 0);
+}
