@@ -2,8 +2,8 @@
 
 use words::{
     ActivationProgress, CRUMBS_MAX, Capabilities, DrainPhase, DrainProgress, Epoch, Fingerprint, GatewayId, Generation,
-    Hold, IdError, Incarnation, ModelId, ModelLoad, ModelState, ModelStatus, NodeId, NodeState, NodeStatus, RolloutId,
-    UpgradeOutcome,
+    Hold, IdError, Incarnation, ModelCard, ModelId, ModelLoad, ModelState, ModelStatus, NodeId, NodeMemory, NodeState,
+    NodeStatus, RolloutId, UpgradeOutcome,
 };
 
 use crate::STREAM_FORMAT;
@@ -50,6 +50,7 @@ pub fn node_status_to_proto(status: &NodeStatus) -> proto::NodeStatus {
             detail: upgrade.detail.clone(),
             at_unix_s: upgrade.at,
         }),
+        memory: Some(proto::NodeMemory { budget: status.memory.budget, used: status.memory.used }),
     }
 }
 
@@ -93,6 +94,10 @@ pub fn node_status_from_proto(message: proto::NodeStatus) -> Result<NodeStatus, 
             detail: upgrade.detail,
             at: upgrade.at_unix_s,
         }),
+        memory: message
+            .memory
+            .map(|memory| NodeMemory { budget: memory.budget, used: memory.used })
+            .unwrap_or_default(),
     })
 }
 
@@ -173,6 +178,43 @@ pub fn model_status_to_proto(status: &ModelStatus) -> proto::ModelStatus {
         progress_permille: status.progress_permille,
         failure: status.failure.clone().unwrap_or_default(),
         inter_token_p99_ms: status.inter_token_p99_ms,
+        card: Some(card_to_proto(&status.card)),
+        memory_bytes: status.memory_bytes,
+        idle_s: status.idle_s,
+        since_unix_ms: status.since_unix_ms,
+        eta_ms: status.eta_ms,
+    }
+}
+
+fn card_to_proto(card: &ModelCard) -> proto::ModelCard {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    proto::ModelCard {
+        aliases: card.aliases.iter().map(ModelId::to_string).collect(),
+        family: text(&card.family),
+        provider: text(&card.provider),
+        description: text(&card.description),
+        capabilities: card.capabilities.clone(),
+        on_demand: card.on_demand,
+        pinned: card.pinned,
+        priority: card.priority,
+        ttl_s: card.ttl_s,
+        memory_estimate: card.memory_estimate,
+    }
+}
+
+fn card_from_proto(card: proto::ModelCard) -> ModelCard {
+    let text = |text: String| Some(text).filter(|text| !text.is_empty());
+    ModelCard {
+        aliases: card.aliases.into_iter().filter_map(|alias| ModelId::new(alias).ok()).collect(),
+        family: text(card.family),
+        provider: text(card.provider),
+        description: text(card.description),
+        capabilities: card.capabilities,
+        on_demand: card.on_demand,
+        pinned: card.pinned,
+        priority: card.priority,
+        ttl_s: card.ttl_s,
+        memory_estimate: card.memory_estimate,
     }
 }
 
@@ -207,6 +249,11 @@ pub fn model_status_from_proto(message: proto::ModelStatus) -> Result<ModelStatu
         progress_permille: message.progress_permille,
         failure: (!message.failure.is_empty()).then_some(message.failure),
         inter_token_p99_ms: message.inter_token_p99_ms,
+        card: message.card.map(card_from_proto).unwrap_or_default(),
+        memory_bytes: message.memory_bytes,
+        idle_s: message.idle_s,
+        since_unix_ms: message.since_unix_ms,
+        eta_ms: message.eta_ms,
     })
 }
 
@@ -235,6 +282,22 @@ mod tests {
             progress_permille: 900,
             failure: Some("why".into()),
             inter_token_p99_ms: 31,
+            card: ModelCard {
+                aliases: vec![ModelId::new("other").unwrap()],
+                family: Some("f".into()),
+                provider: Some("p".into()),
+                description: Some("d".into()),
+                capabilities: vec!["tools".into()],
+                on_demand: true,
+                pinned: true,
+                priority: -3,
+                ttl_s: 60,
+                memory_estimate: 1 << 40,
+            },
+            memory_bytes: 1 << 33,
+            idle_s: 12,
+            since_unix_ms: 1_700_000_000_000,
+            eta_ms: Some(0),
         };
         NodeStatus {
             node: NodeId::new("n1").unwrap(),
@@ -254,6 +317,7 @@ mod tests {
             drain: Some(DrainProgress { deadline_ms: 8, waiting_for: "3 streams".into() }),
             crumbs: vec![Fingerprint([4; 32])],
             upgrade: Some(UpgradeOutcome { name: "rpm".into(), ok: true, detail: "done".into(), at: 5 }),
+            memory: NodeMemory { budget: 1 << 41, used: 7 },
         }
     }
 

@@ -308,11 +308,8 @@ impl Model {
     pub(crate) fn status(&self, continuation: bool) -> ModelStatus {
         let (load, prints) = (self.scheduler.load(), self.prints());
         ModelStatus {
-            id: model_id(self.number),
             state: self.state,
-            harness: String::new(),
             context_length: CONTEXT_LENGTH as u32,
-            created: 0,
             continue_fingerprint: prints.0,
             exact_fingerprint: prints.1,
             capabilities: words::Capabilities { chat: true, continuation },
@@ -324,9 +321,8 @@ impl Model {
                 kv_blocks: load.blocks as u32,
                 kv_blocks_used: load.blocks_used as u32,
             },
-            progress_permille: 0,
-            failure: None,
             inter_token_p99_ms: 30,
+            ..ModelStatus::absent(model_id(self.number))
         }
     }
 }

@@ -13,6 +13,6 @@ pub use ids::{Epoch, Fingerprint, GatewayId, Generation, IdError, Incarnation, M
 pub use intent::{Canary, Door, HandoffPolicy, Intent, IntentOrder, RolloutClaim};
 pub use moment::Moment;
 pub use status::{
-    ActivationProgress, CRUMBS_MAX, Capabilities, DrainPhase, DrainProgress, Hold, ModelLoad, ModelState, ModelStatus,
-    NodeState, NodeStatus, UpgradeOutcome,
+    ActivationProgress, CRUMBS_MAX, Capabilities, DrainPhase, DrainProgress, Hold, ModelCard, ModelLoad, ModelState,
+    ModelStatus, NodeMemory, NodeState, NodeStatus, UpgradeOutcome,
 };

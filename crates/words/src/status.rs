@@ -112,6 +112,48 @@ pub struct ModelLoad {
     pub kv_blocks_used: u32,
 }
 
+/// What a catalogue says of a model, loaded or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelCard {
+    /// Other names that clients may use for it.
+    pub aliases: Vec<ModelId>,
+    /// Such as `qwen3`.
+    pub family: Option<String>,
+    /// Who made it.
+    pub provider: Option<String>,
+    /// What it is for, in a sentence.
+    pub description: Option<String>,
+    /// What it is good at, in its operator's words, such as `tools` or `vision`.
+    pub capabilities: Vec<String>,
+    /// A request for it loads it.
+    pub on_demand: bool,
+    /// It is never evicted, and never unloaded for being idle.
+    pub pinned: bool,
+    /// Of two models that could be evicted the lower one goes.
+    pub priority: i32,
+    /// It is unloaded after this long without a request, in seconds; 0: never.
+    pub ttl_s: u64,
+    /// Memory that it is expected to take once loaded, in bytes; 0 while unknown.
+    pub memory_estimate: u64,
+}
+
+/// The memory that a node has for models, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeMemory {
+    /// What models may take altogether; 0: unknown, and nothing is refused for want of it.
+    pub budget: u64,
+    /// What loaded models take, as measured, and what loads that run are expected to take.
+    pub used: u64,
+}
+
+impl NodeMemory {
+    /// Returns what is free, in bytes; `None` while the budget is unknown.
+    pub fn free(&self) -> Option<u64> {
+        (self.budget > 0).then(|| self.budget.saturating_sub(self.used))
+    }
+}
+
 /// One model on one node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelStatus {
@@ -139,6 +181,16 @@ pub struct ModelStatus {
     pub failure: Option<String>,
     /// The 99th percentile of the time between two tokens, in milliseconds; 0 while unknown.
     pub inter_token_p99_ms: u32,
+    /// What the catalogue says of it.
+    pub card: ModelCard,
+    /// Memory that it takes, as measured once it is loaded, in bytes; before that what is set aside for it.
+    pub memory_bytes: u64,
+    /// Whole seconds since its last request ended, or since its load; 0 while it has one.
+    pub idle_s: u32,
+    /// When it came into its state, in Unix milliseconds; 0 while unknown.
+    pub since_unix_ms: u64,
+    /// Time that the load in hand still takes, in milliseconds, where that can be estimated.
+    pub eta_ms: Option<u64>,
 }
 
 impl ModelStatus {
@@ -157,6 +209,11 @@ impl ModelStatus {
             progress_permille: 0,
             failure: None,
             inter_token_p99_ms: 0,
+            card: ModelCard::default(),
+            memory_bytes: 0,
+            idle_s: 0,
+            since_unix_ms: 0,
+            eta_ms: None,
         }
     }
 }
@@ -248,6 +305,8 @@ pub struct NodeStatus {
     pub crumbs: Vec<Fingerprint>,
     /// How the last upgrade went.
     pub upgrade: Option<UpgradeOutcome>,
+    /// Memory for models.
+    pub memory: NodeMemory,
 }
 
 impl NodeStatus {
@@ -271,6 +330,7 @@ impl NodeStatus {
             drain: None,
             crumbs: Vec::new(),
             upgrade: None,
+            memory: NodeMemory::default(),
         }
     }
 

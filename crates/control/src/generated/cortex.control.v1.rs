@@ -114,6 +114,18 @@ pub struct NodeStatus {
     pub crumbs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(message, optional, tag = "19")]
     pub upgrade: ::core::option::Option<UpgradeOutcome>,
+    #[prost(message, optional, tag = "20")]
+    pub memory: ::core::option::Option<NodeMemory>,
+}
+/// The memory that a node has for models, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeMemory {
+    /// What models may take altogether; 0: unknown.
+    #[prost(uint64, tag = "1")]
+    pub budget: u64,
+    /// What loaded models take and loads that run are expected to take.
+    #[prost(uint64, tag = "2")]
+    pub used: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrainProgress {
@@ -245,6 +257,49 @@ pub struct ModelStatus {
     /// The 99th percentile of the time between tokens, for stall detection; 0 while unknown.
     #[prost(uint32, tag = "12")]
     pub inter_token_p99_ms: u32,
+    #[prost(message, optional, tag = "13")]
+    pub card: ::core::option::Option<ModelCard>,
+    /// As measured once it is loaded; before that what is set aside for it.
+    #[prost(uint64, tag = "14")]
+    pub memory_bytes: u64,
+    /// Whole seconds without a request.
+    #[prost(uint32, tag = "15")]
+    pub idle_s: u32,
+    /// When it came into its state.
+    #[prost(uint64, tag = "16")]
+    pub since_unix_ms: u64,
+    /// Time that the load in hand still takes, where that can be estimated.
+    #[prost(uint64, optional, tag = "17")]
+    pub eta_ms: ::core::option::Option<u64>,
+}
+/// What a catalogue says of a model, loaded or not.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ModelCard {
+    #[prost(string, repeated, tag = "1")]
+    pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "2")]
+    pub family: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub provider: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub description: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "5")]
+    pub capabilities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// A request for it loads it.
+    #[prost(bool, tag = "6")]
+    pub on_demand: bool,
+    /// Never evicted, never unloaded for being idle.
+    #[prost(bool, tag = "7")]
+    pub pinned: bool,
+    /// Of two models that could be evicted the lower one goes.
+    #[prost(sint32, tag = "8")]
+    pub priority: i32,
+    /// Unloaded after this long without a request; 0: never.
+    #[prost(uint64, tag = "9")]
+    pub ttl_s: u64,
+    /// Expected once loaded, in bytes; 0 while unknown.
+    #[prost(uint64, tag = "10")]
+    pub memory_estimate: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ModelLoad {
@@ -280,6 +335,9 @@ pub struct LoadModelRequest {
     pub device: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub path: ::prost::alloc::string::String,
+    /// Models without work and without a pin may be unloaded where memory is short.
+    #[prost(bool, tag = "6")]
+    pub make_room: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LoadModelResponse {
