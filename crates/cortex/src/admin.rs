@@ -14,7 +14,7 @@ use words::Error;
 
 use crate::fleet_task::Fleet;
 use crate::gateway::Readiness;
-use crate::{operate, pull};
+use crate::{models, operate, pull};
 
 /// What the handlers need.
 pub(crate) struct Admin {
@@ -63,6 +63,9 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/status", get(status))
         .route("/api/targets", get(targets))
+        .route("/api/models", get(models::list))
+        .route("/api/models/load", post(models::load))
+        .route("/api/models/unload", post(models::unload))
         .route("/api/nodes/{node}/pull", post(pull::pull))
         .route("/api/nodes/{node}/{action}", post(operate::order))
         // Bodies are read with our own bound and deadline.

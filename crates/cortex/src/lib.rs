@@ -15,6 +15,7 @@ mod fleet_task;
 mod front;
 pub mod gateway;
 mod metrics;
+mod models;
 mod operate;
 pub mod options;
 mod proxy;

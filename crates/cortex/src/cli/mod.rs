@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 mod chat;
+mod models;
 mod node;
 mod pull;
 mod status;
@@ -60,6 +61,14 @@ enum Command {
     Restart(OrderArgs),
     /// Restart a worker, with one of its own [upgrade.NAME] commands once it is empty.
     Upgrade(UpgradeArgs),
+    /// Show the models that clients can use, and their states.
+    Models(models::ListArgs),
+    /// Show what is loaded where: memory, requests, idleness.
+    Ps(models::ListArgs),
+    /// Load a model, where there is room for it or on a worker of choice, and wait until it is ready.
+    Load(models::LoadArgs),
+    /// Unload a model, everywhere or on one worker, once its requests have ended.
+    Unload(models::UnloadArgs),
     /// Have a worker fetch a model's files from their hub, without loading it.
     Pull(pull::PullArgs),
     /// Print the workers as targets for Prometheus' file-based discovery.
@@ -96,6 +105,10 @@ pub fn main() -> ExitCode {
         Command::Uncordon(args) => Ok(client_run(node::lift(node::Action::Uncordon, args))),
         Command::Restart(args) => Ok(client_run(node::order(node::Action::Restart, args))),
         Command::Upgrade(args) => Ok(client_run(node::upgrade(args))),
+        Command::Models(args) => Ok(client_run(models::models(args))),
+        Command::Ps(args) => Ok(client_run(models::ps(args))),
+        Command::Load(args) => Ok(client_run(models::load(args))),
+        Command::Unload(args) => Ok(client_run(models::unload(args))),
         Command::Pull(args) => Ok(client_run(pull::pull(args))),
         Command::Targets(args) => Ok(client_run(targets::print(args))),
         Command::Metrics => metrics("cortex", Families::register).map(|table| {

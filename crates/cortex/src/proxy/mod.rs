@@ -5,6 +5,7 @@ mod body;
 mod http1;
 mod relay;
 mod upstream;
+mod vigil;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -61,6 +62,13 @@ pub(crate) struct Order {
 }
 
 impl Order {
+    /// Puts the model's own id in the place of an alias.
+    fn rename(&mut self, id: ModelId) -> Result<(), Error> {
+        self.body = wire::with_model(&self.body, &id)?.into();
+        self.model = id;
+        Ok(())
+    }
+
     /// Says what a worker could not say any more after every choice had finished: usage and end.
     fn completion(&self, meta: Option<&Meta>, completion: usize, reasoning: u32) -> Bytes {
         let identity =
