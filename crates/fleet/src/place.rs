@@ -1,9 +1,10 @@
 //! Where a model that serves nowhere is loaded for a request: deterministic, so that a burst and several gateways choose
 //! one node, and each load flies alone.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use lifecycle::{Held, Room as Plan};
 use words::{ModelId, ModelState, ModelStatus, Moment, NodeId, NodeState, NodeStatus};
 
 use crate::catalogue::{comes_on_demand, on_its_way};
@@ -135,42 +136,44 @@ fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// Judges a node by what it says of its memory; `pending` is what it does not know of yet.
+/// Judges a node by what it says of its memory, as it will itself; `pending` is what it does not know of yet.
 fn room(status: &NodeStatus, model: &ModelStatus, pending: u64) -> Rank {
-    let need = model.card.memory_estimate;
-    let Some(free) = status.memory.free() else {
-        // Nothing is refused there for want of memory; nodes that know theirs come first.
-        return Rank { room: Room::Free, first: 0, then: 0 };
-    };
-    let free = free.saturating_sub(pending);
-    if need <= free {
-        return Rank { room: Room::Free, first: -signed(free), then: 0 };
-    }
-    let others = || status.models.iter().filter(|other| other.id != model.id);
-    let mut idle: Vec<&ModelStatus> = others().filter(|other| evictable(other)).collect();
-    idle.sort_by_key(|other| (other.card.priority, Reverse(other.idle_s)));
-    let (mut made, mut dearest, mut freshest) = (free, i32::MIN, u32::MAX);
-    for victim in idle {
-        if made >= need {
-            break;
+    let (need, budget) = (model.card.memory_estimate, status.memory.budget);
+    let mut held: Vec<Held> = status.models.iter().filter(|other| other.memory_bytes > 0).map(holds).collect();
+    let named = held.iter().fold(0, |sum: u64, other| sum.saturating_add(other.bytes));
+    let unnamed = status.memory.used.saturating_sub(named).saturating_add(pending);
+    held.push(Held { bytes: unnamed, in_use: true, ..holds(model) });
+    let free = budget.saturating_sub(named).saturating_sub(unnamed);
+    match lifecycle::room(&held, budget, need, true) {
+        // Of a node that does not know its memory nothing is known; those that do come first.
+        Plan::Fits => Rank { room: Room::Free, first: -signed(free), then: 0 },
+        Plan::Evict(victims) => {
+            let victims = || victims.iter().filter_map(|victim| status.model(victim));
+            let dearest = victims().map(|victim| victim.card.priority).max().unwrap_or_default();
+            let freshest = victims().map(|victim| victim.idle_s).min().unwrap_or_default();
+            Rank { room: Room::Evict, first: i64::from(dearest), then: -i64::from(freshest) }
         }
-        made = made.saturating_add(victim.memory_bytes);
-        dearest = dearest.max(victim.card.priority);
-        freshest = freshest.min(victim.idle_s);
+        plan => {
+            let works = |other: &ModelStatus| i64::from(other.load.running) + i64::from(other.load.waiting);
+            let busy = status.models.iter().map(works).sum();
+            let room = if plan == Plan::Wait { Room::Wait } else { Room::Never };
+            Rank { room, first: busy, then: -signed(free) }
+        }
     }
-    if made >= need {
-        return Rank { room: Room::Evict, first: i64::from(dearest), then: -i64::from(freshest) };
-    }
-    let pinned = others().filter(|other| other.card.pinned && !comes_on_demand(other));
-    let pinned = pinned.map(|other| other.memory_bytes).fold(0, u64::saturating_add);
-    let busy = others().map(|other| i64::from(other.load.running) + i64::from(other.load.waiting)).sum();
-    let fits = need <= status.memory.budget.saturating_sub(pinned);
-    Rank { room: if fits { Room::Wait } else { Room::Never }, first: busy, then: -signed(free) }
 }
 
-fn evictable(model: &ModelStatus) -> bool {
-    let idle = model.load.running + model.load.waiting == 0;
-    model.state == ModelState::Ready && idle && !model.card.pinned
+/// What a model holds on its node. Only the order of the moments counts.
+fn holds(model: &ModelStatus) -> Held {
+    let leaving = matches!(model.state, ModelState::Draining | ModelState::Unloading);
+    Held {
+        model: model.id.clone(),
+        bytes: model.memory_bytes,
+        in_use: model.state != ModelState::Ready || model.load.running + model.load.waiting > 0,
+        leaving,
+        pinned: model.card.pinned,
+        priority: model.card.priority,
+        idle_since: Moment::after_start(Duration::from_secs(u64::from(u32::MAX - model.idle_s))),
+    }
 }
 
 /// A hash (FNV-1a, then mixed) that every gateway computes alike.

@@ -176,7 +176,7 @@ proptest! {
             let pins: u64 = others.iter().filter(|other| other.2).map(|other| other.0).sum();
             match budget.saturating_sub(used) {
                 free if *need <= free => Room::Free,
-                free if *need <= free + idle => Room::Evict,
+                _ if used + need <= budget + idle => Room::Evict,
                 _ if need + pins <= *budget => Room::Wait,
                 _ => Room::Never,
             }
