@@ -28,16 +28,23 @@ pub fn on_its_way(state: ModelState) -> bool {
     matches!(state, S::Fetching | S::Loading | S::Warming | S::Recovering)
 }
 
-/// Returns whether the model is no more on its node, or will not be in a moment, and a request would bring it back.
+/// Returns whether the model is not on its node, or will not be in a moment, and a request would bring it. One that ends
+/// what it runs takes nothing, and is not brought back before it has gone.
 pub(crate) fn comes_on_demand(model: &ModelStatus) -> bool {
     use ModelState as S;
-    model.card.on_demand && matches!(model.state, S::Absent | S::Failed | S::Draining | S::Unloading)
+    model.card.on_demand && matches!(model.state, S::Absent | S::Failed | S::Unloading)
 }
 
-/// Returns whether a request that was sent to the model's node can wait for it there: it is on its way, or will be as
-/// soon as there is memory for it.
-pub fn coming(model: &ModelStatus) -> bool {
-    on_its_way(model.state) || (comes_on_demand(model) && model.state != ModelState::Failed)
+/// Returns whether a request that was sent to a node can be waiting there for its model: that is on its way, or will be
+/// as soon as there is memory for it, or lets nobody in for now, for another one needs its memory.
+pub fn coming(status: &NodeStatus, model: &ModelId) -> bool {
+    use ModelState as S;
+    let others = || status.models.iter().any(|other| other.id != *model && on_its_way(other.state));
+    status.model(model).is_some_and(|model| match model.state {
+        S::Absent | S::Draining | S::Unloading => model.card.on_demand,
+        S::Ready => model.card.on_demand && others(),
+        state => on_its_way(state),
+    })
 }
 
 /// How near to serving a model is; more is nearer.

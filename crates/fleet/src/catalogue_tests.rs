@@ -70,3 +70,18 @@ fn the_nearest_load_is_told_and_none_of_what_serves() {
     let plain = ModelStatus { card: ModelCard::default(), ..model("a", ModelState::Absent, &[]) };
     assert_eq!(view(&[&[plain]]).loading(&id("a")), None);
 }
+
+#[test]
+fn a_request_waits_where_its_model_comes_or_makes_room_and_nowhere_else() {
+    use ModelState as S;
+    let at = |state, other| {
+        let mut status = NodeStatus::new(NodeId::new("n").unwrap(), Incarnation::default());
+        status.models = vec![model("a", state, &[]), model("b", other, &[])];
+        coming(&status, &id("a"))
+    };
+    for state in [S::Absent, S::Fetching, S::Loading, S::Warming, S::Recovering, S::Draining, S::Unloading] {
+        assert!(at(state, S::Ready), "{state:?}");
+    }
+    assert!(at(S::Ready, S::Fetching), "it may have closed its door for the other one");
+    assert!(!at(S::Ready, S::Ready) && !at(S::Failed, S::Ready) && !at(S::Unknown, S::Ready));
+}

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use rand::Rng;
-use words::{
-    Code, DrainPhase, Error, Loading, ModelId, ModelState, ModelStatus, Moment, NodeId, NodeState, NodeStatus,
-};
+use words::{Code, DrainPhase, Error, Loading, ModelId, ModelState, ModelStatus, Moment, NodeId, NodeState};
 
 use crate::catalogue::on_its_way;
 use crate::journey::Successor;
@@ -107,8 +105,10 @@ pub fn route(
 
 /// Finds a worker that loads the model for the request.
 fn load(view: &FleetView, query: &RouteQuery<'_>, now: Moment) -> Option<Target> {
-    let serves = |status: &NodeStatus| status.model(query.model).is_some_and(|model| takes(model, query.successor));
-    if view.nodes().any(|(_, node)| node.routable(now).is_some_and(serves)) {
+    // One that serves refused it, or one that loads the model: a second replica is not loaded for that.
+    let refused = |slot: Slot, model: &ModelStatus| query.tried.contains(&slot) && on_its_way(model.state);
+    let mut replicas = view.nodes().filter_map(|(slot, node)| Some((slot, node.routable(now)?.model(query.model)?)));
+    if replicas.any(|(slot, model)| takes(model, query.successor) || refused(slot, model)) {
         return None;
     }
     let place_query =

@@ -174,9 +174,10 @@ fn a_request_brings_a_model_of_the_catalogue_and_follows_its_load() {
     assert!(matches!(go(&fleet, &[Slot(1)], at(1100)), Route::Wait(_)), "it waits for a newer view");
     let fleet = view(vec![with("a", on_demand(ModelState::Absent)), with("bb", on_demand(ModelState::Warming))]);
     assert_eq!(room(go(&fleet, &[], at(1100))), (1, Some(Room::Coming)));
+    assert!(matches!(go(&fleet, &[Slot(1)], at(1100)), Route::Wait(_)), "nor for a refusal of the one that loads it");
     let fleet = view(vec![with("a", on_demand(ModelState::Warming)), with("bb", on_demand(ModelState::Ready))]);
     assert_eq!(room(go(&fleet, &[], at(1100))), (1, None));
-    assert!(matches!(go(&fleet, &[Slot(1)], at(1100)), Route::Wait(_)), "one that serves is not loaded a second time");
+    assert!(matches!(go(&fleet, &[Slot(1)], at(1100)), Route::Wait(_)), "one that serves is not loaded again");
 }
 
 #[test]

@@ -156,7 +156,8 @@ impl Relay {
                 Ok(())
             }
             Err(Unopened { ending, sent }) => {
-                if sent {
+                // What waited for its model was not at work.
+                if sent && load.is_none() {
                     self.journey.reached();
                 }
                 self.count_attempt(node.as_str(), reason(&ending));

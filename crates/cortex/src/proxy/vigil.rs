@@ -52,12 +52,13 @@ impl Watch {
     pub(super) fn look(&mut self, proxy: &Proxy, model: &ModelId, slot: Slot, begun: bool) -> Result<(), Ending> {
         let (now, view) = (proxy.clock.now(), proxy.fleet.view());
         let node = view.node(slot);
-        let status = node.and_then(|node| node.status.as_ref()?.model(model));
+        let node_status = node.and_then(|node| node.status.as_ref());
+        let status = node_status.and_then(|status| status.model(model));
         let facts = PatienceFacts {
             control_heard: node.map_or(Moment::ZERO, |node| node.heard_at),
             inter_token_p99: Duration::from_millis(status.map_or(0, |model| u64::from(model.inter_token_p99_ms))),
             begun,
-            coming: !self.answered && status.is_some_and(coming),
+            coming: !self.answered && node_status.is_some_and(|status| coming(status, model)),
         };
         let options = &proxy.options.proxy;
         let limits = PatienceLimits {
