@@ -86,6 +86,9 @@ pub struct LoadRequest {
     /// absent, or the name itself when it has the form `org/repo`.
     #[serde(default)]
     pub path: Option<String>,
+    /// Whether models without work and without a pin may be unloaded where memory is short; so it is when absent.
+    #[serde(default)]
+    pub make_room: Option<bool>,
 }
 
 /// `POST /models/unload`.

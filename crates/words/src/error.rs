@@ -124,6 +124,8 @@ codes! {
     UpstreamFailed => (502, Unavailable, "server_error", "upstream_failed", Retry::Elsewhere);
     /// Queues are full.
     Overloaded => (503, Unavailable, "server_error", "overloaded", Retry::Elsewhere);
+    /// The model does not fit into this worker's memory, or found no room in time.
+    InsufficientMemory => (503, ResourceExhausted, "server_error", "insufficient_memory", Retry::Elsewhere);
     /// The model is on its way.
     ModelLoading => (503, Unavailable, "server_error", "model_loading", LATER);
     /// The worker or gateway takes no new work.

@@ -6,12 +6,13 @@ use service::traces::{KeyValue, Span, list};
 use words::{Code, Moment};
 
 use super::DataPlane;
-use crate::ready::ReadyModel;
+use crate::models::InUse;
 
 /// What the end's log line and metrics need.
 pub(super) struct Account {
     pub(super) plane: Arc<DataPlane>,
-    pub(super) model: Arc<ReadyModel>,
+    /// Its place in its model.
+    pub(super) model: InUse,
     request_id: String,
     arrived: Moment,
     stream: bool,
@@ -28,7 +29,7 @@ pub(super) struct Account {
 impl Account {
     pub(super) fn new(
         plane: Arc<DataPlane>,
-        model: Arc<ReadyModel>,
+        model: InUse,
         request_id: String,
         arrived: Moment,
         stream: bool,

@@ -200,11 +200,11 @@ async fn admit<A: Ask>(
     let Entered { admission, arrived, bytes } = enter(plane, headers, &private, body).await?;
     let ask = A::parse(&bytes)?;
     drop(bytes);
-    let model = plane.models.ready(&ask.generation().model)?;
+    let model = plane.models.attach(&ask.generation().model).await?;
     plane.metrics.unknown_fields(model.id.as_str(), ask.generation().unknown_fields);
     let style = model.text.style();
     ask.check(&style)?;
-    let (asked, ask) = tokenize(&model, ask, private.created).await?;
+    let (asked, ask) = tokenize(model.model(), ask, private.created).await?;
     let (request, task) = (ask.generation(), ask.task(&asked)?);
     let room = room::<A>(&model, &asked.prompts, task)?;
     let fallback = plane.options.scheduler.default_max_tokens;
@@ -268,16 +268,15 @@ async fn admit<A: Ask>(
     describe::<A>(span, request, &meta, &private);
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
     let form = ask.form(identity, &asked, plain);
-    let account = Account::new(plane.clone(), model.clone(), private.request_id, arrived, request.stream, {
-        std::mem::take(span)
-    });
     let (guard, inside) = match (private.attempt, private.gateway) {
         (Some(number), Some(gateway)) => {
-            let ticket = plane.streams.enter(gateway, request.model.clone(), Some(guard));
+            let ticket = plane.streams.enter(gateway, model.id.clone(), Some(guard));
             (None, Some(Inside { number, meta: Some(meta), ticket }))
         }
         _ => (Some(guard), None),
     };
+    let (request_id, stream) = (private.request_id, request.stream);
+    let account = Account::new(plane.clone(), model, request_id, arrived, stream, std::mem::take(span));
     let private = inside.is_some();
     let answer = Answer::new(parts, guard, admission, account, form, inside, start);
     respond(plane, answer, request.stream, private).await
