@@ -55,6 +55,8 @@ struct Seen {
     /// Models that were at two workers at once, counted once as long as they were.
     doubled: BTreeSet<String>,
     violations: u64,
+    /// The first few of them in words.
+    doubles: Vec<String>,
     /// Most bytes that a worker said to hold beyond its budget.
     overcommitted: u64,
 }
@@ -62,7 +64,7 @@ struct Seen {
 impl Seen {
     /// Takes a look at a gateway's view.
     fn look(&mut self, status: &Value) {
-        let mut at: BTreeMap<String, usize> = BTreeMap::new();
+        let mut at: BTreeMap<String, Vec<String>> = BTreeMap::new();
         self.ready.clear();
         for node in status["nodes"].as_array().into_iter().flatten().map(|node| &node["status"]) {
             let name = node["node"].as_str().unwrap_or_default();
@@ -72,24 +74,31 @@ impl Seen {
                 let id = model["id"].as_str().unwrap_or_default().to_string();
                 let key = (name.to_string(), id.clone());
                 let since = model["since_unix_ms"].as_u64().unwrap_or(0);
-                match model["state"].as_str().unwrap_or_default() {
+                let state = model["state"].as_str().unwrap_or_default();
+                let place = format!("{state} at {name} since {since}");
+                match state {
                     "fetching" | "loading" | "warming" => {
                         self.loading.entry(key).or_insert(since);
-                        *at.entry(id).or_default() += 1;
+                        at.entry(id).or_default().push(place);
                     }
                     "ready" => {
                         let begun = self.loading.remove(&key);
                         self.loads.extend(begun.map(|begun| Duration::from_millis(since.saturating_sub(begun))));
-                        *at.entry(id.clone()).or_default() += 1;
+                        at.entry(id.clone()).or_default().push(place);
                         self.ready.insert(id);
                     }
                     _ => drop(self.loading.remove(&key)),
                 }
             }
         }
-        let doubled: BTreeSet<String> = at.into_iter().filter(|(_, count)| *count > 1).map(|(id, _)| id).collect();
-        self.violations += doubled.difference(&self.doubled).count() as u64;
-        self.doubled = doubled;
+        at.retain(|_, places| places.len() > 1);
+        for (id, places) in at.iter().filter(|(id, _)| !self.doubled.contains(*id)) {
+            self.violations += 1;
+            if self.doubles.len() < REASONS_MAX {
+                self.doubles.push(format!("{id}: {}", places.join(", ")));
+            }
+        }
+        self.doubled = at.into_keys().collect();
     }
 }
 
@@ -268,7 +277,7 @@ pub async fn swap(fleet: &Fleet, options: SwapOptions) -> Result<Value> {
         "first_token_p50_ms_swapped": quantile_ms(&tally.swapped, 0.5),
         "first_token_p99_ms_swapped": quantile_ms(&tally.swapped, 0.99),
         "single_flight_violations": seen.violations, "overcommitted_bytes": seen.overcommitted,
-        "seconds": seconds, "reasons": tally.reasons,
+        "seconds": seconds, "reasons": tally.reasons, "doubles": seen.doubles,
         "passed": tally.failed == 0 && evictions > 0.0 && seen.violations == 0 && seen.overcommitted == 0,
     }))
 }
