@@ -111,3 +111,34 @@ pub(crate) async fn pull(
     let answer = call(async { dial(control_address).await?.pull_model(request).await }).await?;
     Ok(answer.into_inner())
 }
+
+/// Which requests a cancellation means.
+pub(crate) use control::proto::cancel_requests_request::Which;
+
+/// Has the neuron end running requests; returns how many that were.
+///
+/// # Errors
+/// The neuron's refusal, `UpstreamFailed` or `UpstreamTimeout`.
+pub(crate) async fn cancel(
+    control_address: &str,
+    token: Option<&Token>,
+    which: Which,
+) -> Result<proto::CancelRequestsResponse, Error> {
+    let request = with_token(token, proto::CancelRequestsRequest { which: Some(which) });
+    let answer = call(async { dial(control_address).await?.cancel_requests(request).await }).await?;
+    Ok(answer.into_inner())
+}
+
+/// Reads a log of the neuron; the stream ends when it is dropped, or with what is there.
+///
+/// # Errors
+/// The neuron's refusal, `UpstreamFailed` or `UpstreamTimeout`.
+pub(crate) async fn logs(
+    control_address: &str,
+    token: Option<&Token>,
+    wanted: proto::ModelLogsRequest,
+) -> Result<Streaming<proto::LogLines>, Error> {
+    let request = with_token(token, wanted);
+    let answer = call(async { dial(control_address).await?.model_logs(request).await }).await?;
+    Ok(answer.into_inner())
+}

@@ -14,11 +14,13 @@ mod command;
 mod fleet_task;
 mod front;
 pub mod gateway;
+mod logs;
 mod metrics;
 mod operate;
 pub mod options;
 mod proxy;
 mod pull;
+mod requests;
 mod rollout;
 mod targets;
 

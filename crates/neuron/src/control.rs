@@ -26,8 +26,10 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::options::Options;
 use crate::publisher::Publisher;
-use crate::pull;
 use crate::sessions::{Session, Sessions};
+use crate::streams::{Asked, Streams, Which};
+use crate::turns::Turns;
+use crate::{logs, pull};
 
 /// A status goes out at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -35,6 +37,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const SILENT_MAX: Duration = Duration::from_secs(4);
 /// Statuses that wait for a gateway that reads slowly; one that lets them pile up is cut off.
 const STATUS_QUEUE: usize = 8;
+/// Most requests that a cancellation names in its answer; it counts them all.
+const CANCELLED_TOLD_MAX: usize = 1000;
 /// Most bytes of one control message.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
@@ -44,6 +48,8 @@ pub(crate) struct ControlPlane {
     pub(crate) publisher: Publisher,
     pub(crate) sessions: Sessions,
     pub(crate) models: Models,
+    pub(crate) streams: Streams,
+    pub(crate) turns: Turns,
     pub(crate) life: LifeHandle,
     pub(crate) downloads: Downloads,
     pub(crate) options: Arc<Options>,
@@ -76,6 +82,7 @@ fn status_message(status: &words::NodeStatus) -> proto::NodeMessage {
 impl Control for ControlPlane {
     type AttachStream = NodeStream;
     type PullModelStream = pull::PullStream;
+    type ModelLogsStream = logs::LogStream;
 
     async fn attach(&self, request: Request<Streaming<proto::GatewayMessage>>) -> Result<Response<NodeStream>, Status> {
         self.authorise(&request)?;
@@ -165,6 +172,47 @@ impl Control for ControlPlane {
         let released = self.life.release(rollout, message.lease_revision, prolong).await;
         let status = released.map_err(|error| status_from_error(&error))?;
         Ok(Response::new(proto::ReleaseHoldResponse { status: Some(node_status_to_proto(&status)) }))
+    }
+
+    async fn cancel_requests(
+        &self,
+        request: Request<proto::CancelRequestsRequest>,
+    ) -> Result<Response<proto::CancelRequestsResponse>, Status> {
+        self.authorise(&request)?;
+        let which = which(request.into_inner()).map_err(|error| status_from_error(&error))?;
+        let ended = self.streams.cancel(&which);
+        if !ended.is_empty() {
+            tracing::info!(?which, count = ended.len(), "cancelled");
+        }
+        let count = ended.len() as u32;
+        let running = |asked: Asked| proto::RunningRequest {
+            request_id: asked.request_id,
+            completion_id: asked.completion_id,
+            model_id: asked.model.to_string(),
+        };
+        let requests = ended.into_iter().take(CANCELLED_TOLD_MAX).map(running).collect();
+        Ok(Response::new(proto::CancelRequestsResponse { count, requests }))
+    }
+
+    async fn model_logs(&self, request: Request<proto::ModelLogsRequest>) -> Result<Response<logs::LogStream>, Status> {
+        self.authorise(&request)?;
+        let begun = logs::begin(&self.turns, &self.publisher, &request.into_inner());
+        begun.map(Response::new).map_err(|error| status_from_error(&error))
+    }
+}
+
+/// Reads which requests are meant.
+///
+/// # Errors
+/// `InvalidRequest` when none are, or the name is none.
+fn which(message: proto::CancelRequestsRequest) -> Result<Which, Error> {
+    use proto::cancel_requests_request::Which as Named;
+    let bad = |field: &str, error: words::IdError| Error::invalid(field, error.to_string());
+    match message.which {
+        Some(Named::RequestId(id)) if !id.is_empty() => Ok(Which::Id(id)),
+        Some(Named::ModelId(id)) => ModelId::new(id).map(Which::Model).map_err(|error| bad("model_id", error)),
+        Some(Named::GatewayId(id)) => GatewayId::new(id).map(Which::Gateway).map_err(|error| bad("gateway_id", error)),
+        _ => Err(Error::invalid("which", "say which requests: a request_id, a model_id or a gateway_id")),
     }
 }
 

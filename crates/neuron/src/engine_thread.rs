@@ -36,6 +36,7 @@ pub(crate) enum Message {
 enum Command {
     Submit(Box<Submission>, Fingerprint, mpsc::Sender<Message>),
     Cancel(RequestKey),
+    End(RequestKey),
     HandBack,
     FailAll(Code, &'static str),
     Stop,
@@ -54,6 +55,15 @@ pub(crate) struct EngineHandle {
 pub(crate) struct CancelGuard {
     inbox: Sender<Command>,
     requests: Vec<RequestKey>,
+}
+
+impl CancelGuard {
+    /// Ends the requests properly: their events go on to the end, which comes before the next step.
+    pub(crate) fn end(&self) {
+        for request in &self.requests {
+            let _ = self.inbox.send(Command::End(*request));
+        }
+    }
 }
 
 impl Drop for CancelGuard {
@@ -78,6 +88,11 @@ impl EngineHandle {
     /// Returns what cancels these requests, whether they were submitted or not.
     pub(crate) fn guard(&self, requests: Vec<RequestKey>) -> CancelGuard {
         CancelGuard { inbox: self.inbox.clone(), requests }
+    }
+
+    /// Ends a request properly, if it is known here; see [`CancelGuard::end`].
+    pub(crate) fn end(&self, request: RequestKey) {
+        let _ = self.inbox.send(Command::End(request));
     }
 
     /// Hands queued requests back to their owners as `Draining`.
@@ -256,6 +271,7 @@ impl EngineLoop {
                 self.outlets.remove(&request);
                 self.own.scheduler.cancel(request);
             }
+            Command::End(request) => drop(self.own.scheduler.stop(request, events)),
             Command::HandBack => self.own.scheduler.hand_back(events),
             Command::FailAll(code, message) => self.own.scheduler.fail_all(code, message, events),
             Command::Stop => return Turn::Stop,

@@ -22,6 +22,7 @@ mod fetch;
 mod harness;
 mod keeper;
 mod life;
+mod logs;
 mod manager;
 mod metrics;
 mod models;
@@ -35,6 +36,7 @@ mod rehearse;
 mod sampling;
 mod sessions;
 mod state_dir;
+mod stopped;
 mod streams;
 mod turns;
 

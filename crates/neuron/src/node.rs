@@ -32,6 +32,7 @@ use crate::options::{KvStoreOptions, Options, SHUTDOWN_MAX};
 use crate::publisher::Publisher;
 use crate::sessions::Sessions;
 use crate::state_dir::StateDir;
+use crate::stopped::StopTeller;
 use crate::streams::Streams;
 use crate::turns::Turns;
 use service::clock::Clock;
@@ -260,6 +261,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         publisher: publisher.clone(),
         sessions: sessions.clone(),
         models: models.clone(),
+        streams: streams.clone(),
+        turns: turns.clone(),
         life,
         downloads,
         options: Arc::new(options.clone()),
@@ -275,6 +278,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         models: models.clone(),
         gate: gate.clone(),
         streams: streams.clone(),
+        stopped: StopTeller::start(turns.clone(), models.clone()),
         publisher: publisher.clone(),
         metrics: metrics.clone(),
         traces,

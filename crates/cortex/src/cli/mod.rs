@@ -2,8 +2,10 @@
 
 pub(crate) mod admin;
 mod chat;
+mod logs;
 mod node;
 mod pull;
+mod requests;
 mod status;
 mod targets;
 
@@ -60,6 +62,12 @@ enum Command {
     Restart(OrderArgs),
     /// Restart a worker, with one of its own [upgrade.NAME] commands once it is empty.
     Upgrade(UpgradeArgs),
+    /// Show the requests that run.
+    Requests(requests::RequestsArgs),
+    /// End a running request, or all of a model: its client gets what was generated, and is told why it ends.
+    Cancel(requests::CancelArgs),
+    /// Print the log of a model, or of a worker: what hooks and engines wrote.
+    Logs(logs::LogsArgs),
     /// Have a worker fetch a model's files from their hub, without loading it.
     Pull(pull::PullArgs),
     /// Print the workers as targets for Prometheus' file-based discovery.
@@ -96,6 +104,9 @@ pub fn main() -> ExitCode {
         Command::Uncordon(args) => Ok(client_run(node::lift(node::Action::Uncordon, args))),
         Command::Restart(args) => Ok(client_run(node::order(node::Action::Restart, args))),
         Command::Upgrade(args) => Ok(client_run(node::upgrade(args))),
+        Command::Requests(args) => Ok(client_run(requests::list(args))),
+        Command::Cancel(args) => Ok(client_run(requests::cancel(args))),
+        Command::Logs(args) => Ok(client_run(logs::logs(args))),
         Command::Pull(args) => Ok(client_run(pull::pull(args))),
         Command::Targets(args) => Ok(client_run(targets::print(args))),
         Command::Metrics => metrics("cortex", Families::register).map(|table| {

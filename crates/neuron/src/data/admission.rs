@@ -27,6 +27,7 @@ use super::{DataPlane, HttpError};
 use crate::harness::{ChatText, Prompt};
 use crate::ready::ReadyModel;
 use crate::sampling;
+use crate::streams as running;
 use service::gate::Admission;
 
 /// What a kind of request adds to the way that all take.
@@ -200,6 +201,13 @@ async fn admit<A: Ask>(
     let Entered { admission, arrived, bytes } = enter(plane, headers, &private, body).await?;
     let ask = A::parse(&bytes)?;
     drop(bytes);
+    // From here on it can be cancelled.
+    let ticket = plane.streams.enter(running::Asked {
+        gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
+        model: ask.generation().model.clone(),
+        request_id: private.request_id.clone(),
+        completion_id: private.id.clone(),
+    });
     let model = plane.models.ready(&ask.generation().model)?;
     plane.metrics.unknown_fields(model.id.as_str(), ask.generation().unknown_fields);
     let style = model.text.style();
@@ -266,20 +274,17 @@ async fn admit<A: Ask>(
     let name = Fingerprint(*blake3::hash(private.id.as_bytes()).as_bytes());
     let (parts, guard) = Parts::submit(&model.engine, name, plane.options.data.event_queue, submissions);
     describe::<A>(span, request, &meta, &private);
+    let ids = (private.request_id, private.id.clone());
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
     let form = ask.form(identity, &asked, plain);
-    let account = Account::new(plane.clone(), model.clone(), private.request_id, arrived, request.stream, {
-        std::mem::take(span)
-    });
-    let (guard, inside) = match (private.attempt, private.gateway) {
-        (Some(number), Some(gateway)) => {
-            let ticket = plane.streams.enter(gateway, request.model.clone(), Some(guard));
-            (None, Some(Inside { number, meta: Some(meta), ticket }))
-        }
-        _ => (Some(guard), None),
-    };
+    let mut account = Account::new(plane.clone(), model.clone(), ids, arrived, request.stream, std::mem::take(span));
+    if let Err(reason) = ticket.arm(guard) {
+        (account.cancelled, account.outcome) = (Some(reason), Some(Code::Cancelled.row().code));
+        return Err(running::cancelled());
+    }
+    let inside = private.attempt.zip(private.gateway).map(|(number, _)| Inside { number, meta: Some(meta) });
     let private = inside.is_some();
-    let answer = Answer::new(parts, guard, admission, account, form, inside, start);
+    let answer = Answer::new(parts, ticket, admission, account, form, inside, start);
     respond(plane, answer, request.stream, private).await
 }
 
