@@ -15,7 +15,7 @@ use words::Error;
 use crate::fleet_task::Fleet;
 use crate::gateway::Readiness;
 use crate::proxy::Flights;
-use crate::{logs, operate, pull, requests};
+use crate::{lifecycle, logs, operate, pull, requests};
 
 /// What the handlers need.
 pub(crate) struct Admin {
@@ -66,6 +66,7 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/status", get(status))
         .route("/api/targets", get(targets))
+        .route("/api/lifecycle", get(lifecycle::inspect))
         .route("/api/requests", get(requests::list))
         .route("/api/requests/{id}/cancel", post(requests::cancel))
         .route("/api/models/{model}/cancel", post(requests::cancel_model))

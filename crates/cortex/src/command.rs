@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use control::proto::control_client::ControlClient;
 use control::proto::{self};
-use control::{error_from_status, intent_order_to_proto, node_status_from_proto};
+use control::{error_from_status, inspection_from_proto, intent_order_to_proto, node_status_from_proto};
 use service::token::Token;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
-use words::{Code, Error, IntentOrder, NodeStatus, RolloutId};
+use words::{Code, Error, Inspection, IntentOrder, NodeStatus, RolloutId};
 
 /// Longest time to connect.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -141,4 +141,14 @@ pub(crate) async fn logs(
     let request = with_token(token, wanted);
     let answer = call(async { dial(control_address).await?.model_logs(request).await }).await?;
     Ok(answer.into_inner())
+}
+
+/// Has the neuron's inspector look.
+///
+/// # Errors
+/// The neuron's refusal, `UpstreamFailed` or `UpstreamTimeout`.
+pub(crate) async fn inspect(control_address: &str, token: Option<&Token>) -> Result<Inspection, Error> {
+    let request = with_token(token, proto::GetLifecycleRequest {});
+    let answer = call(async { dial(control_address).await?.get_lifecycle(request).await }).await?;
+    inspection_from_proto(answer.into_inner()).map_err(Error::internal)
 }

@@ -14,6 +14,7 @@ mod command;
 mod fleet_task;
 mod front;
 pub mod gateway;
+mod lifecycle;
 mod logs;
 mod metrics;
 mod operate;

@@ -11,7 +11,9 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use control::proto;
 use control::proto::control_server::{Control, ControlServer};
-use control::{intent_order_from_proto, model_status_to_proto, node_status_to_proto, status_from_error};
+use control::{
+    inspection_to_proto, intent_order_from_proto, model_status_to_proto, node_status_to_proto, status_from_error,
+};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
@@ -21,6 +23,7 @@ use words::{Code, Error, GatewayId, Intent, ModelId, NodeState, RolloutId};
 use crate::compat;
 use crate::data::{HttpError, spec_from_request};
 use crate::fetch::Downloads;
+use crate::inspect::Inspector;
 use crate::life::LifeHandle;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -50,6 +53,7 @@ pub(crate) struct ControlPlane {
     pub(crate) models: Models,
     pub(crate) streams: Streams,
     pub(crate) turns: Turns,
+    pub(crate) inspector: Inspector,
     pub(crate) life: LifeHandle,
     pub(crate) downloads: Downloads,
     pub(crate) options: Arc<Options>,
@@ -61,13 +65,14 @@ pub(crate) struct ControlPlane {
 impl ControlPlane {
     fn authorise<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let shown = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
-        match (&self.token, shown) {
+        self.allow(shown).map_err(|error| status_from_error(&error))
+    }
+
+    fn allow(&self, shown: Option<&str>) -> Result<(), Error> {
+        match (&self.token, shown.and_then(|value| value.strip_prefix("Bearer "))) {
             (None, _) => Ok(()),
             (Some(token), Some(shown)) if token.matches(shown) => Ok(()),
-            (Some(_), _) => {
-                Err(status_from_error(&Error::new(Code::Unauthorized, "the control port needs the shared token")))
-            }
+            (Some(_), _) => Err(Error::new(Code::Unauthorized, "the control port needs the shared token")),
         }
     }
 }
@@ -194,6 +199,14 @@ impl Control for ControlPlane {
         Ok(Response::new(proto::CancelRequestsResponse { count, requests }))
     }
 
+    async fn get_lifecycle(
+        &self,
+        request: Request<proto::GetLifecycleRequest>,
+    ) -> Result<Response<proto::GetLifecycleResponse>, Status> {
+        self.authorise(&request)?;
+        Ok(Response::new(inspection_to_proto(&self.inspector.look().await)))
+    }
+
     async fn model_logs(&self, request: Request<proto::ModelLogsRequest>) -> Result<Response<logs::LogStream>, Status> {
         self.authorise(&request)?;
         let begun = logs::begin(&self.turns, &self.publisher, &request.into_inner());
@@ -232,6 +245,7 @@ async fn speak(
         let reply = tokio::select! {
             message = inbound.message() => {
                 silent_at = tokio::time::Instant::now() + SILENT_MAX;
+                session.heard();
                 let Ok(Some(message)) = message else { return };
                 match message.message {
                     Some(Message::Ack(ack)) => {
@@ -269,6 +283,7 @@ pub(crate) fn router(plane: ControlPlane) -> Router {
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/api/lifecycle", get(lifecycle))
         .with_state(plane);
     tonic::service::Routes::new(grpc).into_axum_router().merge(probes)
 }
@@ -280,6 +295,15 @@ async fn readyz(State(plane): State<ControlPlane>) -> impl IntoResponse {
     let (state, intent, activation) = (status.state, status.intent, &status.activation);
     let progress = format!("{state:?}, intent {intent:?}, default models {}/{}\n", activation.done, activation.total);
     (code, progress)
+}
+
+/// `GET /api/lifecycle`: the inspector's snapshot, under the token of the port's orders, for it names commands and paths.
+async fn lifecycle(
+    State(plane): State<ControlPlane>,
+    headers: header::HeaderMap,
+) -> Result<axum::Json<words::Inspection>, HttpError> {
+    plane.allow(headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()))?;
+    Ok(axum::Json(plane.inspector.look().await))
 }
 
 /// What a scrape may ask for.

@@ -14,7 +14,7 @@ use inference::engine::{Batch, Engine, EngineError, Outputs};
 use inference::{Event, EventKind, Load, RequestKey, Scheduler, Submission};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
-use words::{Code, Error, Fingerprint};
+use words::{Code, Error, Fingerprint, Moment};
 
 use crate::crumbs::Crumbs;
 use crate::keeper::Keeper;
@@ -48,6 +48,8 @@ pub(crate) struct EngineHandle {
     inbox: Sender<Command>,
     load: watch::Receiver<Load>,
     turns: Arc<AtomicU64>,
+    /// When the last step ended, or the thread began: milliseconds of the program's clock.
+    stepped: Arc<AtomicU64>,
 }
 
 /// Cancels requests when it is dropped, whoever drops it and why.
@@ -115,6 +117,16 @@ impl EngineHandle {
         self.turns.load(Ordering::Relaxed)
     }
 
+    /// Returns when the last step ended, or the thread began.
+    pub(crate) fn stepped(&self) -> Moment {
+        Moment::after_start(Duration::from_millis(self.stepped.load(Ordering::Relaxed)))
+    }
+
+    /// Whether the thread is there.
+    pub(crate) fn alive(&self) -> bool {
+        self.load.has_changed().is_ok()
+    }
+
     /// Returns a reader of the load.
     pub(crate) fn watch(&self) -> watch::Receiver<Load> {
         self.load.clone()
@@ -149,6 +161,7 @@ struct EngineLoop {
     outlets: BTreeMap<RequestKey, Outlet>,
     load: watch::Sender<Load>,
     turns: Arc<AtomicU64>,
+    stepped: Arc<AtomicU64>,
 }
 
 /// Starts the thread.
@@ -159,11 +172,17 @@ pub(crate) fn spawn(name: &str, clock: Clock, own: Own) -> Result<(EngineHandle,
     let (sender, inbox) = channel();
     let (load, watch) = watch::channel(own.scheduler.load());
     let turns = Arc::new(AtomicU64::new(0));
-    let state = EngineLoop { own, clock, inbox, outlets: BTreeMap::new(), load, turns: turns.clone() };
+    let stepped = Arc::new(AtomicU64::new(millis(clock.now())));
+    let (outlets, turns_made, steps_made) = (BTreeMap::new(), turns.clone(), stepped.clone());
+    let state = EngineLoop { own, clock, inbox, outlets, load, turns: turns_made, stepped: steps_made };
     // Linux shows the first 15 bytes of a thread's name.
     let thread = std::thread::Builder::new().name(format!("engine {name}"));
     let thread = thread.spawn(move || state.run()).map_err(Error::internal)?;
-    Ok((EngineHandle { inbox: sender, load: watch, turns }, thread))
+    Ok((EngineHandle { inbox: sender, load: watch, turns, stepped }, thread))
+}
+
+fn millis(moment: Moment) -> u64 {
+    moment.since(Moment::ZERO).as_millis() as u64
 }
 
 enum Turn {
@@ -198,6 +217,7 @@ impl EngineLoop {
                         self.own.scheduler.step_failed(&batch, &mut events);
                     }
                 }
+                self.stepped.store(millis(self.clock.now()), Ordering::Relaxed);
             }
             idle &= !self.deliver(&mut events);
             self.publish_load();
@@ -403,8 +423,8 @@ mod tests {
             crumbs: Crumbs::begin(None, &model),
             metrics: metrics.model("m"),
         };
-        let (clock, turns) = (Clock::start(), Arc::default());
-        let mut engine = EngineLoop { own, clock, inbox, outlets: BTreeMap::new(), load, turns };
+        let (clock, turns, stepped) = (Clock::start(), Arc::default(), Arc::default());
+        let mut engine = EngineLoop { own, clock, inbox, outlets: BTreeMap::new(), load, turns, stepped };
         let (queue, mut reader) = mpsc::channel(1);
         let (request, name) = (RequestKey(1), Fingerprint::default());
         engine.outlets.insert(request, Outlet { name, queue, overflow: VecDeque::new() });

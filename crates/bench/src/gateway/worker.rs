@@ -313,6 +313,13 @@ impl Control for Ready {
         not_here()
     }
 
+    async fn get_lifecycle(
+        &self,
+        _: Request<proto::GetLifecycleRequest>,
+    ) -> Result<tonic::Response<proto::GetLifecycleResponse>, Status> {
+        not_here()
+    }
+
     async fn model_logs(&self, _: Request<proto::ModelLogsRequest>) -> Result<tonic::Response<LogStream>, Status> {
         not_here()
     }

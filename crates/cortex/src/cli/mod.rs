@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 mod chat;
+mod lifecycle;
 mod logs;
 mod node;
 mod pull;
@@ -68,6 +69,9 @@ enum Command {
     Cancel(requests::CancelArgs),
     /// Print the log of a model, or of a worker: what hooks and engines wrote.
     Logs(logs::LogsArgs),
+    /// Show what a worker runs at its start, at each request and at its end, what its models went through, and how its
+    /// parts are.
+    Lifecycle(lifecycle::LifecycleArgs),
     /// Have a worker fetch a model's files from their hub, without loading it.
     Pull(pull::PullArgs),
     /// Print the workers as targets for Prometheus' file-based discovery.
@@ -107,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Requests(args) => Ok(client_run(requests::list(args))),
         Command::Cancel(args) => Ok(client_run(requests::cancel(args))),
         Command::Logs(args) => Ok(client_run(logs::logs(args))),
+        Command::Lifecycle(args) => Ok(client_run(lifecycle::show(args))),
         Command::Pull(args) => Ok(client_run(pull::pull(args))),
         Command::Targets(args) => Ok(client_run(targets::print(args))),
         Command::Metrics => metrics("cortex", Families::register).map(|table| {

@@ -11,6 +11,7 @@ mod errors;
 mod manage;
 mod output;
 mod parts;
+mod stack;
 mod telling;
 mod tokens;
 
@@ -37,6 +38,7 @@ pub(crate) use manage::spec_from_request;
 use service::clock::Clock;
 use service::gate::Gate;
 use service::traces::Traces;
+pub(crate) use stack::stack;
 
 /// What handlers need.
 pub(crate) struct DataPlane {
