@@ -15,7 +15,7 @@ use words::Error;
 use crate::fleet_task::Fleet;
 use crate::gateway::Readiness;
 use crate::proxy::Flights;
-use crate::{lifecycle, logs, operate, pull, requests};
+use crate::{lifecycle, logs, models, operate, pull, requests};
 
 /// What the handlers need.
 pub(crate) struct Admin {
@@ -66,6 +66,9 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/status", get(status))
         .route("/api/targets", get(targets))
+        .route("/api/models", get(models::list))
+        .route("/api/models/load", post(models::load))
+        .route("/api/models/unload", post(models::unload))
         .route("/api/lifecycle", get(lifecycle::inspect))
         .route("/api/requests", get(requests::list))
         .route("/api/requests/{id}/cancel", post(requests::cancel))

@@ -17,6 +17,7 @@ pub mod gateway;
 mod lifecycle;
 mod logs;
 mod metrics;
+mod models;
 mod operate;
 pub mod options;
 mod proxy;

@@ -31,7 +31,7 @@ pub(crate) struct Request {
     pub(crate) request_id: String,
     /// The completion's.
     pub(crate) completion_id: String,
-    /// The model as the client named it.
+    /// The model.
     pub(crate) model: String,
     /// The worker that has it; none while it waits for one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,7 +75,7 @@ fn request(admin: &Admin, view: &FleetView, flight: &Flight) -> Request {
     Request {
         request_id: flight.request_id.clone(),
         completion_id: flight.completion_id.clone(),
-        model: flight.model.to_string(),
+        model: flight.model().to_string(),
         node: slot.and_then(|slot| view.node(slot)).map(name_of),
         attempt,
         tokens,

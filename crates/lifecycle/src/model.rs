@@ -3,7 +3,9 @@
 //! ```text
 //! Absent -load-> Fetching -> Loading -> Warming -> Ready -unload|drain-> Draining -> Unloading -> Absent
 //!   any step may fail -> Failed        Ready -device fault-> Recovering -> Loading
+//!                                      Ready -nobody is in-> Unloading
 //! ```
+//! `model_life` says what is done in each state, and who is told what.
 
 use words::ModelState;
 
@@ -20,6 +22,8 @@ pub enum ModelInput {
     Warmed,
     /// Someone wants it gone, or the node drains.
     Unload,
+    /// Nobody is in, and nobody gets in any more: there is nothing to drain.
+    Close,
     /// Its last request has ended, or the budget has.
     Emptied,
     /// Its memory is free.
@@ -61,6 +65,7 @@ pub fn next_model_state(from: ModelState, input: ModelInput) -> Result<ModelStat
         (S::Loading, I::Loaded) => Ok(S::Warming),
         (S::Warming, I::Warmed) => Ok(S::Ready),
         (S::Ready, I::Unload) => Ok(S::Draining),
+        (S::Ready, I::Close) => Ok(S::Unloading),
         (S::Ready, I::DeviceFault) => Ok(S::Recovering),
         // A load that is not over is cancelled at its next step.
         (S::Fetching | S::Loading | S::Warming | S::Recovering, I::Unload) => Ok(S::Unloading),
@@ -78,12 +83,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const INPUTS: [ModelInput; 9] = [
+    const INPUTS: [ModelInput; 10] = [
         ModelInput::Load,
         ModelInput::Fetched,
         ModelInput::Loaded,
         ModelInput::Warmed,
         ModelInput::Unload,
+        ModelInput::Close,
         ModelInput::Emptied,
         ModelInput::Unloaded,
         ModelInput::Fail,

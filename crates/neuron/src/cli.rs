@@ -195,7 +195,7 @@ fn environment() -> hub::Settings {
 
 #[allow(clippy::print_stdout)]
 async fn pull(args: PullArgs, options: Options) -> Result<u8, words::Error> {
-    let mut reference = pull::reference(&options.default_models, &args.model)?;
+    let mut reference = pull::reference(&options, &args.model)?;
     if let Some(revision) = &args.revision {
         reference = reference.with_revision(revision)?;
     }

@@ -126,11 +126,11 @@ impl Control for ControlPlane {
             quant: given(message.quant),
             device: given(message.device),
             path: given(message.path),
+            make_room: Some(message.make_room),
         };
-        let spec =
-            spec_from_request(&self.options.default_models, request).map_err(|error| status_from_error(&error))?;
+        let spec = spec_from_request(&self.options, request).map_err(|error| status_from_error(&error))?;
         let id = spec.model_id.clone();
-        self.models.load(spec).await.map_err(|failure| status_from_error(&failure.error))?;
+        self.models.load(spec, message.make_room).await.map_err(|failure| status_from_error(&failure.error))?;
         let model = self.models.status(&id).as_ref().map(model_status_to_proto);
         Ok(Response::new(proto::LoadModelResponse { model }))
     }
@@ -140,7 +140,7 @@ impl Control for ControlPlane {
         request: Request<proto::PullModelRequest>,
     ) -> Result<Response<pull::PullStream>, Status> {
         self.authorise(&request)?;
-        let begun = pull::begin(&self.downloads, &self.options.default_models, &request.into_inner().model);
+        let begun = pull::begin(&self.downloads, &self.options, &request.into_inner().model);
         begun.map(Response::new).map_err(|error| status_from_error(&error))
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use inference::engine::{Batch, Engine, EngineError, Outputs};
 use inference::{Event, EventKind, Load, RequestKey, Scheduler, Submission};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use words::{Code, Error, Fingerprint, Moment};
 
 use crate::crumbs::Crumbs;
@@ -164,11 +164,19 @@ struct EngineLoop {
     stepped: Arc<AtomicU64>,
 }
 
+/// A thread that was started.
+pub(crate) struct Started {
+    pub(crate) handle: EngineHandle,
+    pub(crate) thread: JoinHandle<()>,
+    /// Ends with the thread, however that ends.
+    pub(crate) ended: oneshot::Receiver<()>,
+}
+
 /// Starts the thread.
 ///
 /// # Errors
 /// When the system gives no thread.
-pub(crate) fn spawn(name: &str, clock: Clock, own: Own) -> Result<(EngineHandle, JoinHandle<()>), Error> {
+pub(crate) fn spawn(name: &str, clock: Clock, own: Own) -> Result<Started, Error> {
     let (sender, inbox) = channel();
     let (load, watch) = watch::channel(own.scheduler.load());
     let turns = Arc::new(AtomicU64::new(0));
@@ -177,8 +185,13 @@ pub(crate) fn spawn(name: &str, clock: Clock, own: Own) -> Result<(EngineHandle,
     let state = EngineLoop { own, clock, inbox, outlets, load, turns: turns_made, stepped: steps_made };
     // Linux shows the first 15 bytes of a thread's name.
     let thread = std::thread::Builder::new().name(format!("engine {name}"));
-    let thread = thread.spawn(move || state.run()).map_err(Error::internal)?;
-    Ok((EngineHandle { inbox: sender, load: watch, turns, stepped }, thread))
+    let (alive, ended) = oneshot::channel::<()>();
+    let thread = thread.spawn(move || {
+        let _alive = alive;
+        state.run();
+    });
+    let handle = EngineHandle { inbox: sender, load: watch, turns, stepped };
+    Ok(Started { handle, thread: thread.map_err(Error::internal)?, ended })
 }
 
 fn millis(moment: Moment) -> u64 {

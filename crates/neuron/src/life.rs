@@ -387,7 +387,7 @@ impl Life {
     fn load(&self) -> Work {
         let Parts { options, models, publisher, .. } = &self.parts;
         let (options, models, publisher) = (options.clone(), models.clone(), publisher.clone());
-        Box::pin(async move { Done::Activated(activate(&options.default_models, &models, &publisher).await) })
+        Box::pin(async move { Done::Activated(activate(&options.at_start(), &models, &publisher).await) })
     }
 
     /// Unloads every model, all at once, each within the bound; one that fails never keeps the rest.

@@ -17,7 +17,7 @@ use service::token::{Token, TokenError, guard};
 use service::traces::{Program, TraceError, TraceSettings, Traces};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use words::{Incarnation, ModelId, ModelStatus, Moment, NodeId, NodeStatus};
+use words::{Incarnation, ModelId, Moment, NodeId, NodeStatus};
 
 use crate::control::{ControlPlane, router as control_router};
 use crate::crumbs::Crumbs;
@@ -119,8 +119,7 @@ fn first_status(options: &Options, host_name: &str, state_dir: Option<&StateDir>
         tracing::warn!(prompts = crumbs.len(), "the life before this one crashed while it ran these");
     }
     // Gateways know from them that a model exists, before it is loaded and while the node is drained.
-    let ids = options.default_models.iter().filter_map(|entry| ModelId::new(entry.id.clone()).ok());
-    let models = ids.map(ModelStatus::absent).collect();
+    let models = models::configured(options);
     Ok(NodeStatus { version: env!("CARGO_PKG_VERSION").into(), crumbs, models, ..status })
 }
 
@@ -235,7 +234,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let downloads = Downloads::new(settings, clock, metrics.clone());
     let name = publisher.snapshot().node;
     let turns = Turns::new(&options, name.as_str(), around.hooks, clock, families.hooks)?;
-    let ids = options.default_models.iter().filter_map(|entry| ModelId::new(entry.id.clone()).ok());
+    let ids = options.entries().filter_map(|entry| ModelId::new(entry.id.clone()).ok());
     let (hooks_max, unload_max) = (ids.map(|id| turns.longest_stop(&id)).max(), options.drain.unload_max());
     if hooks_max.is_some_and(|longest| longest > unload_max) {
         tracing::warn!(?hooks_max, ?unload_max, "hooks of a model's end may take longer than drain.unload_max_s");
@@ -243,15 +242,15 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let kv = open_store(&options.kv_store, clock);
     let models = Models::new(models::Parts {
         harnesses: Harnesses::new(&options.harness),
-        scheduler: options.scheduler,
+        options: Arc::new(options.clone()),
+        budget: crate::check::memory_budget(&options),
         clock,
         metrics: metrics.clone(),
         publisher: publisher.clone(),
         streams: streams.clone(),
         downloads: downloads.clone(),
         turns: turns.clone(),
-        kv: (kv.clone(), options.kv_store.keep_max()),
-        state_dir: options.node.state_dir.clone(),
+        kv: kv.clone(),
     });
     let first = publisher.snapshot();
     let (intent, budget_s) = (machine.intent(), options.drain.exit_budget().as_secs_f64());

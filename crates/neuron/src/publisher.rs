@@ -12,6 +12,17 @@ use words::{
 
 use crate::history::History;
 
+/// What changes all the time of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Refresh {
+    pub(crate) id: ModelId,
+    pub(crate) load: ModelLoad,
+    /// The 99th percentile of the time between two tokens, in milliseconds.
+    pub(crate) p99_ms: u32,
+    pub(crate) idle_s: u32,
+    pub(crate) eta_ms: Option<u64>,
+}
+
 /// Owns the status; hands out snapshots.
 #[derive(Clone, Debug)]
 pub(crate) struct Publisher {
@@ -121,14 +132,16 @@ impl Publisher {
     }
 
     /// Refreshes what changes all the time, without a new generation.
-    pub(crate) fn load(&self, in_flight: usize, loads: &[(ModelId, ModelLoad, u32)]) {
+    pub(crate) fn load(&self, in_flight: usize, loads: &[Refresh]) {
         self.status.send_if_modified(|status| {
             let mut changed = status.in_flight != in_flight as u32;
             status.in_flight = in_flight as u32;
-            for (id, load, p99) in loads {
+            for Refresh { id, load, p99_ms, idle_s, eta_ms } in loads {
                 if let Some(model) = status.models.iter_mut().find(|model| model.id == *id) {
-                    changed |= model.load != *load || model.inter_token_p99_ms != *p99;
-                    (model.load, model.inter_token_p99_ms) = (*load, *p99);
+                    // Idle time and estimates go with the next heartbeat.
+                    changed |= model.load != *load || model.inter_token_p99_ms != *p99_ms;
+                    (model.load, model.inter_token_p99_ms) = (*load, *p99_ms);
+                    (model.idle_s, model.eta_ms) = (*idle_s, *eta_ms);
                 }
             }
             changed

@@ -79,7 +79,7 @@ pub(crate) async fn test(args: TestArgs, options: Options, node: String) -> Resu
     };
     let (ended, log) = match &model {
         Some(id) => {
-            let entry = options.default_models.iter().find(|entry| entry.id == id.as_str());
+            let entry = options.entry(id.as_str());
             let harness = entry.and_then(|entry| entry.harness.as_deref()).unwrap_or(DEFAULT_HARNESS);
             (turns.of_model(event, id, harness, Value::Null).await, turns.log(id))
         }

@@ -136,17 +136,25 @@ impl Ticket {
         }
     }
 
-    /// Takes what cancels the request, now that it is with its engine.
+    /// Waits until somebody cancels the request. Safe to cancel.
+    pub(crate) async fn cancelled(&mut self) {
+        let cancelled = |word: &Word| matches!(word, Word::Cancelled(_));
+        if self.word.wait_for(cancelled).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Takes what cancels the request, now that it is with the engine of `model`: the client may have said an alias.
     ///
     /// # Errors
     /// Why it is not wanted any more; its engine then forgets it.
-    pub(crate) fn arm(&self, cancel: CancelGuard) -> Result<(), Reason> {
+    pub(crate) fn arm(&self, model: &ModelId, cancel: CancelGuard) -> Result<(), Reason> {
         let mut table = self.streams.table();
         let said = *self.word.borrow();
         match (said, table.streams.get_mut(&self.number)) {
             (Word::Cancelled(reason), _) => Err(reason),
             (_, Some(stream)) => {
-                stream.cancel = Some(cancel);
+                (stream.asked.model, stream.cancel) = (model.clone(), Some(cancel));
                 Ok(())
             }
             (_, None) => Ok(()),

@@ -9,7 +9,7 @@ mod intent;
 mod moment;
 mod status;
 
-pub use error::{Code, Error, GrpcCode, Retry, Row};
+pub use error::{Code, Error, GrpcCode, Loading, Retry, Row};
 pub use ids::{Epoch, Fingerprint, GatewayId, Generation, IdError, Incarnation, ModelId, NodeId, RequestId, RolloutId};
 pub use inspection::{ComponentHealth, Health, Inspection, ItemRun, LaneItem, ModelHistory, StateChange};
 pub use intent::{Canary, Door, HandoffPolicy, Intent, IntentOrder, RolloutClaim};

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 
 use fleet::Slot;
@@ -26,7 +26,9 @@ pub(crate) struct Flight {
     pub(crate) request_id: String,
     pub(crate) completion_id: String,
     /// As the client named it.
-    pub(crate) model: ModelId,
+    asked: ModelId,
+    /// The model's own id, where that was an alias.
+    resolved: OnceLock<ModelId>,
     pub(crate) arrived: Moment,
     attempt: AtomicU32,
     slot: AtomicUsize,
@@ -36,6 +38,16 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
+    /// Notes what an alias means; the first word counts.
+    pub(super) fn resolved(&self, model: &ModelId) {
+        let _ = self.resolved.set(model.clone());
+    }
+
+    /// Returns the model's own id as far as it is known.
+    pub(crate) fn model(&self) -> &ModelId {
+        self.resolved.get().unwrap_or(&self.asked)
+    }
+
     /// Notes that an attempt was opened.
     pub(super) fn sent(&self, attempt: u32, slot: Slot) {
         self.attempt.store(attempt, Ordering::Relaxed);
@@ -128,7 +140,8 @@ impl Flights {
         let flight = Arc::new(Flight {
             request_id: order.request_id.clone(),
             completion_id: order.completion_id.clone(),
-            model: order.model.clone(),
+            asked: order.model.clone(),
+            resolved: OnceLock::new(),
             arrived,
             attempt: AtomicU32::new(0),
             slot: AtomicUsize::new(NOWHERE),
@@ -155,7 +168,7 @@ impl Flights {
 
     /// Has the requests of a model end; returns them.
     pub(crate) fn cancel_model(&self, model: &ModelId) -> Vec<Arc<Flight>> {
-        let ended = self.find(|flight| flight.model == *model && !flight.is_cancelled());
+        let ended = self.find(|flight| flight.model() == model && !flight.is_cancelled());
         ended.iter().for_each(|flight| flight.cancel());
         ended
     }

@@ -6,6 +6,7 @@ mod flights;
 mod http1;
 mod relay;
 mod upstream;
+mod vigil;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -65,6 +66,13 @@ pub(crate) struct Order {
 }
 
 impl Order {
+    /// Puts the model's own id in the place of an alias.
+    fn rename(&mut self, id: ModelId) -> Result<(), Error> {
+        self.body = wire::with_model(&self.body, &id)?.into();
+        self.model = id;
+        Ok(())
+    }
+
     /// Says what a worker could not say any more: that choices were cancelled which had not finished, usage and end.
     fn completion(&self, meta: Option<&Meta>, choices: &[Accepted], reasoning: u32) -> Bytes {
         let identity =

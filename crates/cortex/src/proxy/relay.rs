@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fleet::{
-    Ending, Journey, Origin, Patience, PatienceFacts, PatienceLimits, Route, RouteQuery, Slot, Step, Target, Verdict,
-    route, worth_waiting,
+    Ending, FleetView, Journey, Origin, Placements, Room, Route, RouteQuery, Slot, Step, Successor, Target, route,
+    worth_waiting,
 };
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -17,9 +17,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use wire::private::{Line, Meta, Resume, ResumeChoice};
 use words::{Code, Error, Moment};
 
-use super::attempt::{Attempt, Next, Unopened, silent};
+use super::attempt::{Attempt, Next, Unopened};
 use super::flights::Place;
+use super::vigil::{Watch, with_loading};
 use super::{Order, SharedProxy};
+use crate::fleet_task::LoadWait;
 
 /// How long a worker has to end a request that was cancelled: a step of its engine, and the way here.
 const CANCEL_MAX: Duration = Duration::from_secs(5);
@@ -38,8 +40,7 @@ pub(crate) struct Relay {
     attempt: Option<Attempt>,
     /// What the first attempt made of the request; a later one has to agree.
     meta: Option<Box<Meta>>,
-    patience: Patience,
-    look_at: Moment,
+    watch: Watch,
     /// The worker is leaving and the stream may be taken elsewhere; looked at from then on.
     offered: Option<Moment>,
     /// Held while a worker computes anew what another one had.
@@ -77,8 +78,7 @@ impl Relay {
             rng: SmallRng::seed_from_u64(order.seed ^ order.created),
             attempt: None,
             meta: None,
-            patience: Patience::new(arrived),
-            look_at: arrived,
+            watch: Watch::new(arrived, arrived + Duration::from_millis(proxy.options.proxy.load_wait_ms)),
             offered: None,
             prefill: None,
             arrived,
@@ -123,7 +123,7 @@ impl Relay {
                 Err(error) => {
                     self.over = true;
                     self.outcome = Some(error.code().row().code);
-                    return Some(Err(error));
+                    return Some(Err(with_loading(&self.proxy, &self.order.model, error)));
                 }
             }
         }
@@ -132,7 +132,7 @@ impl Relay {
     /// Finds a worker and opens an attempt on it.
     async fn open(&mut self) -> Result<(), Ending> {
         let mut routing = self.span.child("route", SpanKind::Internal);
-        let target = self.find().await.map_err(|error| {
+        let (target, load) = self.find().await.map_err(|error| {
             routing.fail(error.code().row().code);
             Ending::NobodyFound(error)
         })?;
@@ -153,25 +153,31 @@ impl Relay {
                 KeyValue::new("server.address", target.data_address.clone()),
             ]
         });
+        let begun = self.proxy.clock.now();
+        self.watch.begin(begun);
+        let (span, watch) = (&self.attempt_span, &mut self.watch);
         let opened = tokio::select! {
             biased;
-            opened = Attempt::open(&self.proxy, &self.order, body, target, number, &self.attempt_span) => opened,
-            () = self.place.flight.cancelled() => Err(Unopened { error: cancelled(), sent: false }),
+            opened = Attempt::open(&self.proxy, &self.order, body, target, number, span, watch) => opened,
+            () = self.place.flight.cancelled() => Err(Unopened { ending: Ending::Failed(cancelled()), sent: false }),
         };
+        if load.is_some() {
+            let waited = self.proxy.clock.now().since(begun).as_secs_f64();
+            self.proxy.metrics.load_wait.with_label_values(&[self.order.model.as_str()]).observe(waited);
+        }
         match opened {
             Ok(attempt) => {
                 self.journey.reached();
                 self.attempt = Some(attempt);
-                self.patience = Patience::new(self.proxy.clock.now());
-                self.look_at = self.proxy.clock.now();
                 Ok(())
             }
-            Err(Unopened { error, sent }) => {
-                if sent {
+            Err(Unopened { ending, sent }) => {
+                // What waited for its model was not at work.
+                if sent && load.is_none() {
                     self.journey.reached();
                 }
-                self.count_attempt(node.as_str(), error.code().row().code);
-                Err(Ending::Failed(error))
+                self.count_attempt(node.as_str(), reason(&ending));
+                Err(ending)
             }
         }
     }
@@ -185,7 +191,24 @@ impl Relay {
         Resume { choices: choices.collect(), meta: (**meta).clone() }.splice(&self.order.body)
     }
 
-    async fn find(&mut self) -> Result<Target, Error> {
+    /// Asks for a way; one that leads to a load is taken at once, so that the next request follows it.
+    fn way(&mut self, view: &FleetView, successor: Option<&Successor>) -> (Route, Option<LoadWait>) {
+        let fleet = &self.proxy.fleet;
+        let (model, tried, wait_until) = (&self.order.model, self.journey.tried(), self.journey.wait_until());
+        let mut placements = fleet.placements();
+        let query = RouteQuery { model, tried, wait_until, successor, placements: &placements };
+        let way = route(view, &query, |slot| fleet.sent_since(slot), self.proxy.clock.now(), &mut self.rng);
+        let Route::Forward(Target { slot, room: Some(room), .. }) = &way else { return (way, None) };
+        let load = fleet.wait_at(&mut placements, model, *slot);
+        drop(placements);
+        if *room != Room::Coming {
+            self.proxy.metrics.loads.with_label_values(&[model.as_str(), room.name()]).inc();
+            tracing::info!(request_id = self.order.request_id, %model, room = room.name(), "a load for a request");
+        }
+        (way, Some(load))
+    }
+
+    async fn find(&mut self) -> Result<(Target, Option<LoadWait>), Error> {
         let mut changes = self.proxy.fleet.watch();
         let successor = self.journey.successor();
         loop {
@@ -193,16 +216,17 @@ impl Relay {
                 return Err(cancelled());
             }
             let view = changes.borrow_and_update().clone();
-            let wait_until = self.journey.wait_until();
-            let (model, tried) = (&self.order.model, self.journey.tried());
-            let query = RouteQuery { model, tried, wait_until, successor: successor.as_ref() };
-            let sent = |slot| self.proxy.fleet.sent_since(slot);
-            let until = match route(&view, &query, sent, self.proxy.clock.now(), &mut self.rng) {
-                Route::Forward(target) if successor.is_none() => return Ok(target),
+            if let Some(id) = view.alias(&self.order.model).cloned() {
+                self.order.rename(id)?;
+                self.place.flight.resolved(&self.order.model);
+            }
+            let (way, load) = self.way(&view, successor.as_ref());
+            let until = match way {
+                Route::Forward(target) if successor.is_none() => return Ok((target, load)),
                 Route::Forward(target) => match self.proxy.fleet.prefill(target.slot) {
                     Some(permit) => {
                         self.prefill = Some(permit);
-                        return Ok(target);
+                        return Ok((target, load));
                     }
                     // Others compute their answers' past there just now; it takes a prefill's time.
                     None => self.proxy.clock.now() + PREFILL_AGAIN,
@@ -217,6 +241,7 @@ impl Relay {
                     until
                 }
             };
+            drop(load);
             let deadline = self.proxy.clock.instant(until);
             tokio::select! {
                 changed = tokio::time::timeout_at(deadline, changes.changed()) => if let Ok(Ok(())) = changed {
@@ -234,7 +259,7 @@ impl Relay {
         let Some(attempt) = &mut self.attempt else { return Ok(None) };
         self.lines.clear();
         let ends = [self.offered, self.end_by].into_iter().flatten();
-        let until = ends.fold(self.look_at, Moment::min);
+        let until = ends.fold(self.watch.look_at(), Moment::min);
         let next = tokio::select! {
             biased;
             next = attempt.next(self.proxy.clock.instant(until), &mut self.lines) => next,
@@ -251,7 +276,7 @@ impl Relay {
         match next {
             Next::Event(bytes) => {
                 let now = self.proxy.clock.now();
-                self.patience.heard(now);
+                self.watch.heard(now);
                 self.read_lines(now).map_err(Ending::Failed)?;
                 Ok(Some(bytes))
             }
@@ -264,7 +289,8 @@ impl Relay {
                 Err(Ending::Failed(cancelled()))
             }
             Next::Quiet => {
-                self.look().map_err(Ending::Failed)?;
+                let Some(slot) = self.slot() else { return Ok(None) };
+                self.watch.look(&self.proxy, &self.order.model, slot, self.journey.begun())?;
                 Ok(None)
             }
             Next::End if self.complete => {
@@ -286,32 +312,6 @@ impl Relay {
         if self.place.flight.is_cancelled() { Code::Cancelled.row().code } else { "ok" }
     }
 
-    /// Judges the attempt's silence.
-    fn look(&mut self) -> Result<(), Error> {
-        let Some(slot) = self.slot() else { return Ok(()) };
-        let (now, view) = (self.proxy.clock.now(), self.proxy.fleet.view());
-        let node = view.node(slot);
-        let model = node.and_then(|node| node.status.as_ref()?.model(&self.order.model));
-        let facts = PatienceFacts {
-            control_heard: node.map_or(Moment::ZERO, |node| node.heard_at),
-            inter_token_p99: Duration::from_millis(model.map_or(0, |model| u64::from(model.inter_token_p99_ms))),
-            begun: self.journey.begun(),
-        };
-        let options = &self.proxy.options.proxy;
-        let limits = PatienceLimits {
-            first_event: Duration::from_millis(options.first_event_timeout_ms),
-            stall: Duration::from_millis(options.stall_min_ms),
-        };
-        match self.patience.look(now, &limits, &facts) {
-            Verdict::WaitUntil(at) => {
-                self.look_at = at;
-                Ok(())
-            }
-            Verdict::Stalled => Err(silent()),
-            Verdict::Unreachable => Err(Error::new(Code::UpstreamTimeout, "the worker is out of reach")),
-        }
-    }
-
     /// Takes a leaving worker's offer as soon as another worker could go on.
     fn take_offer(&mut self) -> Result<(), Ending> {
         let (Some(slot), Some(again)) = (self.slot(), self.offered) else { return Ok(()) };
@@ -329,9 +329,13 @@ impl Relay {
             tried: &[slot],
             wait_until: Moment::ZERO,
             successor: successor.as_ref(),
+            placements: &Placements::default(),
         };
         match route(&view, &query, |slot| self.proxy.fleet.sent_since(slot), now, &mut self.rng) {
-            Route::Forward(target) if self.proxy.fleet.may_prefill(target.slot) => Err(Ending::HandedOver),
+            // A stream that runs is not moved to where it would have to wait for a load.
+            Route::Forward(target) if target.room.is_none() && self.proxy.fleet.may_prefill(target.slot) => {
+                Err(Ending::HandedOver)
+            }
             // It runs on where it is; the worker knows that some offers are not taken.
             _ => Ok(()),
         }
@@ -402,10 +406,7 @@ impl Relay {
     /// Does what the journey decides after an attempt that did not complete the answer; returns the bytes that
     /// complete it where no worker is needed for that.
     fn after(&mut self, ending: Ending) -> Result<Option<Bytes>, Error> {
-        let reason = match &ending {
-            Ending::Failed(error) | Ending::NobodyFound(error) => error.code().row().code,
-            Ending::HandedOver => "handed_over",
-        };
+        let reason = reason(&ending);
         if let Some(attempt) = self.attempt.take() {
             self.count_attempt(attempt.target.node.as_str(), reason);
         }
@@ -448,6 +449,13 @@ impl Relay {
                 Err(public(error))
             }
         }
+    }
+}
+
+fn reason(ending: &Ending) -> &'static str {
+    match ending {
+        Ending::Failed(error) | Ending::NobodyFound(error) => error.code().row().code,
+        Ending::HandedOver => "handed_over",
     }
 }
 

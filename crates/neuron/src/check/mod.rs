@@ -79,9 +79,18 @@ fn build() -> Finding {
     Finding::ok("build", format!("{}; engine: {engine}{compute}", env!("CARGO_PKG_VERSION")))
 }
 
+/// Returns what models may take together, in bytes: what is configured, else what is free now of the GPUs where models
+/// go there, else of the host; 0 where that is unknown. Blocks, on a sick GPU for seconds.
+pub(crate) fn memory_budget(options: &Options) -> u64 {
+    if let Some(mib) = options.memory.budget_mib {
+        return (mib as u64) << 20;
+    }
+    gpu::free(options).or_else(places::free).unwrap_or(0)
+}
+
 fn models(options: &Options) -> Vec<Finding> {
-    if options.default_models.is_empty() {
-        let advice = "name some in [[default_models]], or load them by POST /models/load";
+    if options.entries().next().is_none() {
+        let advice = "name some in [[models]] or [[default_models]], or load them by POST /models/load";
         return vec![Finding::warning("models", "none are configured", advice)];
     }
     let harnesses = Harnesses::new(&options.harness);
@@ -99,11 +108,11 @@ fn models(options: &Options) -> Vec<Finding> {
             },
             Err(error) => {
                 let key = error.param().unwrap_or("path").to_string();
-                Finding::fault(&what, error.message(), format!("correct {key} of this entry of [[default_models]]"))
+                Finding::fault(&what, error.message(), format!("correct {key} of this model's entry"))
             }
         }
     };
-    options.default_models.iter().map(check).collect()
+    options.entries().map(check).collect()
 }
 
 fn findings(options: &Options, cache: Option<&Path>) -> Vec<Finding> {

@@ -37,10 +37,15 @@ fn available(meminfo: &str) -> Option<(u64, u64)> {
     Some((of("MemAvailable:")?, of("MemTotal:")?))
 }
 
+/// Bytes of the host's memory that are free now.
+pub(super) fn free() -> Option<u64> {
+    available(&std::fs::read_to_string("/proc/meminfo").ok()?).map(|(free, _)| free)
+}
+
 /// Bytes that the models of the configuration need, as far as their files are here, with their KV.
 fn needed(options: &Options) -> u64 {
     let kv = (options.harness.candle.kv_cache_mib as u64) << 20;
-    let specs = options.default_models.iter().filter_map(|entry| spec_of(entry).ok());
+    let specs = options.at_start().into_iter().filter_map(|entry| spec_of(&entry).ok());
     let lengths = specs.filter_map(|spec| std::fs::metadata(spec.path?).ok()).filter(|file| file.is_file());
     lengths.map(|file| file.len() + kv).sum()
 }
@@ -134,7 +139,7 @@ pub(super) fn state(options: &Options) -> Finding {
 }
 
 pub(super) fn cache(folder: Option<&Path>, options: &Options) -> Finding {
-    let from_hubs = options.default_models.iter().filter_map(|entry| spec_of(entry).ok());
+    let from_hubs = options.entries().filter_map(|entry| spec_of(entry).ok());
     let needed = from_hubs.filter(|spec| spec.reference.is_some()).count() > 0;
     let fault = |found: String, advice: &str| match needed {
         true => Finding::fault("cache folder", found, advice),

@@ -6,14 +6,15 @@ use service::traces::{KeyValue, Span, list};
 use words::{Code, Moment};
 
 use super::DataPlane;
-use crate::ready::ReadyModel;
+use crate::models::InUse;
 use crate::stopped::Stopped;
 use crate::streams::Reason;
 
 /// What the end's log line and metrics need.
 pub(super) struct Account {
     pub(super) plane: Arc<DataPlane>,
-    pub(super) model: Arc<ReadyModel>,
+    /// Its place in its model.
+    pub(super) model: InUse,
     request_id: String,
     completion_id: String,
     arrived: Moment,
@@ -33,7 +34,7 @@ pub(super) struct Account {
 impl Account {
     pub(super) fn new(
         plane: Arc<DataPlane>,
-        model: Arc<ReadyModel>,
+        model: InUse,
         (request_id, completion_id): (String, String),
         arrived: Moment,
         stream: bool,

@@ -201,18 +201,21 @@ async fn admit<A: Ask>(
     let Entered { admission, arrived, bytes } = enter(plane, headers, &private, body).await?;
     let ask = A::parse(&bytes)?;
     drop(bytes);
-    // From here on it can be cancelled.
-    let ticket = plane.streams.enter(running::Asked {
+    // From here on it can be cancelled, also while it waits for its model.
+    let mut ticket = plane.streams.enter(running::Asked {
         gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
         model: ask.generation().model.clone(),
         request_id: private.request_id.clone(),
         completion_id: private.id.clone(),
     });
-    let model = plane.models.ready(&ask.generation().model)?;
+    let model = tokio::select! {
+        model = plane.models.attach(&ask.generation().model) => model?,
+        () = ticket.cancelled() => return Err(running::cancelled()),
+    };
     plane.metrics.unknown_fields(model.id.as_str(), ask.generation().unknown_fields);
     let style = model.text.style();
     ask.check(&style)?;
-    let (asked, ask) = tokenize(&model, ask, private.created).await?;
+    let (asked, ask) = tokenize(model.model(), ask, private.created).await?;
     let (request, task) = (ask.generation(), ask.task(&asked)?);
     let room = room::<A>(&model, &asked.prompts, task)?;
     let fallback = plane.options.scheduler.default_max_tokens;
@@ -277,12 +280,13 @@ async fn admit<A: Ask>(
     let ids = (private.request_id, private.id.clone());
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
     let form = ask.form(identity, &asked, plain);
-    let mut account = Account::new(plane.clone(), model.clone(), ids, arrived, request.stream, std::mem::take(span));
-    if let Err(reason) = ticket.arm(guard) {
+    let inside = private.attempt.zip(private.gateway).map(|(number, _)| Inside { number, meta: Some(meta) });
+    let (armed, stream) = (ticket.arm(&model.id, guard), request.stream);
+    let mut account = Account::new(plane.clone(), model, ids, arrived, stream, std::mem::take(span));
+    if let Err(reason) = armed {
         (account.cancelled, account.outcome) = (Some(reason), Some(Code::Cancelled.row().code));
         return Err(running::cancelled());
     }
-    let inside = private.attempt.zip(private.gateway).map(|(number, _)| Inside { number, meta: Some(meta) });
     let private = inside.is_some();
     let answer = Answer::new(parts, ticket, admission, account, form, inside, start);
     respond(plane, answer, request.stream, private).await

@@ -29,7 +29,7 @@ pub(super) async fn tokenize(State(plane): State<Arc<DataPlane>>, headers: Heade
     answered(Endpoint::Tokenize, &plane, &headers, async |private: Private| {
         let Entered { admission: _admission, bytes, .. } = enter(&plane, &headers, &private, body).await?;
         let request = TokenizeRequest::parse(&bytes)?;
-        let model = plane.models.ready(&request.model)?;
+        let model = plane.models.attach(&request.model).await?;
         plane.metrics.unknown_fields(model.id.as_str(), request.unknown_fields);
         let created = private.created;
         let tokenized = off(move || tokens(&model, &request, created)).await?;
@@ -56,7 +56,7 @@ pub(super) async fn detokenize(State(plane): State<Arc<DataPlane>>, headers: Hea
     answered(Endpoint::Detokenize, &plane, &headers, async |private: Private| {
         let Entered { admission: _admission, bytes, .. } = enter(&plane, &headers, &private, body).await?;
         let request = DetokenizeRequest::parse(&bytes)?;
-        let model = plane.models.ready(&request.model)?;
+        let model = plane.models.attach(&request.model).await?;
         plane.metrics.unknown_fields(model.id.as_str(), request.unknown_fields);
         let count = request.tokens.len() as u32;
         if let Some(id) = request.tokens.iter().find(|id| **id as usize >= model.vocabulary) {

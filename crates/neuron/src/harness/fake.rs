@@ -41,6 +41,11 @@ impl Harness for FakeHarness {
         Ok(())
     }
 
+    fn estimate(&self, spec: &LoadSpec, _sizes: Sizes) -> Result<u64, LoadFailure> {
+        let own = (self.options.memory_mib as u64) << 20;
+        Ok(if spec.memory > 0 { spec.memory } else { own })
+    }
+
     fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<LoadedModel, LoadFailure> {
         let begun = Instant::now();
         let whole = Duration::from_millis(self.options.load_ms);
@@ -56,7 +61,7 @@ impl Harness for FakeHarness {
             let error = Error::new(Code::UpstreamFailed, "the fake engine was told to fail this load");
             return Err(LoadFailure { error, transient: true });
         }
-        let context_length = self.options.context_length;
+        let context_length = spec.context(self.options.context_length);
         let engine = FakeEngine::new(Capabilities {
             max_batch: sizes.max_running,
             max_step_tokens: sizes.max_running + sizes.prefill_tokens,
@@ -81,6 +86,7 @@ impl Harness for FakeHarness {
             continue_fingerprint: print,
             exact_fingerprint: print,
             device: "none".into(),
+            memory: self.estimate(spec, sizes)?,
         })
     }
 }

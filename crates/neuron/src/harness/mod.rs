@@ -15,11 +15,11 @@ use serde_json::{Map, Value};
 use wire::output::{Opening, Overrides, Style};
 use words::{Code, Error, Fingerprint};
 
-use crate::options::HarnessOptions;
+use crate::options::{HarnessOptions, SamplingOptions};
 use crate::sampling::Defaults;
 
 /// What a load names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LoadSpec {
     pub(crate) model_id: words::ModelId,
     pub(crate) harness: String,
@@ -31,6 +31,21 @@ pub(crate) struct LoadSpec {
     pub(crate) device: Option<String>,
     /// What its operator says of its calls and its reasoning.
     pub(crate) overrides: Overrides,
+    /// Longest context served, in tokens; 0: what its harness and the model itself allow.
+    pub(crate) context_length: usize,
+    /// What its operator says of its memory, in bytes; 0: nothing.
+    pub(crate) memory: u64,
+    /// What its operator says of its sampling.
+    pub(crate) sampling: SamplingOptions,
+    /// What it is asked before it serves, and how many tokens of the answer are waited for.
+    pub(crate) warmup: (String, usize),
+}
+
+impl LoadSpec {
+    /// Bounds a context by what its operator says.
+    pub(crate) fn context(&self, most: usize) -> usize {
+        if self.context_length == 0 { most } else { self.context_length.min(most) }
+    }
 }
 
 /// What a harness needs from the scheduler's settings.
@@ -118,6 +133,8 @@ pub(crate) struct LoadedModel {
     pub(crate) exact_fingerprint: Fingerprint,
     /// Where it runs, for the log.
     pub(crate) device: String,
+    /// What its weights and its KV take, as counted by what holds them, in bytes.
+    pub(crate) memory: u64,
 }
 
 /// Tells models apart whose operators say different things of them: the streams of equal ids differ then. A template,
@@ -136,6 +153,9 @@ pub(crate) trait Harness: Send + Sync {
 
     /// Checks a load without doing it: what can be told apart at once is refused at once.
     fn check(&self, spec: &LoadSpec) -> Result<(), Error>;
+
+    /// Says what a load will take, in bytes, as far as its files tell. Blocks; called off the runtime.
+    fn estimate(&self, spec: &LoadSpec, sizes: Sizes) -> Result<u64, LoadFailure>;
 
     /// Loads. Blocks; called off the runtime.
     fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<LoadedModel, LoadFailure>;
