@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use control::proto::control_client::ControlClient;
 use control::proto::{self};
-use control::{error_from_status, intent_order_to_proto, node_status_from_proto};
+use control::{error_from_status, inspection_from_proto, intent_order_to_proto, node_status_from_proto};
 use service::token::Token;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
-use words::{Code, Error, IntentOrder, ModelId, NodeStatus, RolloutId};
+use words::{Code, Error, Inspection, IntentOrder, ModelId, NodeStatus, RolloutId};
 
 /// Longest time to connect.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -117,6 +117,47 @@ pub(crate) async fn pull(
     let request = with_token(token, proto::PullModelRequest { model });
     let answer = call(async { dial(control_address).await?.pull_model(request).await }).await?;
     Ok(answer.into_inner())
+}
+
+/// Which requests a cancellation means.
+pub(crate) use control::proto::cancel_requests_request::Which;
+
+/// Has the neuron end running requests; returns how many that were.
+///
+/// # Errors
+/// The neuron's refusal, `UpstreamFailed` or `UpstreamTimeout`.
+pub(crate) async fn cancel(
+    control_address: &str,
+    token: Option<&Token>,
+    which: Which,
+) -> Result<proto::CancelRequestsResponse, Error> {
+    let request = with_token(token, proto::CancelRequestsRequest { which: Some(which) });
+    let answer = call(async { dial(control_address).await?.cancel_requests(request).await }).await?;
+    Ok(answer.into_inner())
+}
+
+/// Reads a log of the neuron; the stream ends when it is dropped, or with what is there.
+///
+/// # Errors
+/// The neuron's refusal, `UpstreamFailed` or `UpstreamTimeout`.
+pub(crate) async fn logs(
+    control_address: &str,
+    token: Option<&Token>,
+    wanted: proto::ModelLogsRequest,
+) -> Result<Streaming<proto::LogLines>, Error> {
+    let request = with_token(token, wanted);
+    let answer = call(async { dial(control_address).await?.model_logs(request).await }).await?;
+    Ok(answer.into_inner())
+}
+
+/// Has the neuron's inspector look.
+///
+/// # Errors
+/// The neuron's refusal, `UpstreamFailed` or `UpstreamTimeout`.
+pub(crate) async fn inspect(control_address: &str, token: Option<&Token>) -> Result<Inspection, Error> {
+    let request = with_token(token, proto::GetLifecycleRequest {});
+    let answer = call(async { dial(control_address).await?.get_lifecycle(request).await }).await?;
+    inspection_from_proto(answer.into_inner()).map_err(Error::internal)
 }
 
 /// Loads a model as the neuron's configuration says, or joins its load; returns when it is ready.

@@ -57,7 +57,8 @@ pub struct Successor {
 pub enum Step {
     /// Another attempt: from the start, or after the accepted tokens when there are any.
     Again,
-    /// Every choice has finished for a client that reads a stream: only the bookkeeping was lost.
+    /// The client of a stream has all that it will get, and is owed a proper end: every choice has finished and only the
+    /// bookkeeping was lost, or the request was cancelled.
     Complete,
     /// The request ends with this error.
     Fail(Error),
@@ -183,6 +184,14 @@ impl Journey {
     /// Takes the end of the present attempt, or of the search for one, and decides what follows.
     pub fn ended(&mut self, now: Moment, ending: Ending, budget: &mut RetryBudget) -> Step {
         if self.fence.finished() && self.streamed {
+            return Step::Complete;
+        }
+        if let Ending::Failed(error) | Ending::NobodyFound(error) = &ending
+            && error.code() == Code::Cancelled
+            && self.fence.begun()
+            && self.streamed
+        {
+            // What it has is its answer; one JSON can be made by a worker alone.
             return Step::Complete;
         }
         let error = match ending {

@@ -112,6 +112,8 @@ codes! {
     RateLimited => (429, ResourceExhausted, "rate_limit_error", "rate_limit_exceeded", SOON);
     /// The client went away; nobody reads this answer.
     ClientClosed => (499, Cancelled, "client_error", "client_closed_request", Retry::Never);
+    /// Somebody who may cancelled the request before it had a token. Not 409, which clients try again by themselves.
+    Cancelled => (499, Cancelled, "cancelled", "request_cancelled", Retry::Never);
     /// A fault of ours.
     Internal => (500, Internal, "server_error", "internal_error", Retry::Never);
     /// The engine failed under the request; its worker recovers or is replaced.

@@ -2,9 +2,12 @@
 
 pub(crate) mod admin;
 mod chat;
+mod lifecycle;
+mod logs;
 mod models;
 mod node;
 mod pull;
+mod requests;
 mod status;
 mod targets;
 
@@ -69,6 +72,15 @@ enum Command {
     Load(models::LoadArgs),
     /// Unload a model, everywhere or on one worker, once its requests have ended.
     Unload(models::UnloadArgs),
+    /// Show the requests that run.
+    Requests(requests::RequestsArgs),
+    /// End a running request, or all of a model: its client gets what was generated, and is told why it ends.
+    Cancel(requests::CancelArgs),
+    /// Print the log of a model, or of a worker: what hooks and engines wrote.
+    Logs(logs::LogsArgs),
+    /// Show what a worker runs at its start, at each request and at its end, what its models went through, and how its
+    /// parts are.
+    Lifecycle(lifecycle::LifecycleArgs),
     /// Have a worker fetch a model's files from their hub, without loading it.
     Pull(pull::PullArgs),
     /// Print the workers as targets for Prometheus' file-based discovery.
@@ -109,6 +121,10 @@ pub fn main() -> ExitCode {
         Command::Ps(args) => Ok(client_run(models::ps(args))),
         Command::Load(args) => Ok(client_run(models::load(args))),
         Command::Unload(args) => Ok(client_run(models::unload(args))),
+        Command::Requests(args) => Ok(client_run(requests::list(args))),
+        Command::Cancel(args) => Ok(client_run(requests::cancel(args))),
+        Command::Logs(args) => Ok(client_run(logs::logs(args))),
+        Command::Lifecycle(args) => Ok(client_run(lifecycle::show(args))),
         Command::Pull(args) => Ok(client_run(pull::pull(args))),
         Command::Targets(args) => Ok(client_run(targets::print(args))),
         Command::Metrics => metrics("cortex", Families::register).map(|table| {

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use serde::de::DeserializeOwned;
 use service::exit;
 use service::progress::Bar;
 
@@ -23,7 +24,7 @@ pub(super) struct PullArgs {
 }
 
 /// Takes whole lines off the front of what came.
-pub(super) fn lines<T: serde::de::DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Vec<T>> {
+pub(super) fn lines<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Vec<T>> {
     let whole = buffer.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     let rest = buffer.split_off(whole);
     let taken = std::mem::replace(buffer, rest);
@@ -71,7 +72,7 @@ mod tests {
             let mut buffer = text.as_bytes()[..cut].to_vec();
             let mut read: Vec<Line> = lines(&mut buffer).unwrap();
             buffer.extend_from_slice(&text.as_bytes()[cut..]);
-            read.extend(lines(&mut buffer).unwrap());
+            read.extend(lines::<Line>(&mut buffer).unwrap());
             assert_eq!((read.len(), read[0].bytes_total, read[1].path.as_deref()), (2, 2, Some("/m")), "cut at {cut}");
         }
         assert!(lines::<Line>(&mut b"nonsense\n".to_vec()).is_err());

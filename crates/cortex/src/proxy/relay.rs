@@ -1,4 +1,6 @@
-//! One client request over its attempts: the shell around `fleet::Journey`, and the account at the end.
+//! One client request over its attempts: the shell around `fleet::Journey`.
+
+mod account;
 
 use std::time::Duration;
 
@@ -16,10 +18,13 @@ use wire::private::{Line, Meta, Resume, ResumeChoice};
 use words::{Code, Error, Moment};
 
 use super::attempt::{Attempt, Next, Unopened};
+use super::flights::Place;
 use super::vigil::{Watch, with_loading};
 use super::{Order, SharedProxy};
 use crate::fleet_task::LoadWait;
 
+/// How long a worker has to end a request that was cancelled: a step of its engine, and the way here.
+const CANCEL_MAX: Duration = Duration::from_secs(5);
 /// How often an offer that found no successor is looked at again.
 const OFFER_AGAIN: Duration = Duration::from_millis(250);
 
@@ -27,6 +32,10 @@ const OFFER_AGAIN: Duration = Duration::from_millis(250);
 pub(crate) struct Relay {
     proxy: SharedProxy,
     order: Order,
+    /// Its place among the requests that run.
+    place: Place,
+    /// Set once it is cancelled: until then its worker may end it.
+    end_by: Option<Moment>,
     journey: Journey,
     attempt: Option<Attempt>,
     /// What the first attempt made of the request; a later one has to agree.
@@ -63,6 +72,8 @@ impl Relay {
         let arrived = proxy.clock.now();
         proxy.deposit();
         Relay {
+            place: proxy.flights.enter(&order, arrived),
+            end_by: None,
             journey: Journey::new(order.choices as usize, order.stream, proxy.options.proxy.journey(), arrived),
             rng: SmallRng::seed_from_u64(order.seed ^ order.created),
             attempt: None,
@@ -128,6 +139,7 @@ impl Relay {
         drop(routing);
         self.proxy.fleet.sent(target.slot);
         let number = self.journey.open(target.slot);
+        self.place.flight.sent(number, target.slot);
         let body = self.body().map_err(Ending::Failed)?;
         let node = target.node.clone();
         let accepted = self.journey.accepted();
@@ -144,7 +156,11 @@ impl Relay {
         let (begun, loads) = (self.proxy.clock.now(), target.room.is_some());
         self.watch.begin(begun);
         let (span, watch) = (&self.attempt_span, &mut self.watch);
-        let opened = Attempt::open(&self.proxy, &self.order, body, target, number, span, watch).await;
+        let opened = tokio::select! {
+            biased;
+            opened = Attempt::open(&self.proxy, &self.order, body, target, number, span, watch) => opened,
+            () = self.place.flight.cancelled() => Err(Unopened { ending: Ending::Failed(cancelled()), sent: false }),
+        };
         drop(wait);
         if loads {
             let waited = self.proxy.clock.now().since(begun).as_secs_f64();
@@ -197,9 +213,13 @@ impl Relay {
         let mut changes = self.proxy.fleet.watch();
         let successor = self.journey.successor();
         loop {
+            if self.place.flight.is_cancelled() {
+                return Err(cancelled());
+            }
             let view = changes.borrow_and_update().clone();
             if let Some(id) = view.alias(&self.order.model).cloned() {
                 self.order.rename(id)?;
+                self.place.flight.resolved(&self.order.model);
             }
             let (way, wait) = self.way(&view, successor.as_ref());
             let until = match way {
@@ -224,9 +244,12 @@ impl Relay {
             };
             drop(wait);
             let deadline = self.proxy.clock.instant(until);
-            if let Ok(Ok(())) = tokio::time::timeout_at(deadline, changes.changed()).await {
-                // The view is newer than the refusals, so they no longer bind.
-                self.journey.forget_tried();
+            tokio::select! {
+                changed = tokio::time::timeout_at(deadline, changes.changed()) => if let Ok(Ok(())) = changed {
+                    // The view is newer than the refusals, so they no longer bind.
+                    self.journey.forget_tried();
+                },
+                () = self.place.flight.cancelled() => {}
             }
         }
     }
@@ -236,9 +259,17 @@ impl Relay {
         self.take_offer()?;
         let Some(attempt) = &mut self.attempt else { return Ok(None) };
         self.lines.clear();
-        let look_at = self.watch.look_at();
-        let until = self.offered.map_or(look_at, |again| look_at.min(again));
-        let next = match attempt.next(self.proxy.clock.instant(until), &mut self.lines).await {
+        let ends = [self.offered, self.end_by].into_iter().flatten();
+        let until = ends.fold(self.watch.look_at(), Moment::min);
+        let next = tokio::select! {
+            biased;
+            next = attempt.next(self.proxy.clock.instant(until), &mut self.lines) => next,
+            () = self.place.flight.cancelled(), if self.end_by.is_none() => {
+                self.end_by = Some(self.proxy.clock.now() + CANCEL_MAX);
+                return Ok(None);
+            }
+        };
+        let next = match next {
             // The answer is whole; how its connection ends is nobody's concern.
             Err(_) if self.complete => Next::End,
             next => next.map_err(Ending::Failed)?,
@@ -252,8 +283,11 @@ impl Relay {
             }
             Next::Quiet if self.complete => {
                 // The end of the body does not come; without it the connection is of no more use.
-                (self.over, self.outcome) = (true, Some("ok"));
+                (self.over, self.outcome) = (true, Some(self.proper()));
                 Ok(None)
+            }
+            Next::Quiet if self.end_by.is_some_and(|end| self.proxy.clock.now() >= end) => {
+                Err(Ending::Failed(cancelled()))
             }
             Next::Quiet => {
                 let Some(slot) = self.slot() else { return Ok(None) };
@@ -261,9 +295,9 @@ impl Relay {
                 Ok(None)
             }
             Next::End if self.complete => {
-                self.over = true;
-                self.outcome = Some("ok");
                 let node = attempt.target.node.clone();
+                self.over = true;
+                self.outcome = Some(self.proper());
                 self.count_attempt(node.as_str(), "ok");
                 Ok(None)
             }
@@ -272,6 +306,11 @@ impl Relay {
                 Err(Ending::Failed(error))
             }
         }
+    }
+
+    /// Returns how a whole answer ended.
+    fn proper(&self) -> &'static str {
+        if self.place.flight.is_cancelled() { Code::Cancelled.row().code } else { "ok" }
     }
 
     /// Takes a leaving worker's offer as soon as another worker could go on.
@@ -348,6 +387,7 @@ impl Relay {
 
     fn note_tokens(&mut self, now: Moment, count: u64) {
         let (model, metrics) = (self.order.model.as_str(), &self.proxy.metrics);
+        self.place.flight.tokens(count);
         self.tokens.get_or_insert_with(|| metrics.tokens.with_label_values(&[model])).inc_by(count);
         if self.first_token.is_none() {
             self.first_token = Some(now);
@@ -371,7 +411,10 @@ impl Relay {
         if let Some(attempt) = self.attempt.take() {
             self.count_attempt(attempt.target.node.as_str(), reason);
         }
+        self.place.flight.landed();
         (self.prefill, self.offered) = (None, None);
+        // Whatever ended the attempt: nobody wants another one.
+        let ending = if self.place.flight.is_cancelled() { Ending::Failed(cancelled()) } else { ending };
         if let Ending::Failed(error) | Ending::NobodyFound(error) = &ending {
             let source = std::error::Error::source(error);
             tracing::warn!(request_id = self.order.request_id, %error, source, "attempt failed");
@@ -393,10 +436,12 @@ impl Relay {
                 Ok(None)
             }
             Step::Complete => {
-                (self.over, self.outcome) = (true, Some("ok"));
+                let finished = self.journey.choices().iter().all(|choice| choice.finished);
+                self.over = true;
+                self.outcome = Some(if finished { "ok" } else { Code::Cancelled.row().code });
                 self.proxy.metrics.completed.inc();
-                let (tokens, reasoning) = (self.journey.accepted(), self.reasoning.iter().sum());
-                Ok(Some(self.order.completion(self.meta.as_deref(), tokens, reasoning)))
+                let (choices, reasoning) = (self.journey.choices(), self.reasoning.iter().sum());
+                Ok(Some(self.order.completion(self.meta.as_deref(), choices, reasoning)))
             }
             Step::Fail(error) => {
                 if self.journey.poisoned() {
@@ -418,9 +463,13 @@ fn reason(ending: &Ending) -> &'static str {
 /// Ends the span of an attempt or a request. An error's code means that it failed, unless its client left.
 fn end_span(mut span: Span, outcome: &'static str) {
     span.note(|| [KeyValue::new("cortex.outcome", outcome)]);
-    if Code::from_text(outcome).is_some_and(|code| code != Code::ClientClosed) {
+    if Code::from_text(outcome).is_some_and(|code| !matches!(code, Code::ClientClosed | Code::Cancelled)) {
         span.fail(outcome);
     }
+}
+
+fn cancelled() -> Error {
+    Error::new(Code::Cancelled, "the request was cancelled by an operator before there was an answer to give")
 }
 
 /// How soon a worker that computes others' past is asked again.
@@ -432,50 +481,5 @@ fn public(error: Error) -> Error {
         Code::ModelNotHere => Error::new(Code::NoReplica, "no worker that has the model can take the request now"),
         Code::ResumeMismatch => Error::new(Code::NoReplica, "the worker was lost, and no other one can go on"),
         _ => error,
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        let model = self.order.model.as_str();
-        // What clients make up is no label: each would stay in memory for ever.
-        let known = self.meta.is_some() || self.proxy.fleet.view().lists(&self.order.model);
-        let label = if known { model } else { "unknown" };
-        let outcome = self.outcome.unwrap_or_else(|| {
-            self.proxy.metrics.client_left.inc();
-            Code::ClientClosed.row().code
-        });
-        let seconds = self.proxy.clock.now().since(self.arrived).as_secs_f64();
-        self.proxy.metrics.requests.with_label_values(&[label, outcome]).inc();
-        self.proxy.metrics.request_seconds.with_label_values(&[label]).observe(seconds);
-        let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
-        end_span(std::mem::take(&mut self.attempt_span), outcome);
-        let trace_id = self.span.trace_id();
-        self.span.note(|| {
-            [
-                KeyValue::new(
-                    "gen_ai.usage.input_tokens",
-                    self.meta.as_ref().map_or(0, |meta| i64::from(meta.prompt_tokens)),
-                ),
-                KeyValue::new("gen_ai.usage.output_tokens", self.journey.accepted() as i64),
-                KeyValue::new("cortex.attempts", i64::from(self.journey.attempt())),
-                KeyValue::new("cortex.continuations", i64::from(self.continuations)),
-            ]
-        });
-        end_span(std::mem::take(&mut self.span), outcome);
-        tracing::info!(
-            request_id = self.order.request_id,
-            model,
-            stream = self.order.stream,
-            attempts = self.journey.attempt(),
-            continuations = self.continuations,
-            tokens = self.journey.accepted(),
-            first_token_s,
-            seconds,
-            outcome,
-            client_left = self.outcome.is_none(),
-            trace_id,
-            "request ended"
-        );
     }
 }
