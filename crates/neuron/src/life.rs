@@ -136,15 +136,12 @@ pub(crate) struct Life {
     /// The generation of the last publication, which gateways acknowledge.
     announced: Generation,
     exit: Option<ExitKind>,
-    /// When the time of everything that unloads is over.
-    hooks_by: Option<Moment>,
 }
 
 impl Life {
     pub(crate) fn new(machine: NodeLife, parts: Parts) -> Self {
         parts.gate.close();
-        let mut life =
-            Life { machine, parts, data: None, work: None, announced: Generation(0), exit: None, hooks_by: None };
+        let mut life = Life { machine, parts, data: None, work: None, announced: Generation(0), exit: None };
         life.publish();
         life
     }
@@ -176,8 +173,11 @@ impl Life {
             acks.mark_unchanged();
             self.rest().await;
             if let Some(kind) = self.exit {
-                let hooks_by = self.hooks_by.unwrap_or(self.now() + self.parts.options.drain.unload_max());
-                let deadman = self.parts.manager.into_deadman();
+                let (now, unload_max) = (self.now(), self.parts.options.drain.unload_max());
+                let guarded = self.parts.manager.into_deadman();
+                // The hooks of the process's end have what is left of the time that the exit was given.
+                let hooks_by = guarded.as_ref().map_or(now + unload_max, |(by, _)| *by);
+                let deadman = guarded.map(|(_, deadman)| deadman);
                 return Ok(Ended { cut: kind == ExitKind::StreamsCut, data: self.data, deadman, hooks_by });
             }
             let wake = self.machine.wake_at().map(|at| self.parts.clock.instant(at));
@@ -342,12 +342,7 @@ impl Life {
                 Act::Offer { open_at_most } => self.offer(open_at_most),
                 Act::Withdraw => self.parts.streams.withdraw(),
                 Act::Cut => self.cut(),
-                Act::Unload => {
-                    // The hooks of the process's end have what unloading leaves of its time.
-                    self.hooks_by =
-                        self.machine.is_leaving().then(|| self.now() + self.parts.options.drain.unload_max());
-                    self.work = Some(self.unload());
-                }
+                Act::Unload => self.work = Some(self.unload()),
                 Act::Load => self.work = Some(self.load()),
                 Act::RunCanary(canary) => {
                     let asked = canary::ask(self.parts.models.clone(), self.parts.clock, canary);
