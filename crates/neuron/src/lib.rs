@@ -21,6 +21,7 @@ mod engine_thread;
 mod fetch;
 mod harness;
 mod keeper;
+mod kv;
 mod life;
 mod manager;
 mod metrics;

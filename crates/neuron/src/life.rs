@@ -18,6 +18,7 @@ use words::{
 
 use crate::activation::activate;
 use crate::canary;
+use crate::kv::StoredKv;
 use crate::manager::Manager;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -112,6 +113,7 @@ pub(crate) struct Parts {
     pub(crate) manager: Manager,
     pub(crate) options: Arc<Options>,
     pub(crate) state_dir: Option<StateDir>,
+    pub(crate) kv: StoredKv,
     pub(crate) port: DataPort,
 }
 
@@ -156,13 +158,16 @@ impl Life {
         mut commands: mpsc::Receiver<Command>,
     ) -> Result<Ended, NodeError> {
         let load = self.machine.loads_defaults().then(|| self.load());
-        let turns = self.parts.turns.clone();
+        let (turns, kv) = (self.parts.turns.clone(), self.parts.kv.clone());
         self.work = Some(Box::pin(async move {
-            match (turns.of_node(HookEvent::Startup).await, load) {
-                (Err(error), _) => Done::NotStarted(error),
+            let done = match (turns.of_node(HookEvent::Startup).await, load) {
+                (Err(error), _) => return Done::NotStarted(error),
                 (Ok(()), Some(load)) => load.await,
                 (Ok(()), None) => Done::Activated(Ok(())),
-            }
+            };
+            // So that the first request ever served finds the KV of the life before, too.
+            kv.opened().await;
+            done
         }));
         let mut in_flight = self.parts.gate.watch();
         let mut acks = self.parts.sessions.watch();
