@@ -121,6 +121,18 @@ async fn an_upgrade_that_outlasts_the_unload_leaves_the_hooks_of_the_shutdown_th
     assert!(marker.exists(), "{}", worker.process.log());
 }
 
+#[test]
+fn the_shipped_example_has_a_hook_of_every_event_and_each_is_well_formed() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/neuron.hooks.toml");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_test-neuron"));
+    let output = command.args(["hooks", "list", "--config", example]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let events: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let all = ["startup", "before_load", "after_healthy", "ready", "stop_generation", "before_stop", "after_unload"];
+    assert_eq!(events, [&all[..], &["shutdown"]].concat(), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hooks_can_be_listed_and_tried_without_a_worker() {
     let folder = tempfile::tempdir().unwrap();
