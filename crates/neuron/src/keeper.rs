@@ -84,3 +84,7 @@ impl Keeper {
         }
     }
 }
+
+#[cfg(all(test, feature = "candle"))]
+#[path = "keeper_tests.rs"]
+mod tests;
