@@ -117,8 +117,7 @@ impl Owner {
                     Some(message) => self.told(message).await,
                     None => return,
                 },
-                lost = lost(&mut self.running), if self.life.state() == ModelState::Ready => {
-                    let _ = lost;
+                () = lost(&mut self.running), if self.life.state() == ModelState::Ready => {
                     tracing::error!(model = %self.id, "the engine has ended by itself");
                     self.take(ModelEvent::EngineLost).await;
                 }
