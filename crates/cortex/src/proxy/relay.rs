@@ -78,7 +78,7 @@ impl Relay {
             rng: SmallRng::seed_from_u64(order.seed ^ order.created),
             attempt: None,
             meta: None,
-            watch: Watch::new(arrived, arrived + Duration::from_millis(proxy.options.proxy.load_wait_ms)),
+            watch: Watch::new(arrived, Duration::from_millis(proxy.options.proxy.load_wait_ms)),
             offered: None,
             prefill: None,
             arrived,
