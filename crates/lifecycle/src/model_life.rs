@@ -129,6 +129,8 @@ pub struct ModelLife {
     prepared: bool,
     /// There is an engine.
     engine: bool,
+    /// It served, and its engine is brought back.
+    again: bool,
 }
 
 impl Default for ModelLife {
@@ -141,6 +143,7 @@ impl Default for ModelLife {
             held: false,
             prepared: false,
             engine: false,
+            again: false,
         }
     }
 }
@@ -168,6 +171,7 @@ impl ModelLife {
                 }
             }
             ModelEvent::EngineLost if self.state == ModelState::Ready && self.work.is_none() => {
+                self.again = true;
                 self.go(ModelInput::DeviceFault, &mut acts);
                 acts.push(ModelAct::Close);
                 self.begin(ModelWork::Stop, &mut acts);
@@ -256,6 +260,11 @@ impl ModelLife {
             if self.state == ModelState::Unloading {
                 return self.take_down(acts);
             }
+            if !well && self.again && work != W::Pause {
+                // It rests once more; whether it is given up is decided then.
+                self.go(ModelInput::DeviceFault, acts);
+                return self.begin(if self.engine { W::Stop } else { W::Pause }, acts);
+            }
             if !well {
                 self.go(ModelInput::Fail, acts);
                 Self::answer(&mut self.loaders, ModelAnswer::Failed, acts);
@@ -275,6 +284,7 @@ impl ModelLife {
             }
             W::Warm => self.begin(W::AfterHealthy, acts),
             W::AfterHealthy => {
+                self.again = false;
                 self.go(ModelInput::Warmed, acts);
                 acts.push(ModelAct::Open);
                 Self::answer(&mut self.loaders, ModelAnswer::Ready, acts);
@@ -304,6 +314,7 @@ impl ModelLife {
 
     /// Ends the engine, frees its memory, runs the hooks of its end: whatever there is of these.
     fn take_down(&mut self, acts: &mut Vec<ModelAct>) {
+        self.again = false;
         if self.engine {
             return self.begin(ModelWork::Stop, acts);
         }
@@ -478,6 +489,15 @@ mod tests {
         owner.settle();
         assert_eq!((owner.life.state(), owner.waiting.len()), (ModelState::Ready, 0));
         owner.take(ModelEvent::EngineLost);
+        for (work, well) in [(ModelWork::Stop, true), (ModelWork::Pause, true), (ModelWork::Load, false)] {
+            assert_eq!(owner.in_hand, Some(work));
+            owner.done(well);
+        }
+        assert_eq!((owner.life.state(), owner.in_hand), (ModelState::Recovering, Some(ModelWork::Pause)));
+        owner.done(true);
+        owner.done(true);
+        owner.done(false);
+        assert_eq!(owner.in_hand, Some(ModelWork::Stop), "what did not warm up is ended before the next pause");
         owner.done(true);
         owner.done(false);
         assert_eq!(owner.life.state(), ModelState::Failed);
