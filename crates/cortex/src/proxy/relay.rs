@@ -255,7 +255,7 @@ impl Relay {
         let facts = PatienceFacts {
             control_heard: node.map_or(Moment::ZERO, |node| node.heard_at),
             inter_token_p99: Duration::from_millis(model.map_or(0, |model| u64::from(model.inter_token_p99_ms))),
-            begun: self.journey.begun(),
+            begun: self.journey.begun() || self.journey.bound(),
         };
         let options = &self.proxy.options.proxy;
         let limits = PatienceLimits {
@@ -275,6 +275,9 @@ impl Relay {
     /// Takes a leaving worker's offer as soon as another worker could go on.
     fn take_offer(&mut self) -> Result<(), Ending> {
         let (Some(slot), Some(again)) = (self.slot(), self.offered) else { return Ok(()) };
+        if self.journey.bound() {
+            return Ok(());
+        }
         let now = self.proxy.clock.now();
         if now < again {
             return Ok(());
@@ -320,6 +323,10 @@ impl Relay {
                 Line::Meta(meta) => self.note_meta(meta)?,
                 Line::Offer => self.offered = Some(now),
                 Line::Progress(_) => self.journey.queued(),
+                Line::Words(tokens) => {
+                    self.journey.bind();
+                    self.note_tokens(now, u64::from(tokens));
+                }
                 Line::More => {}
             }
         }
