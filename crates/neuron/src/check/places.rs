@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
+use service::command::find_program;
+
 use super::Finding;
 use crate::activation::spec_of;
 use crate::node;
@@ -165,12 +167,7 @@ pub(super) fn cache(folder: Option<&Path>, options: &Options) -> Finding {
 pub(super) fn upgrades(options: &Options) -> Vec<Finding> {
     let look = |(name, upgrade): (&String, &crate::options::UpgradeOptions)| {
         let (what, program) = (format!("upgrade {name}"), upgrade.argv.first()?);
-        let folders = std::env::var_os("PATH").unwrap_or_default();
-        let runs = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
-        let found = match program.contains('/') {
-            true => runs(Path::new(program)),
-            false => std::env::split_paths(&folders).any(|folder| runs(&folder.join(program))),
-        };
+        let found = find_program(program).is_some();
         let advice = format!("install it, or correct upgrade.{name}.argv");
         Some(match found {
             true => Finding::ok(&what, program.clone()),

@@ -18,7 +18,7 @@ use crate::streams::{Ticket, Word};
 use service::gate::Admission;
 
 /// How often a silent answer shows a sign of life.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Most tokens that are held back for a gateway: what a crash costs at most besides its own second.
 const HELD_MAX: usize = 64;
@@ -89,9 +89,9 @@ pub(super) struct Answer {
 }
 
 /// Waits for a word to a gateway's request; other requests get none.
-async fn told(inside: &mut Option<Inside>) -> Word {
-    match inside {
-        Some(inside) => inside.ticket.told().await,
+pub(super) async fn told(ticket: Option<&mut Ticket>) -> Word {
+    match ticket {
+        Some(ticket) => ticket.told().await,
         None => std::future::pending().await,
     }
 }
@@ -165,7 +165,7 @@ impl Answer {
                     Ok(None) => {}
                     Err(error) => return Some(self.fail(&error)),
                 },
-                word = told(&mut self.inside) => match word {
+                word = told(self.inside.as_mut().map(|inside| &mut inside.ticket)) => match word {
                     Word::Offered => return Some(self.with_held(Line::Offer)),
                     Word::Orphaned => {
                         self.ended(Error::new(Code::ClientClosed, "the gateway's session is lost"));

@@ -7,6 +7,7 @@ mod chat;
 mod completions;
 mod embeddings;
 mod errors;
+mod forward;
 mod manage;
 mod output;
 mod parts;
