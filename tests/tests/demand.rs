@@ -143,7 +143,7 @@ async fn what_is_pinned_stays_and_what_does_not_fit_is_refused_with_the_numbers(
     for model in ["a", "b", "c"] {
         worker.right(model, "x").await;
     }
-    let state = |id| async { worker.model(id).await["state"].clone() };
+    let state = async |id: &str| worker.model(id).await["state"].clone();
     assert_eq!([state("a").await, state("b").await, state("c").await], ["ready", "absent", "ready"]);
     let refused = worker.ask("big", "x", 1).await;
     let error = refused.error.unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lifecycle::{DrainBudget, HookEvent, Leaving, ModelAct, ModelEvent, ModelLife, ModelWork};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
-use words::{Capabilities, Error, ModelId, ModelState, ModelStatus, Moment};
+use words::{Capabilities, Code, Error, ModelId, ModelState, ModelStatus, Moment};
 
 use super::door::Door;
 use super::load::{self, News, Product, Running, Way, Work};
@@ -62,6 +62,8 @@ pub(super) struct Owner {
     failure: Option<LoadFailure>,
     budget: Option<DrainBudget>,
     cut: usize,
+    /// What its last load took, and by what it went.
+    measured: Option<(LoadSpec, u64)>,
     losses: Losses,
 }
 
@@ -92,6 +94,7 @@ impl Owner {
             failure: None,
             budget: None,
             cut: 0,
+            measured: None,
             losses: Losses::of(None),
         }
     }
@@ -192,8 +195,11 @@ impl Owner {
     async fn measured(&mut self, bytes: u64) {
         let told = self.order.as_ref().map_or(0, |order| order.spec.memory);
         let Some(running) = &mut self.running else { return };
-        running.memory = bytes.max(told);
-        let memory = running.memory;
+        let memory = bytes.max(told);
+        running.memory = memory;
+        if let Some((_, known)) = &mut self.measured {
+            *known = memory;
+        }
         self.show(|view| view.status.memory_bytes = memory);
         self.inner.memory.measured(&self.id, memory).await;
     }
@@ -261,6 +267,7 @@ impl Owner {
             view.status.memory_bytes = running.memory;
             view.status.progress_permille = 1000;
         });
+        self.measured = Some((order.spec.clone(), running.memory));
         self.running = Some(running);
         Ok(())
     }
@@ -296,7 +303,12 @@ impl Owner {
         let spec = self.order.as_ref().map(|order| &order.spec);
         let capabilities = spec.map_or_else(Capabilities::default, LoadSpec::capabilities);
         let harness = self.order.as_ref().map(|order| order.spec.harness.clone()).unwrap_or_default();
-        let absent = self.inner.absent(&self.id);
+        let mut absent = self.inner.absent(&self.id);
+        if let Some((_, bytes)) = &self.measured {
+            absent.card.memory_estimate = *bytes;
+        }
+        // For want of room nothing failed: the next one who asks may find some.
+        let no_room = self.failure.as_ref().is_some_and(|failure| failure.error.code() == Code::InsufficientMemory);
         self.view.send_modify(|view| {
             match to {
                 ModelState::Fetching => {
@@ -305,7 +317,7 @@ impl Owner {
                 }
                 ModelState::Absent => view.status = absent,
                 ModelState::Failed => {
-                    (view.status.memory_bytes, view.failed_at) = (0, Some(clock.now()));
+                    (view.status.memory_bytes, view.failed_at) = (0, Some(clock.now()).filter(|_| !no_room));
                 }
                 ModelState::Ready => {
                     view.status.failure = None;
@@ -323,6 +335,7 @@ impl Owner {
         self.inner.parts.turns.note_state(&self.id, from, to, why);
         let outcome = match (from, to) {
             (_, ModelState::Ready) => Some("ok"),
+            (_, ModelState::Failed) if no_room => Some("no_room"),
             (_, ModelState::Failed) => Some("failed"),
             (ModelState::Ready | ModelState::Draining, ModelState::Unloading) => None,
             (_, ModelState::Unloading) => Some("cancelled"),
@@ -373,10 +386,11 @@ impl Owner {
         match work {
             ModelWork::Fetch => self.way().map_or_else(lost_order, |way| Box::pin(way.fetch())),
             ModelWork::Reserve => {
-                let claim = self.claim();
-                self.way()
-                    .zip(claim)
-                    .map_or_else(lost_order, |(way, claim)| Box::pin(way.reserve(move |need| Claim { need, ..claim })))
+                let (claim, way) = (self.claim(), self.way());
+                let Some((way, claim)) = way.zip(claim) else { return lost_order() };
+                let equal = self.measured.as_ref().filter(|(spec, _)| *spec == way.spec);
+                let known = equal.map(|(_, bytes)| *bytes);
+                Box::pin(way.reserve(known, move |need| Claim { need, ..claim }))
             }
             ModelWork::BeforeLoad => Box::pin(load::hooks(inner, HookEvent::BeforeLoad, id, harness)),
             ModelWork::Load => self.way().map_or_else(lost_order, |way| Box::pin(way.load())),
