@@ -275,7 +275,12 @@ impl Owner {
     async fn take(&mut self, event: ModelEvent) {
         for act in self.life.take(event) {
             match act {
-                ModelAct::Moved(from, to) => self.moved(from, to),
+                ModelAct::Moved(from, to) => {
+                    self.moved(from, to);
+                    if matches!(to, ModelState::Draining | ModelState::Unloading) {
+                        self.inner.memory.leaving(&self.id).await;
+                    }
+                }
                 ModelAct::Open => self.open().await,
                 ModelAct::Close => self.door.close(),
                 ModelAct::Begin(work) => self.work = Some(self.begin(work)),
