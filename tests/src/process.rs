@@ -83,6 +83,13 @@ impl Running {
         Ok(kill_process(pid, signal)?)
     }
 
+    /// Returns the most memory that the child ever had resident, in bytes.
+    pub fn peak_memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no peak is told")?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? << 10)
+    }
+
     /// Sends SIGTERM.
     pub fn terminate(&self) -> Result<()> {
         self.signal(Signal::TERM)

@@ -3,6 +3,7 @@
 //! Before the first token a request may simply be tried elsewhere. From then on the client holds tokens, so only a
 //! *continuation* may follow: another worker of the same continue-fingerprint that goes on after the last accepted
 //! token. Hand-overs of leaving workers are free; crashes are counted, and two in a row without a new token are poison.
+//! What an engine says that nobody can continue binds the request to it: from then on its end is the request's.
 
 use std::time::Duration;
 
@@ -93,6 +94,8 @@ pub struct Journey {
     hand_backs: u32,
     continuations: u32,
     barren: u32,
+    /// Clients hold what nobody else can go on from.
+    bound: bool,
     poisoned: bool,
     wait_until: Moment,
     rollout: Option<RolloutId>,
@@ -114,6 +117,7 @@ impl Journey {
             hand_backs: 0,
             continuations: 0,
             barren: 0,
+            bound: false,
             poisoned: false,
             wait_until: now + limits.route_wait,
             rollout: None,
@@ -176,6 +180,12 @@ impl Journey {
         Ok(())
     }
 
+    /// Takes words that are no tokens: the client has them, and only this attempt can go on from them.
+    pub fn bind(&mut self) {
+        (self.at_work, self.ran, self.bound) = (true, true, true);
+        self.barren = 0;
+    }
+
     /// Names the rollout that drives the request from its worker.
     pub fn driven_by(&mut self, rollout: Option<RolloutId>) {
         self.rollout = rollout.or(self.rollout.take());
@@ -193,6 +203,12 @@ impl Journey {
         {
             // What it has is its answer; one JSON can be made by a worker alone.
             return Step::Complete;
+        }
+        if self.bound {
+            return Step::Fail(match ending {
+                Ending::Failed(error) | Ending::NobodyFound(error) => error,
+                Ending::HandedOver => Error::new(Code::StreamCut, "nobody else can go on with this answer"),
+            });
         }
         let error = match ending {
             Ending::HandedOver => return self.free(now, Error::new(Code::Draining, "the worker is leaving")),
@@ -308,6 +324,11 @@ impl Journey {
     /// Returns whether any token was accepted.
     pub fn begun(&self) -> bool {
         self.fence.begun()
+    }
+
+    /// Returns whether the client holds words that only the present attempt can go on from.
+    pub fn bound(&self) -> bool {
+        self.bound
     }
 
     /// Returns what each choice has.

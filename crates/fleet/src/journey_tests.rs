@@ -220,3 +220,17 @@ proptest! {
         prop_assert!(attempts <= bound, "{attempts} attempts");
     }
 }
+
+#[test]
+fn words_that_nobody_can_go_on_from_bind_a_request_to_its_attempt() {
+    for ending in [failed(Code::EngineFailed), failed(Code::Draining), Ending::HandedOver] {
+        let mut journey = Journey::new(1, true, LIMITS, at(0));
+        journey.open(Slot(0));
+        journey.reached();
+        assert!(!journey.bound());
+        journey.bind();
+        let wanted = if let Ending::Failed(error) = &ending { error.code() } else { Code::StreamCut };
+        assert_eq!(code(&journey.ended(at(5), ending, &mut budget())), Some(wanted));
+        assert!(journey.bound() && !journey.poisoned());
+    }
+}

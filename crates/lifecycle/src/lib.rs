@@ -10,7 +10,9 @@ mod model_life;
 mod node;
 mod order;
 mod progress;
+mod restart;
 mod room;
+mod turnstile;
 
 pub use drain::{Drain, DrainBudget, DrainFacts, DrainStep};
 pub use expand::{ExpandError, expand, is_macro_name};
@@ -22,4 +24,6 @@ pub use node::{
     Act, CANARY_AGAIN_FIRST, CANARY_AGAIN_MAX, CANARY_MAX, ExitKind, NodeFacts, NodeLife, NodeRules, OFFER_EVERY,
     OFFERS_MAX, ORDER_SPAN_MAX, Record, RestartRecord,
 };
+pub use restart::{Restart, RestartPolicy, Restarts};
 pub use room::{Held, Room, no_room, room};
+pub use turnstile::{Turn, Turnstile, TurnstileLimits};

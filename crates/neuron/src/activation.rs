@@ -41,6 +41,7 @@ pub(crate) fn spec_of(entry: &ModelEntry) -> Result<LoadSpec, Error> {
         quant: entry.quant.clone(),
         device: entry.device.clone(),
         overrides,
+        process: entry.process.clone().map(std::sync::Arc::new),
         context_length: entry.context_length,
         memory: (entry.memory_mib as u64) << 20,
         sampling: entry.sampling.unwrap_or_default(),

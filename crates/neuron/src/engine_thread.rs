@@ -19,6 +19,7 @@ use words::{Code, Error, Fingerprint, Moment};
 use crate::crumbs::Crumbs;
 use crate::keeper::Keeper;
 use crate::metrics::ModelMetrics;
+use crate::process::Queue;
 use service::clock::Clock;
 
 /// How often a thread with nothing but paused sequences looks whether a reader has caught up.
@@ -33,6 +34,7 @@ pub(crate) enum Message {
     Event(EventKind),
 }
 
+#[derive(Debug)]
 enum Command {
     Submit(Box<Submission>, Fingerprint, mpsc::Sender<Message>),
     Cancel(RequestKey),
@@ -42,10 +44,35 @@ enum Command {
     Stop,
 }
 
-/// The way to an engine thread; cheap to clone.
+/// What takes commands: an engine's thread, or the queue to an external engine.
+#[derive(Clone, Debug)]
+enum Inbox {
+    Thread(Sender<Command>),
+    Queue(Queue),
+}
+
+impl Inbox {
+    fn send(&self, command: Command) {
+        match (self, command) {
+            // A thread that is gone has ended everything already.
+            (Inbox::Thread(inbox), command) => _ = inbox.send(command),
+            (Inbox::Queue(_), Command::Submit(_, _, events)) => {
+                let error = Error::internal("an external engine takes requests at its queue alone");
+                let _ = events.try_send(Message::Refused(error));
+            }
+            // Nobody can have an engine of another program end an answer properly.
+            (Inbox::Queue(queue), Command::Cancel(request) | Command::End(request)) => queue.cancel(request),
+            (Inbox::Queue(queue), Command::HandBack) => queue.hand_back(),
+            (Inbox::Queue(queue), Command::FailAll(code, message)) => queue.fail_all(code, message),
+            (Inbox::Queue(queue), Command::Stop) => queue.stop(),
+        }
+    }
+}
+
+/// The way to an engine; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct EngineHandle {
-    inbox: Sender<Command>,
+    inbox: Inbox,
     load: watch::Receiver<Load>,
     turns: Arc<AtomicU64>,
     /// When the last step ended, or the thread began: milliseconds of the program's clock.
@@ -55,7 +82,7 @@ pub(crate) struct EngineHandle {
 /// Cancels requests when it is dropped, whoever drops it and why.
 #[derive(Debug)]
 pub(crate) struct CancelGuard {
-    inbox: Sender<Command>,
+    inbox: Inbox,
     requests: Vec<RequestKey>,
 }
 
@@ -71,19 +98,23 @@ impl CancelGuard {
 impl Drop for CancelGuard {
     fn drop(&mut self) {
         for request in self.requests.drain(..) {
-            // A thread that is gone has cancelled everything already.
-            let _ = self.inbox.send(Command::Cancel(request));
+            self.inbox.send(Command::Cancel(request));
         }
     }
 }
 
 impl EngineHandle {
+    /// Makes the way to an external engine.
+    pub(crate) fn of_queue(queue: Queue) -> Self {
+        EngineHandle { load: queue.watch(), turns: queue.turns(), stepped: Arc::default(), inbox: Inbox::Queue(queue) }
+    }
+
     /// Submits a request, which breadcrumbs know by `name`; its events, or its refusal, come out of the receiver. What
     /// cancels it is [`EngineHandle::guard`].
     pub(crate) fn submit(&self, submission: Submission, name: Fingerprint, queue: usize) -> mpsc::Receiver<Message> {
         let (events, receiver) = mpsc::channel(queue);
         // When the thread is gone the sender is dropped with the command, and the receiver ends.
-        let _ = self.inbox.send(Command::Submit(Box::new(submission), name, events));
+        self.inbox.send(Command::Submit(Box::new(submission), name, events));
         receiver
     }
 
@@ -99,17 +130,17 @@ impl EngineHandle {
 
     /// Hands queued requests back to their owners as `Draining`.
     pub(crate) fn hand_back(&self) {
-        let _ = self.inbox.send(Command::HandBack);
+        self.inbox.send(Command::HandBack);
     }
 
     /// Ends every request with `code`.
     pub(crate) fn fail_all(&self, code: Code, message: &'static str) {
-        let _ = self.inbox.send(Command::FailAll(code, message));
+        self.inbox.send(Command::FailAll(code, message));
     }
 
     /// Ends the thread after its running step; what still runs is failed.
     pub(crate) fn stop(&self) {
-        let _ = self.inbox.send(Command::Stop);
+        self.inbox.send(Command::Stop);
     }
 
     /// Returns how many turns the thread has made: one that does not rise is stuck in its step.
@@ -190,7 +221,7 @@ pub(crate) fn spawn(name: &str, clock: Clock, own: Own) -> Result<Started, Error
         let _alive = alive;
         state.run();
     });
-    let handle = EngineHandle { inbox: sender, load: watch, turns, stepped };
+    let handle = EngineHandle { inbox: Inbox::Thread(sender), load: watch, turns, stepped };
     Ok(Started { handle, thread: thread.map_err(Error::internal)?, ended })
 }
 

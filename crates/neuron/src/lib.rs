@@ -33,6 +33,7 @@ mod models;
 pub mod node;
 pub mod options;
 mod pace;
+mod process;
 mod publisher;
 mod pull;
 mod ready;

@@ -78,6 +78,7 @@ pub(crate) struct Metrics {
     prefix_hits: IntCounterVec,
     restored_blocks: IntCounterVec,
     load_seconds: CounterVec,
+    engine_restarts: IntCounterVec,
     loads: IntCounterVec,
     swap_seconds: HistogramVec,
     load_wait_seconds: HistogramVec,
@@ -244,6 +245,11 @@ impl Metrics {
                 "neuron_memory_used_bytes",
                 "Memory that loaded models take, and that is set aside for those that load.",
             )?,
+            engine_restarts: registry.counter_vec(
+                "neuron_engine_restarts_total",
+                "Times an engine that had ended by itself was started again.",
+                model,
+            )?,
             download_bytes: registry.counter_vec(
                 "neuron_download_bytes_total",
                 "Bytes of model files that came over the network.",
@@ -323,6 +329,11 @@ impl Metrics {
     pub(crate) fn show_memory(&self, memory: NodeMemory) {
         self.memory_budget.set(i64::try_from(memory.budget).unwrap_or(i64::MAX));
         self.memory_used.set(i64::try_from(memory.used).unwrap_or(i64::MAX));
+    }
+
+    /// Counts the restart of an engine that was lost.
+    pub(crate) fn engine_restarted(&self, model: &str) {
+        self.engine_restarts.with_label_values(&[model]).inc();
     }
 
     /// Adds bytes of model files.

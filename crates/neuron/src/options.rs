@@ -15,7 +15,9 @@ use service::telemetry::LogOptions;
 use words::NodeId;
 
 mod models;
+mod process;
 pub use models::{MemoryOptions, ModelEntry, SamplingOptions};
+pub use process::{EndpointName, ProcessOptions};
 
 /// The worker's configuration.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -181,6 +183,9 @@ impl DrainOptions {
 
 /// Longest wait for connections to close once everything is unloaded.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(2);
+
+/// The harness of external engines.
+pub(crate) const PROCESS_HARNESS: &str = "process";
 
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()

@@ -31,6 +31,8 @@ struct Inner {
     node_log: LogRing,
     /// Held for one look-up.
     logs: Mutex<BTreeMap<ModelId, LogRing>>,
+    /// Process ids and ports of external engines. Held for one look-up.
+    engines: Mutex<BTreeMap<ModelId, (u32, u16)>>,
     own: Arc<str>,
 }
 
@@ -62,6 +64,7 @@ impl Turns {
             port: AtomicU16::new(options.data.bind.port()),
             node_log: LogRing::new(LOG_BYTES),
             logs: Mutex::default(),
+            engines: Mutex::default(),
             own: Arc::from("neuron"),
         };
         Ok(Turns { inner: Arc::new(inner) })
@@ -72,13 +75,27 @@ impl Turns {
         self.inner.port.store(port, Ordering::Relaxed);
     }
 
+    fn engines(&self) -> MutexGuard<'_, BTreeMap<ModelId, (u32, u16)>> {
+        self.inner.engines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells hooks from now on which process serves a model, and at which port; `None`: none of its own.
+    pub(crate) fn served_by(&self, id: &ModelId, engine: Option<(u32, u16)>) {
+        let mut engines = self.engines();
+        match engine {
+            Some(engine) => _ = engines.insert(id.clone(), engine),
+            None => _ = engines.remove(id),
+        }
+    }
+
     fn turn(&self, event: HookEvent, model: Option<(&ModelId, &str)>, detail: Value) -> Turn {
-        let port = self.inner.port.load(Ordering::Relaxed);
+        let engine = model.and_then(|(id, _)| self.engines().get(id).copied());
+        let (pid, port) = engine.unwrap_or((std::process::id(), self.inner.port.load(Ordering::Relaxed)));
         Turn {
             event,
             node: self.inner.node.clone(),
             state_dir: self.inner.state_dir.clone(),
-            pid: std::process::id(),
+            pid,
             model: model.map(|(id, _)| id.to_string()),
             harness: model.map(|(_, harness)| harness.to_string()),
             port: Some(port).filter(|port| *port > 0),

@@ -6,6 +6,7 @@ pub mod embeddings;
 mod endpoint;
 mod envelope;
 pub mod fields;
+pub mod foreign;
 pub mod format;
 pub mod generation;
 mod logprobs;

@@ -8,6 +8,7 @@
 //! | `:cx p {text}` | progress while queued, loading or prefilling, each second |
 //! | `:cx t A C I ids F R` | tokens: attempt, choice, index of the first id, ids by comma, finish (see [`Finish`]; `-`: none), tokens of the choice's reasoning so far |
 //! | `:cx u P C H R` | usage: prompt tokens, completion tokens, prompt tokens found in the cache, tokens of reasoning |
+//! | `:cx w N` | something of the answer that nobody else can go on from, N tokens of it, as far as they are counted |
 //! | `:cx + ` | this event and the next one are one: neither counts without the other |
 //! | `:cx h ` | the worker is leaving; whoever knows another one may take the stream there |
 //! | `:cx r {json}` | [`Refusal`]: this worker will not go on; the stream ends here |
@@ -201,6 +202,8 @@ pub enum Line {
     },
     /// `u`
     Usage(Usage),
+    /// `w`
+    Words(u32),
     /// `+`
     More,
     /// `h`
@@ -222,6 +225,7 @@ impl Line {
             Line::Usage(Usage { prompt, completion, cached, reasoning }) => {
                 format!("u {prompt} {completion} {cached} {reasoning}")
             }
+            Line::Words(tokens) => format!("w {tokens}"),
             Line::More => "+ ".to_string(),
             Line::Offer => "h ".to_string(),
             Line::Refusal(refusal) => format!("r {}", serde_json::to_string(refusal).unwrap_or_default()),
@@ -249,6 +253,7 @@ impl Line {
             "h" => Some(Line::Offer),
             "p" => Some(Line::Progress(rest.to_string())),
             "r" => serde_json::from_str(rest).ok().map(Line::Refusal),
+            "w" => rest.parse().ok().map(Line::Words),
             "u" => {
                 let mut words = rest.split(' ');
                 let mut number = || words.next()?.parse().ok();
@@ -328,6 +333,7 @@ mod tests {
             Line::Progress("queued 3".into()),
             Line::Tokens { attempt: 2, choice: 1, index: 17, ids: vec![5, 600], finish: None, reasoning: 3 },
             Line::Tokens { attempt: 2, choice: 0, index: 1, ids: vec![7], finish: Some("tool_calls"), reasoning: 0 },
+            Line::Words(3),
             Line::More,
             Line::Offer,
             Line::Usage(Usage { prompt: 4, completion: 9, cached: 3, reasoning: 2 }),

@@ -291,7 +291,8 @@ impl Relay {
             }
             Next::Quiet => {
                 let Some(slot) = self.slot() else { return Ok(None) };
-                self.watch.look(&self.proxy, &self.order.model, slot, self.journey.begun())?;
+                let begun = self.journey.begun() || self.journey.bound();
+                self.watch.look(&self.proxy, &self.order.model, slot, begun)?;
                 Ok(None)
             }
             Next::End if self.complete => {
@@ -316,6 +317,9 @@ impl Relay {
     /// Takes a leaving worker's offer as soon as another worker could go on.
     fn take_offer(&mut self) -> Result<(), Ending> {
         let (Some(slot), Some(again)) = (self.slot(), self.offered) else { return Ok(()) };
+        if self.journey.bound() {
+            return Ok(());
+        }
         let now = self.proxy.clock.now();
         if now < again {
             return Ok(());
@@ -365,6 +369,10 @@ impl Relay {
                 Line::Meta(meta) => self.note_meta(meta)?,
                 Line::Offer => self.offered = Some(now),
                 Line::Progress(_) => self.journey.queued(),
+                Line::Words(tokens) => {
+                    self.journey.bind();
+                    self.note_tokens(now, u64::from(tokens));
+                }
                 Line::More => {}
             }
         }

@@ -94,7 +94,7 @@ fn models(options: &Options) -> Vec<Finding> {
         let advice = "name some in [[models]] or [[default_models]], or load them by POST /models/load";
         return vec![Finding::warning("models", "none are configured", advice)];
     }
-    let harnesses = Harnesses::new(&options.harness);
+    let harnesses = Harnesses::new(options, Clock::start());
     let check = |entry: &crate::options::ModelEntry| {
         let what = format!("model {}", entry.id);
         let checked = spec_of(entry).and_then(|spec| {

@@ -25,7 +25,7 @@ use super::parts::Parts;
 use super::telling::Telling;
 use super::{DataPlane, HttpError};
 use crate::harness::{ChatText, Prompt};
-use crate::ready::ReadyModel;
+use crate::ready::{Local, ReadyModel};
 use crate::sampling;
 use crate::streams as running;
 use service::gate::Admission;
@@ -94,13 +94,13 @@ pub(super) struct Asked {
 /// What a gateway fixes, so that a later attempt can't differ.
 pub(super) struct Private {
     /// The attempt's number; `None` for clients that talk to the worker directly.
-    attempt: Option<u32>,
+    pub(super) attempt: Option<u32>,
     seed: u64,
-    id: String,
+    pub(super) id: String,
     pub(super) created: u64,
-    request_id: String,
+    pub(super) request_id: String,
     /// Which gateway asks.
-    gateway: Option<GatewayId>,
+    pub(super) gateway: Option<GatewayId>,
     /// The rollout whose canary it is.
     canary: Option<RolloutId>,
 }
@@ -204,7 +204,11 @@ async fn admit<A: Ask>(
     body: Body,
     span: &mut Span,
 ) -> Result<Response, Error> {
-    let Entered { admission, arrived, bytes } = enter(plane, headers, &private, body).await?;
+    let entered = enter(plane, headers, &private, body).await?;
+    if let Some(model) = plane.models.attach_external(&entered.bytes).await? {
+        return super::forward::answer(plane, private, entered, model, A::ENDPOINT, span).await;
+    }
+    let Entered { admission, arrived, bytes } = entered;
     let ask = A::parse(&bytes)?;
     drop(bytes);
     // From here on it can be cancelled, also while it waits for its model.
@@ -218,14 +222,15 @@ async fn admit<A: Ask>(
         model = plane.models.attach(&ask.generation().model) => model?,
         () = ticket.cancelled() => return Err(running::cancelled()),
     };
+    let local = model.local()?;
     plane.metrics.unknown_fields(model.id.as_str(), ask.generation().unknown_fields);
-    let style = model.text.style();
+    let style = local.text.style();
     ask.check(&style)?;
-    let (asked, ask) = tokenize(model.model(), ask, private.created).await?;
+    let (asked, ask) = tokenize(local, ask, private.created).await?;
     let (request, task) = (ask.generation(), ask.task(&asked)?);
-    let room = room::<A>(&model, &asked.prompts, task)?;
+    let room = room::<A>(&model, local, &asked.prompts, task)?;
     let fallback = plane.options.scheduler.default_max_tokens;
-    let resolved = sampling::resolve(request, &model.defaults, private.seed, fallback, room as u32);
+    let resolved = sampling::resolve(request, &local.defaults, private.seed, fallback, room as u32);
     let meta = Meta {
         prompt_hash: hash_of(&asked.prompts),
         prompt_tokens: asked.prompts.iter().map(Vec::len).sum::<usize>() as u32,
@@ -237,15 +242,15 @@ async fn admit<A: Ask>(
     let each = request.choices as usize;
     let starts = starts(request, &meta, each, asked.prompts.len(), plane.options.scheduler.max_choices)?;
     let constraint = match ask.constraint(&style, asked.opening) {
-        Some((source, param)) => Some(model.constraints.compile(source, param).await?),
+        Some((source, param)) => Some(local.constraints.compile(source, param).await?),
         None => None,
     };
-    let output = Output::new(ask.parser(&style, asked.opening), model.token_bytes.clone(), &starts);
+    let output = Output::new(ask.parser(&style, asked.opening), local.token_bytes.clone(), &starts);
     let plain = output.plain();
     let telling = matches!(task, Task::Score(_)).then(|| {
         let from_start = vec![ChoiceStart::default(); starts.len()];
         let told = if request.stream { &starts } else { &from_start };
-        Telling::new(model.text.clone(), &asked.prompts, ask.echoes(), told)
+        Telling::new(local.text.clone(), &asked.prompts, ask.echoes(), told)
     });
     let start = Start {
         output,
@@ -260,7 +265,7 @@ async fn admit<A: Ask>(
         Tier::Default => Priority::Normal,
         Tier::Flex => Priority::Low,
     };
-    let stop = Arc::new(StopRules { strings: request.stop.clone(), tokens: ends(request, &model) });
+    let stop = Arc::new(StopRules { strings: request.stop.clone(), tokens: ends(request, local) });
     let bias: Arc<[(u32, f32)]> = request.shaping.bias.as_slice().into();
     let submission = |(i, prompt): (usize, &Vec<u32>)| Submission {
         request: model.request_key(),
@@ -328,7 +333,7 @@ fn salt_of(request: &Generation) -> [u8; 32] {
 
 /// Renders and tokenises off the runtime: a long prompt takes milliseconds of pure computing. What the disk has of the
 /// prompts' KV is brought into memory on the way.
-async fn tokenize<A: Ask>(model: &Arc<ReadyModel>, ask: A, now: u64) -> Result<(Asked, A), Error> {
+async fn tokenize<A: Ask>(model: &Local, ask: A, now: u64) -> Result<(Asked, A), Error> {
     let (text, pooling, width) = (model.text.clone(), model.pooling.clone(), model.width);
     let keeper = model.keeper.clone();
     let work = tokio::task::spawn_blocking(move || {
@@ -354,7 +359,7 @@ pub(super) fn place(field: &str, i: usize, count: usize) -> String {
 /// # Errors
 /// `ContextLengthExceeded` when a prompt leaves no room; an embedding needs none. `InvalidRequest` for ids that are no
 /// tokens.
-fn room<A: Ask>(model: &ReadyModel, prompts: &[Vec<u32>], task: Task) -> Result<usize, Error> {
+fn room<A: Ask>(model: &ReadyModel, local: &Local, prompts: &[Vec<u32>], task: Task) -> Result<usize, Error> {
     let at = |i: usize| place(A::TEXT, i, prompts.len());
     let (context, embeds) = (model.context_length, matches!(task, Task::Embed(_)));
     for (i, prompt) in prompts.iter().enumerate() {
@@ -363,8 +368,8 @@ fn room<A: Ask>(model: &ReadyModel, prompts: &[Vec<u32>], task: Task) -> Result<
             let message = format!("the prompt has {} tokens; the model's context holds {context}{rest}", prompt.len());
             return Err(Error::new(Code::ContextLengthExceeded, message).at(at(i)));
         }
-        if let Some(id) = prompt.iter().find(|id| **id as usize >= model.vocabulary) {
-            let message = format!("{id} is no token; the model's vocabulary has {}", model.vocabulary);
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= local.vocabulary) {
+            let message = format!("{id} is no token; the model's vocabulary has {}", local.vocabulary);
             return Err(Error::invalid(at(i), message));
         }
     }
@@ -372,7 +377,7 @@ fn room<A: Ask>(model: &ReadyModel, prompts: &[Vec<u32>], task: Task) -> Result<
 }
 
 /// Returns the tokens that end an answer.
-fn ends(request: &Generation, model: &ReadyModel) -> Vec<u32> {
+fn ends(request: &Generation, model: &Local) -> Vec<u32> {
     let own = model.end_tokens.iter().filter(|_| !request.shaping.ignore_eos);
     own.chain(&request.shaping.stop_tokens).copied().collect()
 }

@@ -18,7 +18,7 @@ use crate::streams::{Ticket, Word, cancelled};
 use service::gate::Admission;
 
 /// How often a silent answer shows a sign of life.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Most tokens that are held back for a gateway: what a crash costs at most besides its own second.
 const HELD_MAX: usize = 64;

@@ -8,6 +8,7 @@ mod chat;
 mod completions;
 mod embeddings;
 mod errors;
+mod forward;
 mod manage;
 mod output;
 mod parts;

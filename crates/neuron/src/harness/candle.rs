@@ -15,7 +15,8 @@ use wire::output::Style;
 use words::{Code, Error, Fingerprint};
 
 use super::{
-    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Prompt, Sizes, Spelled, told_apart,
+    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, Loaded, LoadedModel, Progress, Prompt, Sizes, Spelled,
+    told_apart,
 };
 use crate::options::{CandleOptions, KvType};
 use crate::sampling::Defaults;
@@ -124,7 +125,7 @@ impl Harness for CandleHarness {
         engine_candle::memory_needed(&files.header, &self.options(spec, sizes)?).map_err(load_failure)
     }
 
-    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<LoadedModel, LoadFailure> {
+    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<Loaded, LoadFailure> {
         let files = ModelFiles::open(path(spec)?, spec.quant.as_deref()).map_err(|error| files_failure(&error))?;
         let options = self.options(spec, sizes)?;
         let mut report = |state: LoadProgress| -> ControlFlow<()> {
@@ -164,7 +165,7 @@ impl Harness for CandleHarness {
             reasoning = ?style.reasoning.map(|tags| tags.open),
             "weights loaded"
         );
-        Ok(LoadedModel {
+        Ok(Loaded::Local(Box::new(LoadedModel {
             engine: Box::new(engine),
             token_bytes: Arc::new(token_bytes(&files, &style)),
             end_tokens: files.end_tokens.clone(),
@@ -175,7 +176,7 @@ impl Harness for CandleHarness {
             device,
             memory,
             text: Arc::new(FilesText { files, style }),
-        })
+        })))
     }
 }
 

@@ -12,7 +12,8 @@ use words::{Code, Error, Fingerprint};
 
 use super::script::Scripts;
 use super::{
-    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Prompt, Sizes, Spelled, told_apart,
+    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, Loaded, LoadedModel, Progress, Prompt, Sizes, Spelled,
+    told_apart,
 };
 use crate::options::FakeOptions;
 use crate::sampling::Defaults;
@@ -46,7 +47,7 @@ impl Harness for FakeHarness {
         Ok(if spec.memory > 0 { spec.memory } else { own })
     }
 
-    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<LoadedModel, LoadFailure> {
+    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<Loaded, LoadFailure> {
         let begun = Instant::now();
         let whole = Duration::from_millis(self.options.load_ms);
         while begun.elapsed() < whole {
@@ -76,7 +77,7 @@ impl Harness for FakeHarness {
         tracing::info!(model = %spec.model_id, step_ms = self.options.step_ms, "fake engine ready");
         let print = told_apart(print, spec.overrides);
         let style = Style { takes_tools: true, ..Style::default() }.with(spec.overrides);
-        Ok(LoadedModel {
+        Ok(Loaded::Local(Box::new(LoadedModel {
             engine: Box::new(Paced { engine, scripts: Scripts::new(BLOCK_TOKENS), options: self.options }),
             text: Arc::new(FakeText(style)),
             token_bytes: Arc::new(fake_token_bytes()),
@@ -87,7 +88,7 @@ impl Harness for FakeHarness {
             exact_fingerprint: print,
             device: "none".into(),
             memory: self.estimate(spec, sizes)?,
-        })
+        })))
     }
 }
 

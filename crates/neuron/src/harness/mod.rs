@@ -4,6 +4,7 @@
 mod candle;
 #[cfg(feature = "fake")]
 mod fake;
+mod process;
 #[cfg(feature = "fake")]
 mod script;
 
@@ -14,10 +15,13 @@ use std::sync::Arc;
 use inference::engine::Engine;
 use inference::{Pooling, TokenBytes};
 use serde_json::{Map, Value};
+use service::clock::Clock;
+use service::ring::LogRing;
 use wire::output::{Opening, Overrides, Style};
-use words::{Code, Error, Fingerprint};
+use words::{Capabilities, Code, Error, Fingerprint};
 
-use crate::options::{HarnessOptions, SamplingOptions};
+use crate::options::{EndpointName, Options, ProcessOptions, SamplingOptions};
+use crate::process::Supervised;
 use crate::sampling::Defaults;
 
 /// What a load names.
@@ -33,6 +37,8 @@ pub(crate) struct LoadSpec {
     pub(crate) device: Option<String>,
     /// What its operator says of its calls and its reasoning.
     pub(crate) overrides: Overrides,
+    /// How its external engine is started.
+    pub(crate) process: Option<Arc<ProcessOptions>>,
     /// Longest context served, in tokens; 0: what its harness and the model itself allow.
     pub(crate) context_length: usize,
     /// What its operator says of its memory, in bytes; 0: nothing.
@@ -44,6 +50,17 @@ pub(crate) struct LoadSpec {
 }
 
 impl LoadSpec {
+    /// Returns what a gateway needs to know of the model.
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        match &self.process {
+            None => Capabilities { chat: true, continuation: true },
+            // What it says is no tokens of ours: nobody else can go on from there.
+            Some(process) => {
+                Capabilities { chat: process.endpoints.contains(&EndpointName::Chat), continuation: false }
+            }
+        }
+    }
+
     /// Bounds a context by what its operator says.
     pub(crate) fn context(&self, most: usize) -> usize {
         if self.context_length == 0 { most } else { self.context_length.min(most) }
@@ -61,6 +78,9 @@ pub(crate) struct Sizes {
 pub(crate) trait Progress: Sync {
     /// Share that is done, in thousandths. `Break` means: stop at once.
     fn report(&self, permille: u32) -> std::ops::ControlFlow<()>;
+
+    /// Returns the model's log, for what an engine writes.
+    fn log(&self) -> LogRing;
 }
 
 /// Why a load failed.
@@ -139,6 +159,14 @@ pub(crate) struct LoadedModel {
     pub(crate) memory: u64,
 }
 
+/// What a load has made.
+pub(crate) enum Loaded {
+    /// An engine of this process.
+    Local(Box<LoadedModel>),
+    /// An external engine.
+    Process(Box<Supervised>),
+}
+
 /// Tells models apart whose operators say different things of them: the streams of equal ids differ then. A template,
 /// which says the same otherwise, is in the print already.
 fn told_apart(print: Fingerprint, overrides: Overrides) -> Fingerprint {
@@ -160,7 +188,7 @@ pub(crate) trait Harness: Send + Sync {
     fn estimate(&self, spec: &LoadSpec, sizes: Sizes) -> Result<u64, LoadFailure>;
 
     /// Loads. Blocks; called off the runtime.
-    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<LoadedModel, LoadFailure>;
+    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<Loaded, LoadFailure>;
 }
 
 /// The harnesses of this build.
@@ -173,12 +201,14 @@ pub(crate) struct Harnesses {
 pub(crate) const DEFAULT_HARNESS: &str = "candle";
 
 impl Harnesses {
-    pub(crate) fn new(options: &HarnessOptions) -> Self {
-        let mut all: Vec<Arc<dyn Harness>> = Vec::new();
-        #[cfg(feature = "candle")]
-        all.push(Arc::new(candle::CandleHarness::new(options.candle.clone())));
-        #[cfg(feature = "fake")]
-        all.push(Arc::new(fake::FakeHarness::new(options.fake)));
+    pub(crate) fn new(options: &Options, clock: Clock) -> Self {
+        let all: Vec<Arc<dyn Harness>> = vec![
+            #[cfg(feature = "candle")]
+            Arc::new(candle::CandleHarness::new(options.harness.candle.clone())),
+            Arc::new(process::ProcessHarness::new(options, clock)),
+            #[cfg(feature = "fake")]
+            Arc::new(fake::FakeHarness::new(options.harness.fake)),
+        ];
         Harnesses { all: all.into() }
     }
 

@@ -146,13 +146,6 @@ pub(crate) struct InUse {
     door: Door,
 }
 
-impl InUse {
-    /// Returns the model.
-    pub(crate) fn model(&self) -> &Arc<ReadyModel> {
-        &self.ready
-    }
-}
-
 impl Deref for InUse {
     type Target = ReadyModel;
 

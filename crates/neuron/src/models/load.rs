@@ -10,6 +10,8 @@ use std::time::Duration;
 use inference::{Limits, Scheduler};
 use lifecycle::{DrainBudget, HookEvent};
 use serde_json::Value;
+use service::ring::LogRing;
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use words::{Code, Error, ModelId};
 
@@ -19,9 +21,10 @@ use crate::constraint::Constraints;
 use crate::crumbs::Crumbs;
 use crate::emptying;
 use crate::engine_thread::{self, Own};
-use crate::harness::{LoadFailure, LoadSpec, LoadedModel, Progress, Sizes};
+use crate::harness::{LoadFailure, LoadSpec, Loaded, LoadedModel, Progress, Sizes};
 use crate::keeper::Keeper;
-use crate::ready::ReadyModel;
+use crate::process::{Serving, Supervised, Watched};
+use crate::ready::{Kind, Local, ReadyModel};
 
 /// What a piece of work ends with.
 pub(super) enum Product {
@@ -32,7 +35,7 @@ pub(super) enum Product {
     /// What is set aside for it, in bytes.
     Reserved(u64),
     /// It is in memory.
-    Loaded(Box<LoadedModel>),
+    Loaded(Loaded),
     /// How many of its requests were cut.
     Cut(usize),
 }
@@ -54,6 +57,8 @@ pub(super) struct Running {
     pub(super) ready: Arc<ReadyModel>,
     pub(super) memory: u64,
     thread: Option<std::thread::JoinHandle<()>>,
+    /// What is known of its external engine, where it has one.
+    pub(super) watched: Option<watch::Receiver<Watched>>,
     /// Ends when the engine does, whether anybody wanted that or not.
     pub(super) lost: oneshot::Receiver<()>,
 }
@@ -71,6 +76,10 @@ impl Progress for Way {
     fn report(&self, permille: u32) -> ControlFlow<()> {
         self.news.send_if_modified(|news| std::mem::replace(&mut news.permille, permille.min(1000)) != permille);
         if *self.cancelled.borrow() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn log(&self) -> LogRing {
+        self.inner.parts.turns.log(&self.spec.model_id)
     }
 }
 
@@ -137,8 +146,8 @@ impl Way {
             // What nobody wants is freed here, off the runtime.
             if *unwanted.borrow() { Err(cancelled().into()) } else { Ok(loaded) }
         });
-        let loaded: Result<LoadedModel, LoadFailure> = work.await.map_err(Error::internal)?;
-        Ok(Product::Loaded(Box::new(loaded?)))
+        let loaded: Result<Loaded, LoadFailure> = work.await.map_err(Error::internal)?;
+        Ok(Product::Loaded(loaded?))
     }
 }
 
@@ -146,7 +155,26 @@ impl Way {
 ///
 /// # Errors
 /// When the system gives no thread.
-pub(super) fn start(inner: &Inner, spec: &LoadSpec, loaded: LoadedModel) -> Result<Running, Error> {
+pub(super) fn start(inner: &Inner, spec: &LoadSpec, loaded: Loaded) -> Result<Running, Error> {
+    match loaded {
+        Loaded::Local(loaded) => start_local(inner, spec, *loaded),
+        Loaded::Process(engine) => start_process(inner, spec, *engine),
+    }
+}
+
+fn start_process(inner: &Inner, spec: &LoadSpec, engine: Supervised) -> Result<Running, Error> {
+    let (id, parts) = (&spec.model_id, &inner.parts);
+    let max_wait = Duration::from_millis(parts.options.scheduler.max_wait_ms);
+    // What it holds elsewhere than in memory of this host only its operator knows.
+    let memory = engine.memory_bytes().max(spec.memory);
+    let Serving { upstream, thread, ended } = engine.serve(Handle::current(), max_wait)?;
+    parts.turns.served_by(id, Some((upstream.pid, upstream.port)));
+    let watched = Some(upstream.watched.clone());
+    let ready = ReadyModel::of_process(id.clone(), upstream, spec.context_length, parts.metrics.model(id.as_str()));
+    Ok(Running { ready: Arc::new(ready), memory, thread: Some(thread), watched, lost: ended })
+}
+
+fn start_local(inner: &Inner, spec: &LoadSpec, loaded: LoadedModel) -> Result<Running, Error> {
     let (id, parts) = (&spec.model_id, &inner.parts);
     let options = parts.options.scheduler;
     let limits = Limits {
@@ -174,24 +202,26 @@ pub(super) fn start(inner: &Inner, spec: &LoadSpec, loaded: LoadedModel) -> Resu
     let ready = ReadyModel {
         id: id.clone(),
         engine: handle,
-        text: loaded.text,
-        constraints: Constraints::new(loaded.token_bytes.clone()),
-        token_bytes: loaded.token_bytes,
-        end_tokens: loaded.end_tokens,
-        defaults: spec.sampling.over(loaded.defaults),
+        kind: Kind::Local(Box::new(Local {
+            text: loaded.text,
+            constraints: Constraints::new(loaded.token_bytes.clone()),
+            token_bytes: loaded.token_bytes,
+            end_tokens: loaded.end_tokens,
+            defaults: spec.sampling.over(loaded.defaults),
+            vocabulary: capabilities.vocab_size,
+            width: capabilities.width,
+            pooling: loaded.pooling,
+            keeper,
+        })),
         context_length: capabilities.context_length,
-        vocabulary: capabilities.vocab_size,
-        width: capabilities.width,
-        pooling: loaded.pooling,
         continue_fingerprint: loaded.continue_fingerprint,
         exact_fingerprint: loaded.exact_fingerprint,
         metrics,
-        keeper,
         pace: Mutex::default(),
         next_request: AtomicU64::new(0),
     };
     tracing::info!(model = %id, device = loaded.device, memory_mib = loaded.memory >> 20, "model in memory");
-    Ok(Running { ready: Arc::new(ready), memory: loaded.memory, thread: Some(thread), lost: ended })
+    Ok(Running { ready: Arc::new(ready), memory: loaded.memory, thread: Some(thread), watched: None, lost: ended })
 }
 
 /// Asks the warm-up's question, so that the first real request finds warm memory and a proven engine.

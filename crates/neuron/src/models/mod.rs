@@ -7,6 +7,7 @@
 mod demand;
 mod door;
 mod load;
+mod loss;
 mod memory;
 mod owner;
 mod replies;
@@ -84,6 +85,8 @@ struct Inner {
     /// What is configured of each model, and whether it stands in the catalogue.
     entries: BTreeMap<ModelId, (ModelEntry, bool)>,
     aliases: BTreeMap<ModelId, ModelId>,
+    /// An external engine serves one of them.
+    has_external: bool,
     /// Held for one look-up.
     handles: Mutex<BTreeMap<ModelId, Handle>>,
     /// Whether models may be loaded on demand.
@@ -194,7 +197,8 @@ impl Models {
         };
         let aliases = options.entries().flat_map(alias).collect();
         let (handles, open) = (Mutex::default(), watch::Sender::new(true));
-        let inner = Arc::new(Inner { parts, memory, entries, aliases, handles, open, emptied });
+        let has_external = parts.options.entries().any(ModelEntry::is_external);
+        let inner = Arc::new(Inner { parts, memory, entries, aliases, has_external, handles, open, emptied });
         for id in inner.entries.keys() {
             // There is room: the configuration has a bound of its own.
             let _ = inner.handle(id);
@@ -306,11 +310,12 @@ impl Models {
             let Some(ready) = handle.door.ready() else { return Refresh { id, load, p99_ms, idle_s, eta_ms } };
             let load = ready.engine.load();
             self.inner.parts.metrics.show_load(id.as_str(), &load);
+            let (max_running, max_waiting) = ready.places().unwrap_or((options.max_running, options.max_waiting));
             let load = ModelLoad {
                 running: load.running as u32,
                 waiting: load.waiting as u32,
-                max_running: options.max_running as u32,
-                max_waiting: options.max_waiting as u32,
+                max_running: max_running as u32,
+                max_waiting: max_waiting as u32,
                 kv_blocks: load.blocks as u32,
                 kv_blocks_used: load.blocks_used as u32,
             };

@@ -10,15 +10,14 @@ use words::{Capabilities, Code, Error, ModelId, ModelState, ModelStatus, Moment}
 
 use super::door::Door;
 use super::load::{self, News, Product, Running, Way, Work};
+use super::loss::{self, Losses, Sign};
 use super::memory::Claim;
 use super::replies::{LeaveReply, LoadReply, Replies, Reply};
 use super::{Inner, View};
-use crate::harness::{LoadFailure, LoadSpec};
+use crate::harness::{LoadFailure, LoadSpec, Loaded};
 
 /// Words that wait for one model's owner.
 pub(super) const INBOX: usize = 64;
-/// A model whose engine ended by itself is loaded again, unless it did so this short a time after the last time.
-const LOST_AGAIN: Duration = Duration::from_secs(60);
 
 /// What a load goes by.
 #[derive(Clone, Debug)]
@@ -65,8 +64,7 @@ pub(super) struct Owner {
     cut: usize,
     /// What its last load took, and by what it went.
     measured: Option<(LoadSpec, u64)>,
-    /// When its engine was last lost.
-    lost_at: Option<Moment>,
+    losses: Losses,
 }
 
 impl Owner {
@@ -97,7 +95,7 @@ impl Owner {
             budget: None,
             cut: 0,
             measured: None,
-            lost_at: None,
+            losses: Losses::of(None),
         }
     }
 
@@ -117,10 +115,14 @@ impl Owner {
                     Some(message) => self.told(message).await,
                     None => return,
                 },
-                () = lost(&mut self.running), if self.life.state() == ModelState::Ready => {
-                    tracing::error!(model = %self.id, "the engine has ended by itself");
-                    self.take(ModelEvent::EngineLost).await;
-                }
+                sign = shown(&mut self.running), if self.life.state() == ModelState::Ready => match sign {
+                    Sign::Memory(bytes) => self.measured(bytes).await,
+                    Sign::Ended(why) => {
+                        tracing::error!(model = %self.id, why, "the engine has ended by itself");
+                        self.view.send_modify(|view| view.status.failure = Some(why));
+                        self.take(ModelEvent::EngineLost).await;
+                    }
+                },
                 _ = news.changed() => self.heard(*news.borrow_and_update()),
                 () = sleep_until(ttl) => self.ttl_over().await,
             }
@@ -189,6 +191,19 @@ impl Owner {
         }
     }
 
+    /// Takes what its engine's memory is now.
+    async fn measured(&mut self, bytes: u64) {
+        let told = self.order.as_ref().map_or(0, |order| order.spec.memory);
+        let Some(running) = &mut self.running else { return };
+        let memory = bytes.max(told);
+        running.memory = memory;
+        if let Some((_, known)) = &mut self.measured {
+            *known = memory;
+        }
+        self.show(|view| view.status.memory_bytes = memory);
+        self.inner.memory.measured(&self.id, memory).await;
+    }
+
     fn show(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(change);
         self.inner.parts.publisher.model(self.view.borrow().status.clone());
@@ -226,7 +241,7 @@ impl Owner {
                 self.cut = cut;
                 return true;
             }
-            Ok(Product::Loaded(loaded)) => match self.started(*loaded) {
+            Ok(Product::Loaded(loaded)) => match self.started(loaded) {
                 Ok(()) => return true,
                 Err(error) => LoadFailure::from(error),
             },
@@ -242,7 +257,7 @@ impl Owner {
         false
     }
 
-    fn started(&mut self, loaded: crate::harness::LoadedModel) -> Result<(), Error> {
+    fn started(&mut self, loaded: Loaded) -> Result<(), Error> {
         let Some(order) = &self.order else { return Err(Error::internal("a load without its order")) };
         let running = load::start(&self.inner, &order.spec, loaded)?;
         self.view.send_modify(|view| {
@@ -285,7 +300,13 @@ impl Owner {
         if to == ModelState::Fetching {
             self.order = self.next_order.take().or(self.order.take());
             self.cut = 0;
+            self.losses = Losses::of(self.order.as_ref().map(|order| &order.spec));
         }
+        if to == ModelState::Ready {
+            self.losses.serving(clock.now());
+        }
+        let spec = self.order.as_ref().map(|order| &order.spec);
+        let capabilities = spec.map_or_else(Capabilities::default, LoadSpec::capabilities);
         let harness = self.order.as_ref().map(|order| order.spec.harness.clone()).unwrap_or_default();
         let mut absent = self.inner.absent(&self.id);
         if let Some((_, bytes)) = &self.measured {
@@ -296,12 +317,7 @@ impl Owner {
         self.view.send_modify(|view| {
             match to {
                 ModelState::Fetching => {
-                    view.status = ModelStatus {
-                        harness,
-                        created: clock.unix_seconds(),
-                        capabilities: Capabilities { chat: true, continuation: true },
-                        ..absent
-                    };
+                    view.status = ModelStatus { harness, created: clock.unix_seconds(), capabilities, ..absent };
                     (view.wanted, view.begun, view.need) = (Some(clock.now()), None, 0);
                 }
                 ModelState::Absent => view.status = absent,
@@ -309,6 +325,7 @@ impl Owner {
                     (view.status.memory_bytes, view.failed_at) = (0, Some(clock.now()).filter(|_| !no_room));
                 }
                 ModelState::Ready => {
+                    view.status.failure = None;
                     if let Some(begun) = view.begun.take() {
                         view.took = Some(clock.now().since(begun));
                     }
@@ -396,20 +413,18 @@ impl Owner {
                 }
             }
             ModelWork::BeforeStop => Box::pin(load::hooks(inner, HookEvent::BeforeStop, id, harness)),
-            ModelWork::Stop => Box::pin(load::stop(self.running.take())),
+            ModelWork::Stop => {
+                // A process that ends is nobody's to ask.
+                self.inner.parts.turns.served_by(&self.id, None);
+                Box::pin(load::stop(self.running.take()))
+            }
             ModelWork::AfterUnload => Box::pin(load::hooks(inner, HookEvent::AfterUnload, id, harness)),
             ModelWork::Pause => {
-                let (now, before) = (self.now(), self.lost_at);
-                self.lost_at = Some(now);
-                let again = before.is_some_and(|before| now.since(before) < LOST_AGAIN);
-                Box::pin(async move {
-                    match again {
-                        false => Ok(Product::Over),
-                        true => {
-                            Err(Error::new(Code::EngineFailed, "the engine ended by itself again and again").into())
-                        }
-                    }
-                })
+                let (now, why) = (self.now(), self.view.borrow().status.failure.clone().unwrap_or_default());
+                match self.losses.rest(now, &why) {
+                    Ok(until) => Box::pin(loss::rest(inner, id, until, self.cancel.subscribe())),
+                    Err(error) => Box::pin(async { Err(error.into()) }),
+                }
             }
         }
     }
@@ -437,9 +452,9 @@ async fn next(work: &mut Option<Work>) -> Result<Product, LoadFailure> {
     }
 }
 
-async fn lost(running: &mut Option<Running>) {
+async fn shown(running: &mut Option<Running>) -> Sign {
     match running {
-        Some(running) => drop((&mut running.lost).await),
+        Some(running) => running.sign().await,
         None => std::future::pending().await,
     }
 }

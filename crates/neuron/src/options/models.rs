@@ -10,7 +10,8 @@ use service::config::UnusableOption;
 use wire::output::Overrides;
 use words::{ModelCard, ModelId};
 
-use super::Options;
+use super::process::{ProcessOptions, check_entry};
+use super::{Options, PROCESS_HARNESS};
 use crate::sampling::Defaults;
 
 /// Most of any figure of memory.
@@ -42,7 +43,7 @@ pub struct ModelEntry {
     pub description: Option<String>,
     /// What it is good at, such as 'tools' or 'vision': shown as it is, and believed by nobody.
     pub capabilities: Vec<String>,
-    /// The harness: 'candle' (the default) or 'fake'.
+    /// The harness: 'candle' (the default), 'process' (an external engine) or 'fake'.
     pub harness: Option<String>,
     /// A GGUF file, a folder with one, or a model on a hub: `org/repo[:QUANT][@REVISION]`, which is fetched once. What
     /// begins with '/', '.' or '~', ends in '.gguf' or is there is a path; 'hf://' before it makes anything a reference.
@@ -77,8 +78,10 @@ pub struct ModelEntry {
     pub warmup: Option<String>,
     /// Tokens of the answer to that.
     pub warmup_tokens: Option<u32>,
-    /// How it samples where a request says nothing; before what its own files say.
+    /// How it samples where a request says nothing; before what its own files say. An external engine is not told.
     pub sampling: Option<SamplingOptions>,
+    /// The external engine, for the harness 'process'.
+    pub process: Option<ProcessOptions>,
 }
 
 /// How a model samples where a request says nothing.
@@ -176,6 +179,11 @@ impl ModelEntry {
         read.map_err(|(key, words)| UnusableOption { key: key.into(), problem: format!("must be {words}") })
     }
 
+    /// Says whether an external engine serves it.
+    pub(crate) fn is_external(&self) -> bool {
+        self.harness.as_deref() == Some(PROCESS_HARNESS)
+    }
+
     /// Says whether it says nothing but its id, and whether it is required.
     fn is_name_alone(&self) -> bool {
         *self == ModelEntry { id: self.id.clone(), required: self.required, ..ModelEntry::default() }
@@ -197,12 +205,13 @@ impl ModelEntry {
         }
     }
 
-    fn check(&self) -> Result<(), UnusableOption> {
+    fn check(&self, macros: &BTreeMap<String, String>) -> Result<(), UnusableOption> {
         let wrong = |key: &str, problem: String| Err(UnusableOption { key: key.into(), problem });
         if let Err(error) = ModelId::new(self.id.clone()) {
             return wrong("id", error.to_string());
         }
         self.overrides()?;
+        check_entry(self.harness.as_deref(), self.process.as_ref(), self.path.is_some(), macros)?;
         self.sampling.unwrap_or_default().check()?;
         for (i, alias) in self.aliases.iter().enumerate() {
             if let Err(error) = ModelId::new(alias.clone()) {
@@ -274,7 +283,9 @@ pub(super) fn check(options: &Options) -> Result<(), UnusableOption> {
         }
         for (i, entry) in entries.iter().enumerate() {
             let at = |key: &str| format!("{list}[{i}].{key}");
-            entry.check().map_err(|error| UnusableOption { key: at(&error.key), problem: error.problem })?;
+            entry
+                .check(&options.hooks.macros)
+                .map_err(|error| UnusableOption { key: at(&error.key), problem: error.problem })?;
             if !seen.insert(&entry.id) {
                 return wrong(at("id"), format!("'{}' is there twice", entry.id));
             }
