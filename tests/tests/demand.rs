@@ -118,6 +118,21 @@ async fn a_request_loads_an_absent_model_by_its_name_or_an_alias_and_many_start_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_entry_says_of_answers_and_context_holds() {
+    let fleet = fleet();
+    let models = [("m", "context_length = 64\nsampling = { max_tokens = 3 }\nwarmup = \"a word\"")];
+    let worker = Worker::start(&fleet, &catalogue(500, "", &models)).await;
+    let mut body = chat_body("m", "x", 1);
+    body.as_object_mut().unwrap().remove("max_tokens");
+    let answer = worker.client.stream(&body, |_| {}).await.unwrap();
+    assert!(answer.whole() && answer.text == fake_answer("x", 3), "{answer:?}");
+    worker.right("m", "a request's own limit wins").await;
+    let long = worker.ask("m", &"x".repeat(100), 1).await;
+    assert_eq!((long.status, &long.error.unwrap()["code"]), (400, &json!("context_length_exceeded")));
+    assert_eq!(worker.client.get("/v1/models/m").await.unwrap().1["max_model_len"], 64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_while_its_model_loads_cancels_no_load_and_holds_nothing() {
     let fleet = fleet();
     let worker = Worker::start(&fleet, &catalogue(150, "load_ms = 400", &[("a", ""), ("b", "")])).await;
@@ -227,7 +242,19 @@ async fn two_models_that_fit_one_at_a_time_answer_everybody_right() {
             asked
         }
     };
-    let asked: usize = futures_util::future::join_all((0..8).map(hammer)).await.into_iter().sum();
+    let never_over = async {
+        let (mut most, budget) = (0.0f64, f64::from(150 << 20));
+        while tokio::time::Instant::now() < until {
+            let used = fleet.metric(&worker.control, "neuron_memory_used_bytes", &[]).await.unwrap();
+            assert!(used <= budget, "{used} of {budget}");
+            most = most.max(used);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        most
+    };
+    let (asked, most) = tokio::join!(futures_util::future::join_all((0..8).map(hammer)), never_over);
+    let asked: usize = asked.into_iter().sum();
+    assert!(most > 0.0);
     let evictions = fleet.metric(&worker.control, "neuron_model_evictions_total", &[]).await.unwrap();
     assert!(evictions >= 4.0 && asked > 30, "{asked} answers over {evictions} swaps");
 }
