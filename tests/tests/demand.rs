@@ -164,6 +164,13 @@ async fn a_model_with_a_stream_is_never_evicted_and_its_end_makes_room() {
     assert_eq!(worker.model("a").await["state"], "absent");
     assert_eq!(fleet.metric(&worker.control, "neuron_model_evictions_total", &["model=\"a\""]).await.unwrap(), 1.0);
     assert_eq!(fleet.metric(&worker.control, "neuron_memory_used_bytes", &[]).await.unwrap(), f64::from(100 << 20));
+    for gauge in ["neuron_kv_cache_usage_ratio", "neuron_kv_cache_kept_ratio", "neuron_num_requests_running"] {
+        assert_eq!(
+            fleet.metric(&worker.control, gauge, &["model=\"a\""]).await.unwrap(),
+            0.0,
+            "{gauge} of a model that is gone"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
