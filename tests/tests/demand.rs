@@ -149,6 +149,7 @@ async fn a_model_with_a_stream_is_never_evicted_and_its_end_makes_room() {
     let config = catalogue(150, "step_ms = 10", &[("a", ""), ("b", "")]);
     let worker = Worker::start(&fleet, &config).await;
     worker.right("a", "warm").await;
+    worker.until("a", |model| model["load"]["running"] == 0).await;
     let long = async {
         let answer = worker.ask("a", "a long one", 100).await;
         assert!(answer.whole() && answer.text == fake_answer("a long one", 100), "{answer:?}");
@@ -242,7 +243,7 @@ async fn two_models_that_fit_one_at_a_time_answer_everybody_right() {
             let mut asked = 0;
             while tokio::time::Instant::now() < until {
                 // Two of them want one model alone, so that it is never idle.
-                let model = if client < 2 || (asked + client) % 2 == 0 { "a" } else { "b" };
+                let model = if client < 2 || (asked + client).is_multiple_of(2) { "a" } else { "b" };
                 worker.right(model, &format!("{client} asks {asked}")).await;
                 asked += 1;
             }
@@ -272,6 +273,7 @@ async fn a_request_that_finds_no_room_in_time_is_told_who_holds_it() {
     let config = catalogue(150, "step_ms = 20", &[("a", ""), ("b", "")]);
     let worker = Worker::start_with(&fleet, &config, "load_wait_s = 0.5").await;
     worker.right("a", "warm").await;
+    worker.until("a", |model| model["load"]["running"] == 0).await;
     let long = async { assert!(worker.ask("a", "a long one", 100).await.whole()) };
     let refused = async {
         worker.until("a", |model| model["load"]["running"] == 1).await;
