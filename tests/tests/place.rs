@@ -270,5 +270,6 @@ async fn a_stream_goes_on_where_its_model_is_loaded_for_it() {
     workers[chosen].process.kill().unwrap();
     let answer = stream.await.unwrap().unwrap();
     assert!(answer.whole() && answer.text == fake_answer("hello", 60), "{answer:?}");
-    assert_eq!(fleet.metric(&gateway.admin, "cortex_continuations_total", &[]).await.unwrap(), 1.0);
+    // The dead one may be asked once more before its connection's end is known.
+    assert!(fleet.metric(&gateway.admin, "cortex_continuations_total", &[]).await.unwrap() >= 1.0);
 }
