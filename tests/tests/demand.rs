@@ -110,6 +110,22 @@ async fn a_request_loads_an_absent_model_by_its_name_or_an_alias_and_many_start_
     assert_eq!(worker.model("other").await["state"], "absent", "nobody asked for it");
     let nobody = worker.ask("third", "x", 1).await;
     assert_eq!((nobody.status, &nobody.error.unwrap()["code"]), (404, &json!("model_not_here")));
+    for (path, state) in [("/models/unload", "absent"), ("/models/load", "ready")] {
+        assert_eq!(worker.post(path, json!({"model_id": "small"})).await.0, 200, "{path}");
+        assert_eq!(worker.model("m").await["state"], state, "an alias means its model");
+    }
+    assert_eq!(worker.models().await.as_array().unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_while_its_model_loads_cancels_no_load_and_holds_nothing() {
+    let fleet = fleet();
+    let worker = Worker::start(&fleet, &catalogue(150, "load_ms = 400", &[("a", ""), ("b", "")])).await;
+    let left = tokio::time::timeout(Duration::from_millis(150), worker.ask("a", "x", 1)).await;
+    assert!(left.is_err(), "it does not load that fast");
+    worker.until_state("a", "ready").await;
+    worker.until("a", |model| model["idle_s"].as_u64() >= Some(1)).await;
+    worker.right("b", "in its place").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,7 +159,7 @@ async fn what_is_pinned_stays_and_what_does_not_fit_is_refused_with_the_numbers(
     for model in ["a", "b", "c"] {
         worker.right(model, "x").await;
     }
-    let state = |id| async { worker.model(id).await["state"].clone() };
+    let state = async |id: &str| worker.model(id).await["state"].clone();
     assert_eq!([state("a").await, state("b").await, state("c").await], ["ready", "absent", "ready"]);
     let refused = worker.ask("big", "x", 1).await;
     let error = refused.error.unwrap();

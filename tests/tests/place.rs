@@ -207,3 +207,68 @@ async fn free_memory_is_taken_before_anything_is_evicted() {
         until_ready_at(&gateway, model, places).await;
     }
 }
+
+#[tokio::test]
+async fn requests_that_wait_for_a_load_outlive_its_worker() {
+    let fleet = fleet();
+    let mut workers = Vec::new();
+    for name in ["a", "b"] {
+        workers.push(fleet.neuron(name, &catalogue(100, 1_500, &["m"])).await.unwrap());
+    }
+    let gateway = fleet.gateway(&[&workers[0].control, &workers[1].control], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let requests: Vec<_> = (0..6)
+        .map(|i| {
+            let body = chat_body("m", &format!("hello {i}"), 8);
+            tokio::spawn(client.stream_owned(body))
+        })
+        .collect();
+    let until = Instant::now() + Duration::from_secs(10);
+    let chosen = loop {
+        assert!(Instant::now() < until, "nobody loads it");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let status: Value = reqwest::get(format!("{}/api/status", gateway.admin)).await.unwrap().json().await.unwrap();
+        let loads = |i: &usize| status["nodes"][i]["status"]["models"][0]["state"] == "loading";
+        if let Some(chosen) = (0..2).find(loads) {
+            break chosen;
+        }
+    };
+    workers[chosen].process.kill().unwrap();
+    for (i, request) in requests.into_iter().enumerate() {
+        let answer = request.await.unwrap().unwrap();
+        assert!(answer.whole() && answer.text == fake_answer(&format!("hello {i}"), 8), "{answer:?}");
+    }
+    assert_eq!(ready_at(&gateway, "m").await, [["b", "a"][chosen]]);
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_where_its_model_is_loaded_for_it() {
+    let fleet = fleet();
+    let slow = |name: &str| catalogue(100, 500, &[name]).replace("[harness.fake]", "[harness.fake]\nstep_ms = 20");
+    let mut workers = Vec::new();
+    for name in ["a", "b"] {
+        workers.push(fleet.neuron(name, &slow("m")).await.unwrap());
+    }
+    let gateway = fleet.gateway(&[&workers[0].control, &workers[1].control], "").await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let (begun, first) = tokio::sync::oneshot::channel();
+    let stream = tokio::spawn(async move {
+        let mut begun = Some(begun);
+        let told = |answer: &fleet_tests::Answer| {
+            if answer.pieces == 5
+                && let Some(begun) = begun.take()
+            {
+                let _ = begun.send(());
+            }
+        };
+        client.stream(&chat_body("m", "hello", 60), told).await
+    });
+    first.await.unwrap();
+    let at = ready_at(&gateway, "m").await;
+    assert_eq!(at.len(), 1);
+    let chosen = usize::from(at[0] == "b");
+    workers[chosen].process.kill().unwrap();
+    let answer = stream.await.unwrap().unwrap();
+    assert!(answer.whole() && answer.text == fake_answer("hello", 60), "{answer:?}");
+    assert_eq!(fleet.metric(&gateway.admin, "cortex_continuations_total", &[]).await.unwrap(), 1.0);
+}

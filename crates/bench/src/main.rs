@@ -1,11 +1,13 @@
 //! `bench engine` times the engine beside its peer; `bench gateway` times the gateway beside a bare forwarder; `bench
-//! hostile` attacks it; `bench gguf` writes a random-weight model of a known shape; `bench logprobs` compares the engine with another program on it.
+//! hostile` attacks it; `bench kv` times what stored KV saves; `bench gguf` writes a random-weight model of a known shape; `bench logprobs` compares the engine with another program on it.
 
 #[cfg(feature = "engine")]
 mod engine;
 mod gateway;
 #[cfg(feature = "engine")]
 mod gguf;
+#[cfg(feature = "engine")]
+mod kv;
 #[cfg(feature = "engine")]
 mod logprobs;
 mod report;
@@ -41,6 +43,9 @@ enum Command {
     /// Time the engine beside llama.cpp, candle and the memory's speed.
     #[cfg(feature = "engine")]
     Engine(engine::EngineArgs),
+    /// Time the first token of a prompt whose beginning was computed before: by this engine, before a swap, a restart, a kill.
+    #[cfg(feature = "engine")]
+    Kv(kv::KvArgs),
     /// Compare the engine's logprobs with those of llama.cpp; fails where they differ by more than is explained there.
     #[cfg(feature = "engine")]
     Logprobs(logprobs::LogprobsArgs),
@@ -62,6 +67,8 @@ fn main() -> Result<()> {
         Command::Gguf { shape, quant, seed, out } => gguf::write(shape, quant, seed, &out),
         #[cfg(feature = "engine")]
         Command::Engine(args) => engine::bench(&args),
+        #[cfg(feature = "engine")]
+        Command::Kv(args) => kv::bench(&args),
         #[cfg(feature = "engine")]
         Command::Logprobs(args) => logprobs::compare(&args),
         Command::Gateway(args) => gateway::bench(&args),

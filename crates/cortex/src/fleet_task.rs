@@ -37,7 +37,7 @@ pub(crate) struct Fleet {
     placements: Arc<Mutex<Placements>>,
 }
 
-/// A request that waits at a worker for its model; dropped once it waits no more.
+/// A request that may wait at a worker for its model; dropped once it is answered.
 pub(crate) struct LoadWait {
     placements: Arc<Mutex<Placements>>,
     model: ModelId,

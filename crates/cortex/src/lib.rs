@@ -11,6 +11,7 @@ mod admin;
 mod attach;
 mod cli;
 mod command;
+mod events;
 mod fleet_task;
 mod front;
 pub mod gateway;

@@ -34,8 +34,8 @@ pub struct Place {
     pub room: Room,
 }
 
-/// Requests of this gateway that wait at a node for a model: the next ones follow the first, whatever the node has
-/// said meanwhile. One entry for each model and node that is waited for.
+/// Requests of this gateway that a node has not answered yet and that may wait for their model there: the next ones
+/// follow the first, whatever the node has said meanwhile. One entry for each model and node that is waited for.
 #[derive(Clone, Debug, Default)]
 pub struct Placements {
     waiting: BTreeMap<(ModelId, Slot), u32>,

@@ -36,6 +36,9 @@ pub struct Target {
     pub data_address: String,
     /// Set where the model does not serve yet: the worker loads it for the request, which waits there.
     pub room: Option<Room>,
+    /// Whether requests bring the model there: then this one counts among [`Placements`] until it is answered, for the
+    /// model may go as it comes.
+    pub on_demand: bool,
 }
 
 /// The decision.
@@ -94,7 +97,10 @@ pub fn route(
         };
         if better {
             let data_address = status.data_address.clone();
-            best = Some((rank, Target { slot, node: status.node.clone(), data_address, room: None }));
+            best = Some((
+                rank,
+                Target { slot, node: status.node.clone(), data_address, room: None, on_demand: model.card.on_demand },
+            ));
         }
     }
     match best.map(|(_, target)| target).or_else(|| load(view, query, now)) {
@@ -116,7 +122,7 @@ fn load(view: &FleetView, query: &RouteQuery<'_>, now: Moment) -> Option<Target>
     let place = place(view, &place_query, now)?;
     let status = view.node(place.slot)?.status.as_ref()?;
     let (node, data_address) = (status.node.clone(), status.data_address.clone());
-    Some(Target { slot: place.slot, node, data_address, room: Some(place.room) })
+    Some(Target { slot: place.slot, node, data_address, room: Some(place.room), on_demand: true })
 }
 
 /// Whether a worker with this model takes the request.

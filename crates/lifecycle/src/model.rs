@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Absent -load-> Fetching -> Loading -> Warming -> Ready -unload|drain-> Draining -> Unloading -> Absent
-//!   any step may fail -> Failed        Ready -device fault-> Recovering -> Loading
+//!   any step may fail -> Failed        Ready -device fault-> Recovering -> Loading -> Warming -> Ready
+//!                                                 ^- it does not come up again -'
 //!                                      Ready -nobody is in-> Unloading
 //! ```
 //! `model_life` says what is done in each state, and who is told what.
@@ -30,7 +31,7 @@ pub enum ModelInput {
     Unloaded,
     /// The step in hand failed.
     Fail,
-    /// Its device failed under it.
+    /// Its device failed under it, or did not come up again.
     DeviceFault,
 }
 
@@ -66,7 +67,7 @@ pub fn next_model_state(from: ModelState, input: ModelInput) -> Result<ModelStat
         (S::Warming, I::Warmed) => Ok(S::Ready),
         (S::Ready, I::Unload) => Ok(S::Draining),
         (S::Ready, I::Close) => Ok(S::Unloading),
-        (S::Ready, I::DeviceFault) => Ok(S::Recovering),
+        (S::Ready | S::Loading | S::Warming, I::DeviceFault) => Ok(S::Recovering),
         // A load that is not over is cancelled at its next step.
         (S::Fetching | S::Loading | S::Warming | S::Recovering, I::Unload) => Ok(S::Unloading),
         (S::Failed, I::Unload) => Ok(S::Absent),
@@ -128,6 +129,7 @@ mod tests {
                     ModelInput::Load => loading += 1,
                     ModelInput::Warmed => { loading -= 1; warmed = true }
                     ModelInput::Fail if state != ModelState::Unloading => loading = 0,
+                    ModelInput::DeviceFault => loading = 0,
                     ModelInput::Unload if state != ModelState::Ready => loading = 0,
                     _ => {}
                 }

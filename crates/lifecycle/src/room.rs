@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(room(std::slice::from_ref(&busy), 10, 6, true), Room::Wait);
         assert_eq!(room(std::slice::from_ref(&busy), 10, 6, false), Room::Never);
         assert_eq!(room(&[busy.clone(), pinned.clone()], 10, 6, true), Room::Wait);
-        assert_eq!(room(&[pinned.clone()], 10, 7, true), Room::Never);
+        assert_eq!(room(std::slice::from_ref(&pinned), 10, 7, true), Room::Never);
         assert_eq!(room(&[], 10, 11, true), Room::Never);
         assert_eq!(room(&[pinned, model("c", 100, 1)], 0, 1 << 40, true), Room::Fits, "an unknown budget");
         let leaving = Held { leaving: true, ..model("a", 6, 1) };

@@ -43,7 +43,7 @@ pub(crate) fn spec_of(entry: &ModelEntry) -> Result<LoadSpec, Error> {
         overrides,
         context_length: entry.context_length,
         memory: (entry.memory_mib as u64) << 20,
-        sampling: entry.sampling,
+        sampling: entry.sampling.unwrap_or_default(),
         warmup: (
             entry.warmup.clone().unwrap_or_else(|| WARM_WORDS.to_string()),
             entry.warmup_tokens.map_or(WARM_TOKENS, |tokens| tokens as usize),

@@ -24,6 +24,7 @@ mod harness;
 mod history;
 mod inspect;
 mod keeper;
+mod kv;
 mod life;
 mod logs;
 mod manager;

@@ -214,7 +214,7 @@ impl Metrics {
             )?,
             loads: registry.counter_vec(
                 "neuron_model_loads_total",
-                "Loads that ended, by outcome: ok, failed or cancelled.",
+                "Loads that ended, by outcome: ok, failed, cancelled, or no_room for one that did not fit or found no room in time.",
                 &["model", "outcome"],
             )?,
             swap_seconds: registry.histogram_vec(

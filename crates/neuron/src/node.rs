@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use hooks::{FunctionHook, HookConfigError};
 use hyper_util::service::TowerToHyperService;
-use kv_store::KvStore;
 use lifecycle::{HookEvent, NodeLife};
 use rand::Rng;
 use service::exit;
@@ -17,7 +16,7 @@ use service::token::{Token, TokenError, guard};
 use service::traces::{Program, TraceError, TraceSettings, Traces};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use words::{Incarnation, ModelId, Moment, NodeId, NodeStatus};
+use words::{Incarnation, ModelId, NodeId, NodeStatus};
 
 use crate::control::{ControlPlane, router as control_router};
 use crate::crumbs::Crumbs;
@@ -25,11 +24,12 @@ use crate::data::{DataPlane, router as data_router};
 use crate::fetch::{self, Downloads};
 use crate::harness::Harnesses;
 use crate::inspect::Inspector;
+use crate::kv::StoredKv;
 use crate::life::{self, Life, Parts};
 use crate::manager::Manager;
 use crate::metrics::Families;
 use crate::models::{self, Models};
-use crate::options::{KvStoreOptions, Options, SHUTDOWN_MAX};
+use crate::options::{Options, SHUTDOWN_MAX};
 use crate::publisher::Publisher;
 use crate::sessions::Sessions;
 use crate::state_dir::StateDir;
@@ -133,37 +133,6 @@ pub fn guard_control(options: &Options) -> Result<Option<Token>, NodeError> {
     Ok(token)
 }
 
-/// Opens the KV store; what can't be used of it is said once, and goes without.
-fn open_store(options: &KvStoreOptions, clock: Clock) -> KvStore {
-    let opened = KvStore::open((options.ram_mib as u64) << 20, options.disk(), clock.unix_seconds());
-    if let Some(error) = opened.unusable {
-        tracing::warn!(%error, folder = ?options.folder, "KV is kept in memory alone: its folder can't be used");
-    }
-    let counts = opened.store.counts();
-    if counts.damaged > 0 {
-        tracing::warn!(files = counts.damaged, "stored KV was damaged or of another version, and is removed");
-    }
-    if counts.disk_blocks > 0 {
-        tracing::info!(blocks = counts.disk_blocks, bytes = counts.disk_bytes, "KV of an earlier life is there");
-    }
-    opened.store
-}
-
-/// Writes what is kept in memory to disk, until `by`.
-async fn spill(store: KvStore, clock: Clock, by: Moment) {
-    if !store.has_disk() || store.counts().ram_blocks == 0 {
-        return;
-    }
-    let work = tokio::task::spawn_blocking(move || store.spill(clock.unix_seconds(), || clock.now() < by));
-    match work.await {
-        Ok(spilled) => {
-            let (written, left) = (spilled.written, spilled.left);
-            tracing::info!(written, left, error = ?spilled.error, "KV written for the next life");
-        }
-        Err(error) => tracing::error!(%error, "KV could not be written"),
-    }
-}
-
 /// How often loads are looked at between the heartbeats.
 const LOAD_REFRESH: Duration = Duration::from_millis(100);
 
@@ -228,18 +197,17 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let Families { worker: metrics, control: control_metrics, data: data_metrics, .. } = families;
     let program = Program { name: "neuron", version: env!("CARGO_PKG_VERSION"), instance: first.node.as_str() };
     let (traces, exporting) = Traces::start(&around.traces, program, families.traces)?;
-    let publisher = Publisher::new(first, clock);
+    let publisher = Publisher::new(first.clone(), clock);
     let (sessions, gate, streams) = (Sessions::new(clock), Gate::new(), Streams::default());
     let settings = fetch::settings(around.hub, &options.harness.candle);
     let downloads = Downloads::new(settings, clock, metrics.clone());
-    let name = publisher.snapshot().node;
-    let turns = Turns::new(&options, name.as_str(), around.hooks, clock, families.hooks)?;
+    let turns = Turns::new(&options, first.node.as_str(), around.hooks, clock, families.hooks)?;
     let ids = options.entries().filter_map(|entry| ModelId::new(entry.id.clone()).ok());
     let (hooks_max, unload_max) = (ids.map(|id| turns.longest_stop(&id)).max(), options.drain.unload_max());
     if hooks_max.is_some_and(|longest| longest > unload_max) {
         tracing::warn!(?hooks_max, ?unload_max, "hooks of a model's end may take longer than drain.unload_max_s");
     }
-    let kv = open_store(&options.kv_store, clock);
+    let kv = StoredKv::open(&options.kv_store, clock);
     let models = Models::new(models::Parts {
         harnesses: Harnesses::new(&options.harness),
         options: Arc::new(options.clone()),
@@ -250,9 +218,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         streams: streams.clone(),
         downloads: downloads.clone(),
         turns: turns.clone(),
-        kv: kv.clone(),
+        kv: kv.store(),
     });
-    let first = publisher.snapshot();
     let (intent, budget_s) = (machine.intent(), options.drain.exit_budget().as_secs_f64());
     let version = first.version;
     tracing::info!(node = %first.node, incarnation = %first.incarnation, version, ?intent, budget_s, "worker starting");
@@ -265,7 +232,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         models: models.clone(),
         sessions: sessions.clone(),
         turns: turns.clone(),
-        kv: kv.clone(),
+        kv: kv.store(),
         state_dir: state_dir.clone(),
         control: control_metrics.clone(),
         data: data_metrics.clone(),
@@ -319,12 +286,13 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         manager: Manager::new(clock, around.notifier),
         options: Arc::new(options),
         state_dir,
+        kv: kv.clone(),
         port,
     };
     let (unload_max, keep_max) = (parts.options.drain.unload_max(), parts.options.kv_store.keep_max());
     let ended = Life::new(machine, parts).run(&mut around.signals, commands).await;
     let hooks_by = ended.as_ref().map_or(clock.now() + unload_max, |ended| ended.hooks_by);
-    spill(kv, clock, hooks_by.min(clock.now() + keep_max)).await;
+    kv.spill(hooks_by.min(clock.now() + keep_max)).await;
     if tokio::time::timeout_at(clock.instant(hooks_by), turns.of_node(HookEvent::Shutdown)).await.is_err() {
         tracing::warn!("the hooks of the shutdown took too long and were ended");
     }

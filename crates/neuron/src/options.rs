@@ -291,7 +291,8 @@ impl KvStoreOptions {
 pub struct HarnessOptions {
     /// The in-process engine.
     pub candle: CandleOptions,
-    /// The paced oracle engine, for tests.
+    /// The paced oracle engine, for tests; only builds with the feature `fake` know it.
+    #[cfg_attr(not(feature = "fake"), serde(skip))]
     pub fake: FakeOptions,
 }
 

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use inference::sampling::Sampling;
-use inference::{ChoiceStart, EventKind, Pooling, Priority, RequestKey, StopRules, Submission, Task, TokenBytes};
+use inference::{EventKind, Pooling, Priority, RequestKey, StopRules, Submission, TokenBytes};
 use service::clock::Clock;
 use words::{Error, Fingerprint, ModelId};
 
@@ -74,21 +73,9 @@ impl ReadyModel {
         let messages = [serde_json::json!({ "role": "user", "content": question })];
         let input = ChatInput { messages: &messages, tools: &[], variables: &serde_json::Map::new() };
         let prompt = self.text.prompt(&input, clock.unix_seconds())?.ids;
-        let submission = Submission {
-            request: self.request_key(),
-            prompt: prompt.into(),
-            choices: vec![ChoiceStart::default()],
-            first_choice: 0,
-            task: Task::Generate,
-            sampling: Sampling::GREEDY,
-            bias: Arc::new([]),
-            constraint: None,
-            max_tokens,
-            stop: Arc::new(StopRules { strings: Vec::new(), tokens: self.end_tokens.clone() }),
-            priority: Priority::High,
-            deadline: None,
-            salt: [0; 32],
-        };
+        let stop = Arc::new(StopRules { strings: Vec::new(), tokens: self.end_tokens.clone() });
+        let plain = Submission::new(self.request_key(), prompt, max_tokens);
+        let submission = Submission { stop, priority: Priority::High, ..plain };
         let _guard = self.engine.guard(vec![submission.request]);
         let mut events = self.engine.submit(submission, Fingerprint::default(), ASK_QUEUE);
         while let Some(message) = events.recv().await {

@@ -37,7 +37,11 @@ pub(crate) struct TestArgs {
     pub(crate) config: ConfigArgs,
 }
 
-fn turns(options: &Options, node: &str) -> Result<Turns, Error> {
+/// Reads the hooks as a worker would.
+///
+/// # Errors
+/// When one can't be run as it is written.
+pub(crate) fn turns(options: &Options, node: &str) -> Result<Turns, Error> {
     let metrics = HookMetrics::register(&Registry::new(), "neuron").map_err(Error::internal)?;
     let turns = Turns::new(options, node, Vec::new(), Clock::start(), metrics);
     turns.map_err(|error| Error::invalid(error.place.clone(), error.to_string()))

@@ -116,6 +116,11 @@ impl Turns {
         longest(HookEvent::BeforeStop) + longest(HookEvent::AfterUnload)
     }
 
+    /// Returns the longest time that the hooks of the process's end can take.
+    pub(crate) fn longest_shutdown(&self) -> Duration {
+        self.inner.hooks.longest(HookEvent::Shutdown, None)
+    }
+
     fn logs(&self) -> MutexGuard<'_, BTreeMap<ModelId, LogRing>> {
         self.inner.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }

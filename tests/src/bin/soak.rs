@@ -47,7 +47,10 @@ struct SwapArgs {
     /// How long a model that is never without work serves on while another waits for its memory, in milliseconds.
     #[arg(long, default_value_t = 2_000)]
     turn_ms: u64,
-    /// Clients at once, over two gateways.
+    /// Gateways.
+    #[arg(long, default_value_t = 1)]
+    gateways: usize,
+    /// Clients at once, over all gateways.
     #[arg(long, default_value_t = 12)]
     clients: usize,
     /// Most tokens of an answer; one takes 10 ms.
@@ -137,6 +140,7 @@ async fn run(run: Run) -> anyhow::Result<Value> {
                 resident: args.resident,
                 load: Duration::from_millis(args.load_ms),
                 turn: Duration::from_millis(args.turn_ms),
+                gateways: args.gateways,
                 clients: args.clients,
                 tokens: args.tokens,
                 seed: args.seed,

@@ -78,7 +78,7 @@ impl Relay {
             rng: SmallRng::seed_from_u64(order.seed ^ order.created),
             attempt: None,
             meta: None,
-            watch: Watch::new(arrived, arrived + Duration::from_millis(proxy.options.proxy.load_wait_ms)),
+            watch: Watch::new(arrived, Duration::from_millis(proxy.options.proxy.load_wait_ms)),
             offered: None,
             prefill: None,
             arrived,
@@ -132,7 +132,7 @@ impl Relay {
     /// Finds a worker and opens an attempt on it.
     async fn open(&mut self) -> Result<(), Ending> {
         let mut routing = self.span.child("route", SpanKind::Internal);
-        let (target, load) = self.find().await.map_err(|error| {
+        let (target, wait) = self.find().await.map_err(|error| {
             routing.fail(error.code().row().code);
             Ending::NobodyFound(error)
         })?;
@@ -153,7 +153,7 @@ impl Relay {
                 KeyValue::new("server.address", target.data_address.clone()),
             ]
         });
-        let begun = self.proxy.clock.now();
+        let (begun, loads) = (self.proxy.clock.now(), target.room.is_some());
         self.watch.begin(begun);
         let (span, watch) = (&self.attempt_span, &mut self.watch);
         let opened = tokio::select! {
@@ -161,7 +161,8 @@ impl Relay {
             opened = Attempt::open(&self.proxy, &self.order, body, target, number, span, watch) => opened,
             () = self.place.flight.cancelled() => Err(Unopened { ending: Ending::Failed(cancelled()), sent: false }),
         };
-        if load.is_some() {
+        drop(wait);
+        if loads {
             let waited = self.proxy.clock.now().since(begun).as_secs_f64();
             self.proxy.metrics.load_wait.with_label_values(&[self.order.model.as_str()]).observe(waited);
         }
@@ -173,7 +174,7 @@ impl Relay {
             }
             Err(Unopened { ending, sent }) => {
                 // What waited for its model was not at work.
-                if sent && load.is_none() {
+                if sent && !loads {
                     self.journey.reached();
                 }
                 self.count_attempt(node.as_str(), reason(&ending));
@@ -191,21 +192,21 @@ impl Relay {
         Resume { choices: choices.collect(), meta: (**meta).clone() }.splice(&self.order.body)
     }
 
-    /// Asks for a way; one that leads to a load is taken at once, so that the next request follows it.
+    /// Asks for a way; one that may lead to a load is taken at once, so that the next request follows it.
     fn way(&mut self, view: &FleetView, successor: Option<&Successor>) -> (Route, Option<LoadWait>) {
         let fleet = &self.proxy.fleet;
         let (model, tried, wait_until) = (&self.order.model, self.journey.tried(), self.journey.wait_until());
         let mut placements = fleet.placements();
         let query = RouteQuery { model, tried, wait_until, successor, placements: &placements };
         let way = route(view, &query, |slot| fleet.sent_since(slot), self.proxy.clock.now(), &mut self.rng);
-        let Route::Forward(Target { slot, room: Some(room), .. }) = &way else { return (way, None) };
-        let load = fleet.wait_at(&mut placements, model, *slot);
+        let Route::Forward(Target { slot, room, on_demand: true, .. }) = &way else { return (way, None) };
+        let wait = fleet.wait_at(&mut placements, model, *slot);
         drop(placements);
-        if *room != Room::Coming {
+        if let Some(room) = room.filter(|room| *room != Room::Coming) {
             self.proxy.metrics.loads.with_label_values(&[model.as_str(), room.name()]).inc();
             tracing::info!(request_id = self.order.request_id, %model, room = room.name(), "a load for a request");
         }
-        (way, Some(load))
+        (way, Some(wait))
     }
 
     async fn find(&mut self) -> Result<(Target, Option<LoadWait>), Error> {
@@ -220,13 +221,13 @@ impl Relay {
                 self.order.rename(id)?;
                 self.place.flight.resolved(&self.order.model);
             }
-            let (way, load) = self.way(&view, successor.as_ref());
+            let (way, wait) = self.way(&view, successor.as_ref());
             let until = match way {
-                Route::Forward(target) if successor.is_none() => return Ok((target, load)),
+                Route::Forward(target) if successor.is_none() => return Ok((target, wait)),
                 Route::Forward(target) => match self.proxy.fleet.prefill(target.slot) {
                     Some(permit) => {
                         self.prefill = Some(permit);
-                        return Ok((target, load));
+                        return Ok((target, wait));
                     }
                     // Others compute their answers' past there just now; it takes a prefill's time.
                     None => self.proxy.clock.now() + PREFILL_AGAIN,
@@ -241,7 +242,7 @@ impl Relay {
                     until
                 }
             };
-            drop(load);
+            drop(wait);
             let deadline = self.proxy.clock.instant(until);
             tokio::select! {
                 changed = tokio::time::timeout_at(deadline, changes.changed()) => if let Ok(Ok(())) = changed {

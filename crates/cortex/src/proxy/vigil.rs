@@ -12,7 +12,8 @@ use super::attempt::silent;
 pub(super) struct Watch {
     patience: Patience,
     look_at: Moment,
-    /// Until when the request waits for its model, over all its attempts.
+    /// Longest wait for the model, from the last time that a worker had it.
+    load_wait: Duration,
     load_until: Moment,
     /// The worker has answered, so it has the model.
     answered: bool,
@@ -20,24 +21,27 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Begins with the request.
-    pub(super) fn new(now: Moment, load_until: Moment) -> Self {
-        Watch { patience: Patience::new(now), look_at: now, load_until, answered: false }
+    pub(super) fn new(now: Moment, load_wait: Duration) -> Self {
+        let (patience, load_until) = (Patience::new(now), now + load_wait);
+        Watch { patience, look_at: now, load_wait, load_until, answered: false }
     }
 
-    /// Begins anew with an attempt.
+    /// Begins anew with an attempt; the wait for the model goes on.
     pub(super) fn begin(&mut self, now: Moment) {
-        *self = Watch::new(now, self.load_until);
+        (self.patience, self.look_at, self.answered) = (Patience::new(now), now, false);
     }
 
     /// Takes the head of the worker's answer.
     pub(super) fn answered(&mut self, now: Moment) {
         self.begin(now);
         self.answered = true;
+        self.load_until = now + self.load_wait;
     }
 
     /// Takes a sign of life of the stream.
     pub(super) fn heard(&mut self, now: Moment) {
         self.patience.heard(now);
+        self.load_until = now + self.load_wait;
     }
 
     /// Returns when to look again.

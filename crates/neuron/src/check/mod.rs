@@ -3,6 +3,7 @@
 //! It looks and changes nothing: what it says holds for the user that it runs as.
 
 mod gpu;
+mod hooks;
 mod places;
 
 use std::path::Path;
@@ -125,6 +126,7 @@ fn findings(options: &Options, cache: Option<&Path>) -> Vec<Finding> {
     findings.push(places::state(options));
     findings.push(places::cache(cache, options));
     findings.extend(places::upgrades(options));
+    findings.extend(hooks::look(options));
     findings.extend(models(options));
     findings
 }
@@ -186,7 +188,10 @@ mod tests {
         };
         let unknown = of("none-such");
         assert!(unknown.level == Level::Fault && unknown.advice.unwrap().contains("harness"));
+        #[cfg(feature = "fake")]
         assert_eq!(of("fake").level, Level::Ok);
+        #[cfg(not(feature = "fake"))]
+        assert_eq!(of("fake").level, Level::Fault);
         assert_eq!(models(&Options::default())[0].level, Level::Warning);
     }
 

@@ -162,19 +162,31 @@ pub(super) fn cache(folder: Option<&Path>, options: &Options) -> Finding {
     }
 }
 
+/// Looks whether this user can run a program as a command would, from `directory` where it has its own.
+///
+/// # Errors
+/// What stands in the way, in words.
+pub(super) fn runnable(program: &str, directory: Option<&Path>) -> Result<(), String> {
+    let file = |path: PathBuf| path.is_file().then_some(path);
+    let found = match program.contains('/') {
+        true => file(directory.unwrap_or(Path::new("")).join(program)),
+        false => {
+            let folders = std::env::var_os("PATH").unwrap_or_default();
+            let mut all = std::env::split_paths(&folders).filter_map(|folder| file(folder.join(program)));
+            all.find(|path| access(path, Access::EXEC_OK).is_ok())
+        }
+    };
+    let path = found.ok_or_else(|| format!("there is no program '{program}'"))?;
+    access(&path, Access::EXEC_OK).map_err(|_| format!("'{program}' may not be run; is it executable?"))
+}
+
 pub(super) fn upgrades(options: &Options) -> Vec<Finding> {
     let look = |(name, upgrade): (&String, &crate::options::UpgradeOptions)| {
         let (what, program) = (format!("upgrade {name}"), upgrade.argv.first()?);
-        let folders = std::env::var_os("PATH").unwrap_or_default();
-        let runs = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
-        let found = match program.contains('/') {
-            true => runs(Path::new(program)),
-            false => std::env::split_paths(&folders).any(|folder| runs(&folder.join(program))),
-        };
         let advice = format!("install it, or correct upgrade.{name}.argv");
-        Some(match found {
-            true => Finding::ok(&what, program.clone()),
-            false => Finding::warning(&what, format!("there is no program '{program}'"), advice),
+        Some(match runnable(program, None) {
+            Ok(()) => Finding::ok(&what, program.clone()),
+            Err(problem) => Finding::warning(&what, problem, advice),
         })
     };
     options.upgrade.iter().filter_map(look).collect()

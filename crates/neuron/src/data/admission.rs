@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use futures_util::StreamExt;
 use grammar::Source;
-use inference::{ChoiceStart, Pooling, Priority, StopRules, Submission, Task};
+use inference::{ChoiceStart, Pooling, Priority, Scoring, StopRules, Submission, Task};
 use rand::Rng;
 use service::traces::{KeyValue, Span};
 use wire::generation::{Generation, Tier};
@@ -52,12 +52,18 @@ pub(super) trait Ask: Sized + Send + 'static {
     /// as the time, in Unix seconds.
     fn prompts(&self, text: &dyn ChatText, now: u64) -> Result<Vec<Prompt>, Error>;
 
-    /// Says what is wanted of the engine.
-    fn task(&self, asked: &Asked) -> Result<Task, Error>;
-
     /// Says whether answers begin with their prompts.
     fn echoes(&self) -> bool {
         false
+    }
+
+    /// Says what is wanted of the engine: tokens, and their scores where those are told. A whole answer is folded anew
+    /// at each attempt, and so are its scores.
+    fn task(&self, _asked: &Asked) -> Result<Task, Error> {
+        let generation = self.generation();
+        let (prompt, accepted) = (self.echoes(), !generation.stream);
+        let scoring = |top: u32| Task::Score(Scoring { top: top as usize, prompt, accepted });
+        Ok(generation.logprobs.map_or(Task::Generate, scoring))
     }
 
     /// Returns what every answer must be, and the field that says so.
@@ -338,13 +344,18 @@ async fn tokenize<A: Ask>(model: &Arc<ReadyModel>, ask: A, now: u64) -> Result<(
     work.await.map_err(Error::internal)?
 }
 
+/// Names the `i`th of several texts.
+pub(super) fn place(field: &str, i: usize, count: usize) -> String {
+    if count == 1 { field.to_string() } else { format!("{field}[{i}]") }
+}
+
 /// Returns how many tokens the context leaves for answers to the shortest prompt; the engine bounds each by its own.
 ///
 /// # Errors
 /// `ContextLengthExceeded` when a prompt leaves no room; an embedding needs none. `InvalidRequest` for ids that are no
 /// tokens.
 fn room<A: Ask>(model: &ReadyModel, prompts: &[Vec<u32>], task: Task) -> Result<usize, Error> {
-    let at = |i: usize| if prompts.len() == 1 { A::TEXT.to_string() } else { format!("{}[{i}]", A::TEXT) };
+    let at = |i: usize| place(A::TEXT, i, prompts.len());
     let (context, embeds) = (model.context_length, matches!(task, Task::Embed(_)));
     for (i, prompt) in prompts.iter().enumerate() {
         if prompt.len() + usize::from(!embeds) > context {

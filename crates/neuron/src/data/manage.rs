@@ -94,15 +94,15 @@ async fn read_json<T: DeserializeOwned>(plane: &DataPlane, body: Body) -> Result
 
 /// Makes a load from its request; what it leaves open is taken from the configured entry of that name.
 pub(crate) fn spec_from_request(options: &Options, request: LoadRequest) -> Result<LoadSpec, Error> {
-    let configured = options.entry(&request.model_id).cloned().unwrap_or_default();
-    let harness = request.harness.or(configured.harness).unwrap_or_else(|| DEFAULT_HARNESS.to_string());
+    let known = options.entry(&request.model_id).cloned();
+    let entry = known.unwrap_or_else(|| ModelEntry { id: request.model_id, ..ModelEntry::default() });
+    let harness = request.harness.or(entry.harness).unwrap_or_else(|| DEFAULT_HARNESS.to_string());
     spec_of(&ModelEntry {
-        id: request.model_id,
         harness: Some(harness),
-        path: request.path.map(PathBuf::from).or(configured.path),
-        quant: request.quant.or(configured.quant),
-        device: request.device.or(configured.device),
-        ..configured
+        path: request.path.map(PathBuf::from).or(entry.path),
+        quant: request.quant.or(entry.quant),
+        device: request.device.or(entry.device),
+        ..entry
     })
 }
 

@@ -2,7 +2,9 @@
 
 #[cfg(feature = "candle")]
 mod candle;
+#[cfg(feature = "fake")]
 mod fake;
+#[cfg(feature = "fake")]
 mod script;
 
 use std::borrow::Cow;
@@ -172,14 +174,12 @@ pub(crate) const DEFAULT_HARNESS: &str = "candle";
 
 impl Harnesses {
     pub(crate) fn new(options: &HarnessOptions) -> Self {
-        let fake: Arc<dyn Harness> = Arc::new(fake::FakeHarness::new(options.fake));
-        Harnesses {
-            all: Arc::new([
-                #[cfg(feature = "candle")]
-                Arc::new(candle::CandleHarness::new(options.candle.clone())),
-                fake,
-            ]),
-        }
+        let mut all: Vec<Arc<dyn Harness>> = Vec::new();
+        #[cfg(feature = "candle")]
+        all.push(Arc::new(candle::CandleHarness::new(options.candle.clone())));
+        #[cfg(feature = "fake")]
+        all.push(Arc::new(fake::FakeHarness::new(options.fake)));
+        Harnesses { all: all.into() }
     }
 
     /// Finds a harness by name.

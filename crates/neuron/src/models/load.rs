@@ -96,12 +96,21 @@ impl Way {
         Ok(Product::Files(path))
     }
 
-    /// Finds out what it needs, and waits until that is set aside.
-    pub(super) async fn reserve(mut self, claim: impl FnOnce(u64) -> Claim) -> Result<Product, LoadFailure> {
-        let harness = self.inner.parts.harnesses.find(&self.spec.harness)?;
-        let (spec, sizes) = (self.spec.clone(), self.sizes());
-        let estimate = tokio::task::spawn_blocking(move || harness.estimate(&spec, sizes)).await;
-        let need = estimate.map_err(|error| LoadFailure::from(Error::internal(error)))??;
+    /// Finds out what it needs, where that is not known of an equal load, and waits until it is set aside.
+    pub(super) async fn reserve(
+        mut self,
+        known: Option<u64>,
+        claim: impl FnOnce(u64) -> Claim,
+    ) -> Result<Product, LoadFailure> {
+        let need = match known {
+            Some(need) => need,
+            None => {
+                let harness = self.inner.parts.harnesses.find(&self.spec.harness)?;
+                let (spec, sizes) = (self.spec.clone(), self.sizes());
+                let estimate = tokio::task::spawn_blocking(move || harness.estimate(&spec, sizes)).await;
+                estimate.map_err(|error| LoadFailure::from(Error::internal(error)))??
+            }
+        };
         self.news.send_modify(|news| news.need = need);
         let memory = self.inner.memory.clone();
         let unwanted = async {

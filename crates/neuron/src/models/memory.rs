@@ -39,6 +39,7 @@ pub(super) struct Claim {
 enum Word {
     Reserve(Box<Claim>, oneshot::Sender<Result<(), Error>>),
     Measured(ModelId, u64),
+    Leaving(ModelId),
     Free(ModelId),
     Explain(ModelId, u64, oneshot::Sender<String>),
 }
@@ -66,6 +67,11 @@ impl Memory {
         let _ = self.inbox.send(Word::Measured(model.clone(), bytes)).await;
     }
 
+    /// Says that a model is on its way out.
+    pub(super) async fn leaving(&self, model: &ModelId) {
+        let _ = self.inbox.send(Word::Leaving(model.clone())).await;
+    }
+
     /// Gives back what is set aside for a model, and what is asked for it.
     pub(super) async fn free(&self, model: &ModelId) {
         let _ = self.inbox.send(Word::Free(model.clone())).await;
@@ -82,7 +88,7 @@ impl Memory {
 struct Holder {
     bytes: u64,
     claim: Box<Claim>,
-    /// It was told to go.
+    /// It was told to go, or goes.
     leaving: bool,
 }
 
@@ -155,6 +161,11 @@ impl Owner {
                 if let Some(holder) = self.holders.get_mut(&model) {
                     holder.bytes = bytes;
                     self.show();
+                }
+            }
+            Word::Leaving(model) => {
+                if let Some(holder) = self.holders.get_mut(&model) {
+                    holder.leaving = true;
                 }
             }
             Word::Free(model) => {

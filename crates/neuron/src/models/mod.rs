@@ -252,7 +252,8 @@ impl Models {
     ///
     /// # Errors
     /// `ModelNotHere` when there is nothing to unload.
-    pub(crate) async fn unload(&self, id: &ModelId, budget: Option<DrainBudget>) -> Result<usize, Error> {
+    pub(crate) async fn unload(&self, name: &ModelId, budget: Option<DrainBudget>) -> Result<usize, Error> {
+        let id = &self.resolve(name);
         let not_here = || Error::new(Code::ModelNotHere, format!("the model '{id}' is not on this worker"));
         let handle = self.handle(id).ok_or_else(|| not_here().at("model_id"))?;
         let (reply, answer) = oneshot::channel();

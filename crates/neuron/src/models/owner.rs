@@ -63,6 +63,8 @@ pub(super) struct Owner {
     failure: Option<LoadFailure>,
     budget: Option<DrainBudget>,
     cut: usize,
+    /// What its last load took, and by what it went.
+    measured: Option<(LoadSpec, u64)>,
     /// When its engine was last lost.
     lost_at: Option<Moment>,
 }
@@ -94,6 +96,7 @@ impl Owner {
             failure: None,
             budget: None,
             cut: 0,
+            measured: None,
             lost_at: None,
         }
     }
@@ -114,8 +117,7 @@ impl Owner {
                     Some(message) => self.told(message).await,
                     None => return,
                 },
-                lost = lost(&mut self.running), if self.life.state() == ModelState::Ready => {
-                    let _ = lost;
+                () = lost(&mut self.running), if self.life.state() == ModelState::Ready => {
                     tracing::error!(model = %self.id, "the engine has ended by itself");
                     self.take(ModelEvent::EngineLost).await;
                 }
@@ -250,6 +252,7 @@ impl Owner {
             view.status.memory_bytes = running.memory;
             view.status.progress_permille = 1000;
         });
+        self.measured = Some((order.spec.clone(), running.memory));
         self.running = Some(running);
         Ok(())
     }
@@ -257,7 +260,12 @@ impl Owner {
     async fn take(&mut self, event: ModelEvent) {
         for act in self.life.take(event) {
             match act {
-                ModelAct::Moved(from, to) => self.moved(from, to),
+                ModelAct::Moved(from, to) => {
+                    self.moved(from, to);
+                    if matches!(to, ModelState::Draining | ModelState::Unloading) {
+                        self.inner.memory.leaving(&self.id).await;
+                    }
+                }
                 ModelAct::Open => self.open().await,
                 ModelAct::Close => self.door.close(),
                 ModelAct::Begin(work) => self.work = Some(self.begin(work)),
@@ -279,7 +287,12 @@ impl Owner {
             self.cut = 0;
         }
         let harness = self.order.as_ref().map(|order| order.spec.harness.clone()).unwrap_or_default();
-        let absent = self.inner.absent(&self.id);
+        let mut absent = self.inner.absent(&self.id);
+        if let Some((_, bytes)) = &self.measured {
+            absent.card.memory_estimate = *bytes;
+        }
+        // For want of room nothing failed: the next one who asks may find some.
+        let no_room = self.failure.as_ref().is_some_and(|failure| failure.error.code() == Code::InsufficientMemory);
         self.view.send_modify(|view| {
             match to {
                 ModelState::Fetching => {
@@ -293,7 +306,7 @@ impl Owner {
                 }
                 ModelState::Absent => view.status = absent,
                 ModelState::Failed => {
-                    (view.status.memory_bytes, view.failed_at) = (0, Some(clock.now()));
+                    (view.status.memory_bytes, view.failed_at) = (0, Some(clock.now()).filter(|_| !no_room));
                 }
                 ModelState::Ready => {
                     if let Some(begun) = view.begun.take() {
@@ -310,6 +323,7 @@ impl Owner {
         self.inner.parts.turns.note_state(&self.id, from, to, why);
         let outcome = match (from, to) {
             (_, ModelState::Ready) => Some("ok"),
+            (_, ModelState::Failed) if no_room => Some("no_room"),
             (_, ModelState::Failed) => Some("failed"),
             (ModelState::Ready | ModelState::Draining, ModelState::Unloading) => None,
             (_, ModelState::Unloading) => Some("cancelled"),
@@ -360,10 +374,11 @@ impl Owner {
         match work {
             ModelWork::Fetch => self.way().map_or_else(lost_order, |way| Box::pin(way.fetch())),
             ModelWork::Reserve => {
-                let claim = self.claim();
-                self.way()
-                    .zip(claim)
-                    .map_or_else(lost_order, |(way, claim)| Box::pin(way.reserve(move |need| Claim { need, ..claim })))
+                let (claim, way) = (self.claim(), self.way());
+                let Some((way, claim)) = way.zip(claim) else { return lost_order() };
+                let equal = self.measured.as_ref().filter(|(spec, _)| *spec == way.spec);
+                let known = equal.map(|(_, bytes)| *bytes);
+                Box::pin(way.reserve(known, move |need| Claim { need, ..claim }))
             }
             ModelWork::BeforeLoad => Box::pin(load::hooks(inner, HookEvent::BeforeLoad, id, harness)),
             ModelWork::Load => self.way().map_or_else(lost_order, |way| Box::pin(way.load())),

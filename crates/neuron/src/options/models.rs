@@ -78,7 +78,7 @@ pub struct ModelEntry {
     /// Tokens of the answer to that.
     pub warmup_tokens: Option<u32>,
     /// How it samples where a request says nothing; before what its own files say.
-    pub sampling: SamplingOptions,
+    pub sampling: Option<SamplingOptions>,
 }
 
 /// How a model samples where a request says nothing.
@@ -203,7 +203,7 @@ impl ModelEntry {
             return wrong("id", error.to_string());
         }
         self.overrides()?;
-        self.sampling.check()?;
+        self.sampling.unwrap_or_default().check()?;
         for (i, alias) in self.aliases.iter().enumerate() {
             if let Err(error) = ModelId::new(alias.clone()) {
                 return wrong(&format!("aliases[{i}]"), error.to_string());
@@ -235,9 +235,10 @@ impl ModelEntry {
 }
 
 impl Options {
-    /// Finds what is configured of a model: in the catalogue, else among those loaded at start.
-    pub(crate) fn entry(&self, id: &str) -> Option<&ModelEntry> {
-        self.models.iter().chain(&self.default_models).find(|entry| entry.id == id)
+    /// Finds what is configured of a model, by its id or another name: in the catalogue, else among those loaded at start.
+    pub(crate) fn entry(&self, name: &str) -> Option<&ModelEntry> {
+        let named = |entry: &&ModelEntry| entry.id == name || entry.aliases.iter().any(|alias| alias == name);
+        self.models.iter().chain(&self.default_models).find(named)
     }
 
     /// Says whether a model stands in the catalogue.
@@ -361,7 +362,7 @@ mod tests {
     #[test]
     fn what_a_model_samples_with_is_checked_and_wins_over_its_files() {
         let with = |sampling: SamplingOptions| Options {
-            models: vec![ModelEntry { sampling, ..entry("a", &[]) }],
+            models: vec![ModelEntry { sampling: Some(sampling), ..entry("a", &[]) }],
             ..Options::default()
         };
         let hot = SamplingOptions { temperature: Some(2.5), ..SamplingOptions::default() };
