@@ -284,3 +284,30 @@ async fn a_worker_that_hangs_can_not_keep_what_was_cancelled() {
     check(&stream.await.unwrap().unwrap(), "stuck", 1);
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_waits_for_its_model_does_not_wait_on() {
+    let fleet = fleet();
+    let config = "[harness.fake]\nload_ms = 20000\n[[models]]\nid = 'late'\naliases = ['slow']\nharness = 'fake'\nmemory_mib = 1\n";
+    let a = fleet.neuron("a", config).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control], "").await.unwrap();
+    let seen = fleet.status(&gateway, "a").await.unwrap();
+    let direct = Client::new(&format!("http://{}", seen["status"]["data_address"].as_str().unwrap())).unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let ask = |client: &Client, id: &str| begin(client, id, chat_body("slow", "when?", 8));
+    let (through, straight, third) = (ask(&client, "through"), ask(&direct, "straight"), ask(&direct, "third"));
+    fleet.until_status(&gateway, "a", |node| node["status"]["models"][0]["state"] == "loading").await.unwrap();
+    until_said(&gateway, 1, 0).await;
+    let begun = Instant::now();
+    for id in ["through", "straight"] {
+        cancel(&fleet, &gateway, &[id]).await;
+    }
+    // By the model's own id, though it was asked for by another name.
+    cancel(&fleet, &gateway, &["--model", "late"]).await;
+    for answer in [through, straight, third] {
+        let answer = answer.await.unwrap().unwrap();
+        let code = answer.error.map(|error| error["code"].clone());
+        assert_eq!((answer.status, code), (499, Some(json!("request_cancelled"))));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}

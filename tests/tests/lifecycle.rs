@@ -186,12 +186,13 @@ async fn each_guard_of_the_middleware_lane_guards_and_the_first_one_answers() {
             "model" => target.chat(json!({"model": "nobody", "messages": says(&long)})).await,
             "context" => target.chat(json!({"model": "m", "messages": says(&long)})).await,
             "queue" => {
-                let streams: Vec<_> = (0..2)
-                    .map(|i| tokio::spawn(target.client.stream_owned(chat_body("m", &format!("{i}"), 2000))))
-                    .collect();
+                let begin = |prompt| tokio::spawn(target.client.stream_owned(chat_body("m", prompt, 1900)));
+                let first = begin("first");
+                until("neuron_num_requests_running").await;
+                let second = begin("second");
                 until("neuron_num_requests_waiting").await;
                 let answer = target.chat(json!({"model": "m", "messages": says("third")})).await;
-                streams.iter().for_each(|stream| stream.abort());
+                [first, second].iter().for_each(|stream| stream.abort());
                 answer
             }
             "deadline" => {

@@ -144,17 +144,17 @@ impl Ticket {
         }
     }
 
-    /// Takes what cancels the request, now that it is with the engine of `model`: the client may have said an alias.
+    /// Takes what cancels the request, now that it is with its engine.
     ///
     /// # Errors
     /// Why it is not wanted any more; its engine then forgets it.
-    pub(crate) fn arm(&self, model: &ModelId, cancel: CancelGuard) -> Result<(), Reason> {
+    pub(crate) fn arm(&self, cancel: CancelGuard) -> Result<(), Reason> {
         let mut table = self.streams.table();
         let said = *self.word.borrow();
         match (said, table.streams.get_mut(&self.number)) {
             (Word::Cancelled(reason), _) => Err(reason),
             (_, Some(stream)) => {
-                (stream.asked.model, stream.cancel) = (model.clone(), Some(cancel));
+                stream.cancel = Some(cancel);
                 Ok(())
             }
             (_, None) => Ok(()),

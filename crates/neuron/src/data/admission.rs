@@ -214,7 +214,7 @@ async fn admit<A: Ask>(
     // From here on it can be cancelled, also while it waits for its model.
     let mut ticket = plane.streams.enter(running::Asked {
         gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
-        model: ask.generation().model.clone(),
+        model: plane.models.resolve(&ask.generation().model),
         request_id: private.request_id.clone(),
         completion_id: private.id.clone(),
     });
@@ -292,7 +292,7 @@ async fn admit<A: Ask>(
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
     let form = ask.form(identity, &asked, plain);
     let inside = private.attempt.zip(private.gateway).map(|(number, _)| Inside { number, meta: Some(meta) });
-    let (armed, stream) = (ticket.arm(&model.id, guard), request.stream);
+    let (armed, stream) = (ticket.arm(guard), request.stream);
     let mut account = Account::new(plane.clone(), model, ids, arrived, stream, std::mem::take(span));
     if let Err(reason) = armed {
         (account.cancelled, account.outcome) = (Some(reason), Some(Code::Cancelled.row().code));
