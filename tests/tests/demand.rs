@@ -214,9 +214,14 @@ async fn an_idle_model_goes_after_its_time_and_its_next_request_brings_it_back()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unload_stops_a_load_and_tells_those_who_wait_for_it() {
     let fleet = fleet();
-    let worker = Worker::start(&fleet, &catalogue(500, "load_ms = 60000", &[("m", "")])).await;
+    let worker = Worker::start(&fleet, &catalogue(500, "load_ms = 20000", &[("m", "")])).await;
     let asks = futures_util::future::join_all((0..3).map(|_| worker.ask("m", "x", 1)));
     let unload = async {
+        // One that came after the unload would begin a load of its own.
+        while worker.client.get("/health").await.unwrap().1["in_flight"] != 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
         worker.until_state("m", "loading").await;
         let begun = tokio::time::Instant::now();
         let (status, body) = worker.post("/models/unload", json!({"model_id": "m"})).await;
