@@ -371,7 +371,9 @@ impl Relay {
                 Line::Progress(_) => self.journey.queued(),
                 Line::Words(tokens) => {
                     self.journey.bind();
-                    self.note_tokens(now, u64::from(tokens));
+                    if tokens > 0 {
+                        self.note_tokens(now, u64::from(tokens));
+                    }
                 }
                 Line::More => {}
             }
