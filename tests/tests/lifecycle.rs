@@ -165,7 +165,9 @@ async fn each_guard_of_the_middleware_lane_guards_and_the_first_one_answers() {
     let data = part(&seen, "data port")["detail"].as_str().unwrap().split(',').next().unwrap().to_string();
     let target = Target { client: Client::new(&format!("http://{data}")).unwrap() };
     let base = format!("http://{control}");
-    let until = async |name: &str| drop(fleet.until_metric(&base, name, &[], 1.0).await.unwrap());
+    let until = async |name: &str| {
+        fleet.until_metric(&base, name, &[], 1.0).await.unwrap();
+    };
     let long = "x".repeat(3000);
     let mut guards = 0;
     for item in seen["middleware"].as_array().unwrap() {
