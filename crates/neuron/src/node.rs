@@ -16,7 +16,7 @@ use service::token::{Token, TokenError, guard};
 use service::traces::{Program, TraceError, TraceSettings, Traces};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use words::{Incarnation, ModelId, NodeId, NodeStatus};
+use words::{Incarnation, NodeId, NodeStatus};
 
 use crate::control::{ControlPlane, router as control_router};
 use crate::crumbs::Crumbs;
@@ -202,10 +202,9 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let settings = fetch::settings(around.hub, &options.harness.candle);
     let downloads = Downloads::new(settings, clock, metrics.clone());
     let turns = Turns::new(&options, first.node.as_str(), around.hooks, clock, families.hooks)?;
-    let ids = options.entries().filter_map(|entry| ModelId::new(entry.id.clone()).ok());
-    let (hooks_max, unload_max) = (ids.map(|id| turns.longest_stop(&id)).max(), options.drain.unload_max());
-    if hooks_max.is_some_and(|longest| longest > unload_max) {
-        tracing::warn!(?hooks_max, ?unload_max, "hooks of a model's end may take longer than drain.unload_max_s");
+    let (end_max, unload_max) = (turns.longest_end(&options), options.drain.unload_max());
+    if end_max > unload_max {
+        tracing::warn!(?end_max, ?unload_max, "hooks of a model's end may take longer than drain.unload_max_s");
     }
     let kv = StoredKv::open(&options.kv_store, clock);
     let models = Models::new(models::Parts {
