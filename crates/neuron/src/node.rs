@@ -16,7 +16,7 @@ use service::token::{Token, TokenError, guard};
 use service::traces::{Program, TraceError, TraceSettings, Traces};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use words::{Incarnation, ModelId, NodeId, NodeStatus};
+use words::{Incarnation, NodeId, NodeStatus};
 
 use crate::control::{ControlPlane, router as control_router};
 use crate::crumbs::Crumbs;
@@ -29,7 +29,7 @@ use crate::life::{self, Life, Parts};
 use crate::manager::Manager;
 use crate::metrics::Families;
 use crate::models::{self, Models};
-use crate::options::{Options, ProcessOptions, SHUTDOWN_MAX};
+use crate::options::{Options, SHUTDOWN_MAX};
 use crate::publisher::Publisher;
 use crate::sessions::Sessions;
 use crate::state_dir::StateDir;
@@ -202,12 +202,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let settings = fetch::settings(around.hub, &options.harness.candle);
     let downloads = Downloads::new(settings, clock, metrics.clone());
     let turns = Turns::new(&options, first.node.as_str(), around.hooks, clock, families.hooks)?;
-    let ends = options.entries().filter_map(|entry| {
-        let grace = entry.process.as_ref().map_or(Duration::ZERO, ProcessOptions::stop_grace);
-        Some(turns.longest_stop(&ModelId::new(entry.id.clone()).ok()?) + grace)
-    });
-    let (end_max, unload_max) = (ends.max(), options.drain.unload_max());
-    if end_max.is_some_and(|longest| longest > unload_max) {
+    let (end_max, unload_max) = (turns.longest_end(&options), options.drain.unload_max());
+    if end_max > unload_max {
         let message = "hooks of a model's end, and the stop of its engine, may take longer than drain.unload_max_s";
         tracing::warn!(?end_max, ?unload_max, message);
     }

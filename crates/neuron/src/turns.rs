@@ -13,7 +13,7 @@ use service::clock::Clock;
 use service::ring::LogRing;
 use words::{Code, Error, ModelId, ModelState};
 
-use crate::options::Options;
+use crate::options::{ModelEntry, Options, ProcessOptions};
 
 /// Bytes of log that are kept of one model, and of the node.
 const LOG_BYTES: usize = 256 << 10;
@@ -127,10 +127,15 @@ impl Turns {
         ended.map_err(|stopped| Error::new(Code::HookFailed, stopped.to_string()))
     }
 
-    /// Returns the longest time that the hooks of a model's end can take.
-    pub(crate) fn longest_stop(&self, id: &ModelId) -> Duration {
-        let longest = |event| self.inner.hooks.longest(event, Some(id.as_str()));
-        longest(HookEvent::BeforeStop) + longest(HookEvent::AfterUnload)
+    /// Returns the longest time that the end of a configured model can take: that of its hooks, and of the
+    /// stop of an engine of another program.
+    pub(crate) fn longest_end(&self, options: &Options) -> Duration {
+        let end = |entry: &ModelEntry| {
+            let longest = |event| self.inner.hooks.longest(event, Some(&entry.id));
+            let grace = entry.process.as_ref().map_or(Duration::ZERO, ProcessOptions::stop_grace);
+            longest(HookEvent::BeforeStop) + grace + longest(HookEvent::AfterUnload)
+        };
+        options.entries().map(end).max().unwrap_or_default()
     }
 
     /// Returns the longest time that the hooks of the process's end can take.

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use hooks::HookReport;
 use lifecycle::{OnFailure, expand};
-use words::ModelId;
 
 use super::{Finding, places};
 use crate::options::Options;
@@ -55,9 +54,8 @@ fn program(options: &Options, node: &str, hook: &HookReport) -> Finding {
 
 /// Compares the time that the hooks of an exit may take with what it leaves them.
 fn time(options: &Options, turns: &Turns) -> Option<Finding> {
-    let ids = options.default_models.iter().filter_map(|entry| ModelId::new(entry.id.clone()).ok());
-    let stop = ids.map(|id| turns.longest_stop(&id)).max().unwrap_or_default();
-    let (hooks, unload_max) = (stop + turns.longest_shutdown(), options.drain.unload_max());
+    let unload_max = options.drain.unload_max();
+    let hooks = turns.longest_end(options) + turns.longest_shutdown();
     if hooks == Duration::ZERO {
         return None;
     }

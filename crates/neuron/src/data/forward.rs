@@ -173,9 +173,9 @@ pub(super) async fn answer(
     };
     let gateway = private.gateway.filter(|_| private.attempt.is_some());
     let (inside, ids) = (gateway.is_some(), (private.request_id.clone(), private.id.clone()));
-    let (id, request_id, completion_id) = (model.id.clone(), private.request_id, private.id);
-    let ticket = plane.streams.enter(running::Asked { gateway, model: id.clone(), request_id, completion_id });
-    ticket.arm(&id, guard).map_err(|_| running::cancelled())?;
+    let (request_id, completion_id) = (private.request_id, private.id);
+    let ticket = plane.streams.enter(running::Asked { gateway, model: model.id.clone(), request_id, completion_id });
+    ticket.arm(guard).map_err(|_| running::cancelled())?;
     let account = Account::new(plane.clone(), model, ids, arrived, stream, std::mem::take(span));
     let (out, said) = mpsc::channel(plane.options.data.event_queue);
     tokio::spawn(question.run(out));
