@@ -9,7 +9,9 @@ mod moment;
 mod status;
 
 pub use error::{Code, Error, GrpcCode, Retry, Row};
-pub use ids::{Epoch, Fingerprint, GatewayId, Generation, IdError, Incarnation, ModelId, NodeId, RequestId, RolloutId};
+pub use ids::{
+    Epoch, Fingerprint, GatewayId, Generation, IdError, Incarnation, ModelId, NodeId, RequestId, RolloutId, random_name,
+};
 pub use intent::{Canary, Door, HandoffPolicy, Intent, IntentOrder, RolloutClaim};
 pub use moment::Moment;
 pub use status::{

@@ -1,11 +1,13 @@
 //! One try of a request on one worker: whole events in order, private lines apart.
 
 use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use fleet::Target;
-use http::{HeaderName, HeaderValue, Method, Request, header};
+use http::{HeaderMap, header};
+use http_body::Body;
 use http_body_util::{BodyExt, Limited};
 use service::traces::Span;
 use tokio::time::{Instant, Sleep};
@@ -13,25 +15,19 @@ use wire::EventSplitter;
 use wire::private::{self, Line, Refusal};
 use words::{Code, Error};
 
+use super::http1::RequestHead;
 use super::upstream::Answer;
 use super::{Order, Proxy};
 
 /// Most bytes of a worker's refusal.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static(private::REQUEST_ID_HEADER);
-const ATTEMPT: HeaderName = HeaderName::from_static(private::ATTEMPT_HEADER);
-const GATEWAY: HeaderName = HeaderName::from_static(private::GATEWAY_HEADER);
-const SEED: HeaderName = HeaderName::from_static(private::SEED_HEADER);
-const COMPLETION_ID: HeaderName = HeaderName::from_static(private::COMPLETION_ID_HEADER);
-const CREATED: HeaderName = HeaderName::from_static(private::CREATED_HEADER);
-
 /// An open attempt.
 pub(super) struct Attempt {
     pub(super) target: Target,
     body: Answer,
     splitter: EventSplitter,
-    /// Kept over the events: a timer that is set anew for each costs more than the event.
+    /// Kept over the attempt: a timer that is made or set anew for each event costs more than the event.
     timer: Pin<Box<Sleep>>,
     /// Events that count only with the one that follows them.
     held: BytesMut,
@@ -53,10 +49,6 @@ pub(super) enum Next {
     Quiet,
     /// The stream is over, properly or not.
     End,
-}
-
-fn header(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
 fn upstream_error(message: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
@@ -81,26 +73,32 @@ impl Attempt {
         number: u32,
         span: &Span,
     ) -> Result<Self, Unopened> {
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("http://{}{}", target.data_address, order.endpoint.path()))
-            .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .header(REQUEST_ID, header(&order.request_id))
-            .header(ATTEMPT, HeaderValue::from(number))
-            .header(GATEWAY, header(proxy.gateway.as_str()))
-            .header(SEED, HeaderValue::from(order.seed))
-            .header(COMPLETION_ID, header(&order.completion_id))
-            .header(CREATED, HeaderValue::from(order.created));
+        // What the client says of its trace, or what this gateway does.
+        let mut trace = HeaderMap::new();
+        for (name, value) in &order.trace {
+            value.iter().for_each(|value| _ = trace.insert(name, value.clone()));
+        }
+        span.write(&mut trace);
+        let head = RequestHead::post(order.endpoint.path(), &target.data_address)
+            .field("content-type", b"application/json")
+            .field(private::REQUEST_ID_HEADER, order.request_id.as_bytes())
+            .number(private::ATTEMPT_HEADER, number.into())
+            .field(private::GATEWAY_HEADER, proxy.gateway.as_str().as_bytes())
+            .number(private::SEED_HEADER, order.seed)
+            .field(private::COMPLETION_ID_HEADER, order.completion_id.as_bytes())
+            .number(private::CREATED_HEADER, order.created);
+        let head = trace.iter().fold(head, |head, (name, value)| head.field(name.as_str(), value.as_bytes()));
+        let head = head.end(body.len());
         let unsent = |error| Unopened { error, sent: false };
         let sent = |error| Unopened { error, sent: true };
-        let mut request = request.body(body).map_err(|error| unsent(Error::internal(error)))?;
-        for (name, value) in &order.trace {
-            value.iter().for_each(|value| _ = request.headers_mut().insert(name, value.clone()));
-        }
-        span.write(request.headers_mut());
         let patience = Duration::from_millis(proxy.options.proxy.first_event_timeout_ms);
-        let response = tokio::time::timeout(patience, proxy.upstream.request(request)).await;
-        let response = response.map_err(|_| sent(silent()))?.map_err(|error| match error.is_connect() {
+        let mut timer = Box::pin(tokio::time::sleep(patience));
+        let response = tokio::select! {
+            biased;
+            response = proxy.upstream.request(&target.data_address, &head, &body) => response,
+            () = &mut timer => return Err(sent(silent())),
+        };
+        let response = response.map_err(|error| match error.is_connect() {
             true => unsent(upstream_error("the worker could not be reached", error)),
             false => sent(upstream_error("the worker broke off before its answer", error)),
         })?;
@@ -109,7 +107,6 @@ impl Attempt {
         }
         let held_max = proxy.options.proxy.event_bytes_max;
         let splitter = EventSplitter::new(held_max);
-        let timer = Box::pin(tokio::time::sleep(Duration::MAX));
         Ok(Attempt { target, body: response.into_body(), splitter, timer, held: BytesMut::new(), held_max })
     }
 
@@ -132,14 +129,17 @@ impl Attempt {
                 }
                 continue;
             }
-            if self.timer.deadline() != until {
-                self.timer.as_mut().reset(until);
-            }
-            let frame = tokio::select! {
-                biased;
-                frame = self.body.frame() => frame,
-                () = &mut self.timer => return Ok(Next::Quiet),
-            };
+            let frame = std::future::poll_fn(|cx| {
+                if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+                    return Poll::Ready(Some(frame));
+                }
+                // Set only where it has to be waited for.
+                if self.timer.deadline() != until {
+                    self.timer.as_mut().reset(until);
+                }
+                self.timer.as_mut().poll(cx).map(|()| None)
+            });
+            let Some(frame) = frame.await else { return Ok(Next::Quiet) };
             match frame {
                 Some(Ok(frame)) => {
                     if let Ok(chunk) = frame.into_data() {

@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use service::metrics::prometheus::IntCounter;
 use service::traces::{KeyValue, Span, SpanKind};
 use tokio::sync::OwnedSemaphorePermit;
-use wire::private::{Line, Meta, Resume, ResumeChoice};
+use wire::private::{Line, Meta, MetaText, Resume, ResumeChoice};
 use words::{Code, Error, Moment};
 
 use super::attempt::{Attempt, Next, Unopened, silent};
@@ -29,6 +29,8 @@ pub(crate) struct Relay {
     attempt: Option<Attempt>,
     /// What the first attempt made of the request; a later one has to agree.
     meta: Option<Box<Meta>>,
+    /// The same as it was said, until somebody needs it: most requests end before.
+    unread: Option<MetaText>,
     patience: Patience,
     look_at: Moment,
     /// The worker is leaving and the stream may be taken elsewhere; looked at from then on.
@@ -66,6 +68,7 @@ impl Relay {
             rng: SmallRng::seed_from_u64(order.seed ^ order.created),
             attempt: None,
             meta: None,
+            unread: None,
             patience: Patience::new(arrived),
             look_at: arrived,
             offered: None,
@@ -146,7 +149,7 @@ impl Relay {
                 self.journey.reached();
                 self.attempt = Some(attempt);
                 self.patience = Patience::new(self.proxy.clock.now());
-                self.look_at = self.proxy.clock.now();
+                self.look_at = self.patience.first_look(&self.limits());
                 Ok(())
             }
             Err(Unopened { error, sent }) => {
@@ -246,6 +249,14 @@ impl Relay {
         }
     }
 
+    fn limits(&self) -> PatienceLimits {
+        let options = &self.proxy.options.proxy;
+        PatienceLimits {
+            first_event: Duration::from_millis(options.first_event_timeout_ms),
+            stall: Duration::from_millis(options.stall_min_ms),
+        }
+    }
+
     /// Judges the attempt's silence.
     fn look(&mut self) -> Result<(), Error> {
         let Some(slot) = self.slot() else { return Ok(()) };
@@ -257,12 +268,7 @@ impl Relay {
             inter_token_p99: Duration::from_millis(model.map_or(0, |model| u64::from(model.inter_token_p99_ms))),
             begun: self.journey.begun(),
         };
-        let options = &self.proxy.options.proxy;
-        let limits = PatienceLimits {
-            first_event: Duration::from_millis(options.first_event_timeout_ms),
-            stall: Duration::from_millis(options.stall_min_ms),
-        };
-        match self.patience.look(now, &limits, &facts) {
+        match self.patience.look(now, &self.limits(), &facts) {
             Verdict::WaitUntil(at) => {
                 self.look_at = at;
                 Ok(())
@@ -280,6 +286,7 @@ impl Relay {
             return Ok(());
         }
         self.offered = Some(now + OFFER_AGAIN);
+        self.read_meta();
         let view = self.proxy.fleet.view();
         let rollout = view.node(slot).and_then(|node| node.status.as_ref()?.rollout.clone());
         self.journey.driven_by(rollout);
@@ -328,16 +335,22 @@ impl Relay {
     }
 
     /// The first attempt's word on the request binds all later ones that go on from its tokens.
-    fn note_meta(&mut self, meta: Box<Meta>) -> Result<(), Error> {
-        self.journey.began(Origin {
-            prompt_hash: meta.prompt_hash,
-            continue_fingerprint: meta.continue_fingerprint,
-            exact_fingerprint: meta.exact_fingerprint,
-        })?;
+    fn note_meta(&mut self, text: MetaText) -> Result<(), Error> {
         if !self.journey.begun() {
-            self.meta = Some(meta);
+            self.journey.runs();
+            self.unread = Some(text);
+            return Ok(());
         }
-        Ok(())
+        self.read_meta();
+        text.read().map_or(Ok(()), |meta| self.journey.began(origin(&meta)))
+    }
+
+    /// Reads what the first attempt made of the request, before somebody asks for it.
+    fn read_meta(&mut self) {
+        if let Some(meta) = self.unread.take().and_then(|text| text.read()) {
+            self.journey.originates(origin(&meta));
+            self.meta = Some(Box::new(meta));
+        }
     }
 
     fn note_tokens(&mut self, now: Moment, count: u64) {
@@ -369,6 +382,7 @@ impl Relay {
             self.count_attempt(attempt.target.node.as_str(), reason);
         }
         (self.prefill, self.offered) = (None, None);
+        self.read_meta();
         if let Ending::Failed(error) | Ending::NobodyFound(error) = &ending {
             let source = std::error::Error::source(error);
             tracing::warn!(request_id = self.order.request_id, %error, source, "attempt failed");
@@ -413,6 +427,14 @@ fn end_span(mut span: Span, outcome: &'static str) {
     }
 }
 
+fn origin(meta: &Meta) -> Origin {
+    Origin {
+        prompt_hash: meta.prompt_hash,
+        continue_fingerprint: meta.continue_fingerprint,
+        exact_fingerprint: meta.exact_fingerprint,
+    }
+}
+
 /// How soon a worker that computes others' past is asked again.
 const PREFILL_AGAIN: Duration = Duration::from_millis(20);
 
@@ -427,9 +449,13 @@ fn public(error: Error) -> Error {
 
 impl Drop for Relay {
     fn drop(&mut self) {
+        let ran = self.meta.is_some() || self.unread.is_some();
+        if self.span.recording() {
+            self.read_meta();
+        }
         let model = self.order.model.as_str();
         // What clients make up is no label: each would stay in memory for ever.
-        let known = self.meta.is_some() || self.proxy.fleet.view().lists(&self.order.model);
+        let known = ran || self.proxy.fleet.view().lists(&self.order.model);
         let label = if known { model } else { "unknown" };
         let outcome = self.outcome.unwrap_or_else(|| {
             self.proxy.metrics.client_left.inc();
