@@ -59,6 +59,9 @@ enum Command {
     /// The bare forwarder.
     #[command(hide = true)]
     GatewayPeer(gateway::PeerArgs),
+    /// The load alone, for whoever looks at a program with other tools.
+    #[command(hide = true)]
+    GatewayLoad(gateway::LoadArgs),
 }
 
 fn main() -> Result<()> {
@@ -75,5 +78,6 @@ fn main() -> Result<()> {
         Command::Hostile(args) => gateway::attack(&args),
         Command::GatewayWorker(args) => gateway::work(&args),
         Command::GatewayPeer(args) => gateway::forward(&args),
+        Command::GatewayLoad(args) => gateway::load(&args),
     }
 }

@@ -142,12 +142,23 @@ impl Journey {
         self.at_work = self.ran;
     }
 
+    /// The worker has begun to run the request.
+    pub fn runs(&mut self) {
+        (self.at_work, self.ran) = (true, true);
+    }
+
+    /// Takes what an attempt before the first token made of the request, from somebody who did not read it when it was
+    /// said. Must be told before the attempt's end, or a successor, is asked for.
+    pub fn originates(&mut self, origin: Origin) {
+        self.origin = Some(origin);
+    }
+
     /// Takes what the present attempt made of the request, which it says as it begins to run it.
     ///
     /// # Errors
     /// `ResumeMismatch` when an attempt that continues read something else than the one before.
     pub fn began(&mut self, origin: Origin) -> Result<(), Error> {
-        (self.at_work, self.ran) = (true, true);
+        self.runs();
         match self.origin {
             Some(known) if self.fence.begun() => {
                 let same = known.prompt_hash == origin.prompt_hash

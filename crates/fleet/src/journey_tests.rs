@@ -178,6 +178,25 @@ fn a_search_that_found_nobody_ends_the_request_and_is_no_second_crash() {
 }
 
 #[test]
+fn an_origin_that_is_read_late_binds_as_one_that_is_read_at_once() {
+    let mut journey = Journey::new(1, true, LIMITS, at(0));
+    let attempt = journey.open(Slot(0));
+    journey.runs();
+    assert_eq!(journey.accept(attempt, 0, 0, &[7], false), Ok(()));
+    assert!(journey.successor().is_none(), "nobody may go on with what nobody has read");
+    assert_eq!(
+        code(&journey.clone().ended(at(5), failed(Code::UpstreamFailed), &mut budget())),
+        Some(Code::UpstreamFailed)
+    );
+    journey.originates(origin());
+    assert!(matches!(journey.ended(at(5), failed(Code::UpstreamFailed), &mut budget()), Step::Again));
+    assert_eq!(journey.successor().map(|successor| successor.exact_fingerprint), Some(Fingerprint([3; 32])));
+    journey.open(Slot(1));
+    let other = Origin { continue_fingerprint: Fingerprint([9; 32]), ..origin() };
+    assert_eq!(journey.began(other).map_err(|error| error.code()), Err(Code::ResumeMismatch));
+}
+
+#[test]
 fn an_attempt_that_read_another_prompt_is_refused() {
     let mut journey = running(true, 3);
     assert!(matches!(journey.ended(at(5), Ending::HandedOver, &mut budget()), Step::Again));

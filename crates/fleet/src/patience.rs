@@ -64,6 +64,11 @@ impl Patience {
         Patience { heard: now, looked: now }
     }
 
+    /// Returns when to look first: no later than any verdict could fall.
+    pub fn first_look(&self, limits: &PatienceLimits) -> Moment {
+        (self.heard + LOOK_EVERY.min(limits.first_event).min(limits.stall)).min(limits.load_until)
+    }
+
     /// Takes a sign of life of the stream.
     pub fn heard(&mut self, now: Moment) {
         (self.heard, self.looked) = (now, now);
@@ -140,6 +145,22 @@ mod tests {
                 }
                 verdict => return (now, verdict),
             }
+        }
+    }
+
+    #[test]
+    fn the_first_look_is_no_later_than_any_verdict() {
+        for (first_event, stall) in [(30_000, 5_000), (100, 5_000), (30_000, 70), (1, 1)] {
+            let [first_event, stall] = [first_event, stall].map(Duration::from_millis);
+            let limits = PatienceLimits { first_event, stall, ..LIMITS };
+            let first = Patience::new(at(7)).first_look(&limits);
+            for begun in [false, true] {
+                let facts =
+                    PatienceFacts { control_heard: at(7), inter_token_p99: Duration::ZERO, begun, coming: false };
+                let mut patience = Patience::new(at(7));
+                assert!(matches!(patience.look(at(7), &limits, &facts), Verdict::WaitUntil(look) if look >= first));
+            }
+            assert!(first > at(7));
         }
     }
 

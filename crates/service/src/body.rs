@@ -12,6 +12,9 @@ use words::{Code, Error};
 /// one that is cut off while it sends sees a broken connection and never the reason.
 const DISCARD_MAX: usize = 64 << 20;
 
+/// Most bytes that a client has reserved for it by saying how much it is going to send.
+const RESERVED_MAX: usize = 64 << 10;
+
 /// Reads a whole body of at most `limit` bytes that arrives within `deadline`.
 ///
 /// # Errors
@@ -23,7 +26,8 @@ where
 {
     let too_large = || Error::new(Code::BodyTooLarge, format!("the request body is over {limit} bytes"));
     let mut body = pin!(body);
-    let mut whole = BytesMut::new();
+    let told = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    let mut whole = BytesMut::with_capacity(told.min(limit).min(RESERVED_MAX));
     let mut length = 0usize;
     let reading = async {
         while let Some(frame) = body.frame().await {

@@ -57,7 +57,7 @@ impl Endpoint {
             Endpoint::Embeddings => "embd",
             Endpoint::Tokenize | Endpoint::Detokenize => "tok",
         };
-        format!("{prefix}-{random:032x}")
+        words::random_name(prefix, random)
     }
 
     /// Returns its name in traces, as OpenTelemetry's conventions have it where they do.

@@ -10,7 +10,9 @@ mod moment;
 mod status;
 
 pub use error::{Code, Error, GrpcCode, Loading, Retry, Row};
-pub use ids::{Epoch, Fingerprint, GatewayId, Generation, IdError, Incarnation, ModelId, NodeId, RequestId, RolloutId};
+pub use ids::{
+    Epoch, Fingerprint, GatewayId, Generation, IdError, Incarnation, ModelId, NodeId, RequestId, RolloutId, random_name,
+};
 pub use inspection::{ComponentHealth, Health, Inspection, ItemRun, LaneItem, ModelHistory, StateChange};
 pub use intent::{Canary, Door, HandoffPolicy, Intent, IntentOrder, RolloutClaim};
 pub use moment::Moment;

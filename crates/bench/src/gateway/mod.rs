@@ -22,6 +22,7 @@ use clap::Args;
 use crate::report::{Report, median};
 pub(crate) use hostile::{HostileArgs, attack};
 use load::{Client, Crowd, Sample, Seen, request, warm};
+pub(crate) use load::{LoadArgs, load};
 pub(crate) use peer::{PeerArgs, forward};
 use process::{Program, free_address};
 use worker::TOKENS_MAX;

@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Request, Status, Streaming};
-use wire::private::{ATTEMPT_HEADER, Line, Meta, ResolvedSampling};
+use wire::private::{ATTEMPT_HEADER, Line, Meta, MetaText, ResolvedSampling};
 use wire::{ChatEncoder, DONE_EVENT, Folder, HTTP_SSE_CONTENT_TYPE, Identity, Usage, data_event, with_private};
 use words::{
     Capabilities, Fingerprint, Incarnation, ModelId, ModelLoad, ModelState, ModelStatus, NodeId, NodeState, NodeStatus,
@@ -107,7 +107,7 @@ impl Events {
         Events {
             private: (0..TOKENS_MAX).map(|i| with_private(&[token(i, None)], &public(i))).collect(),
             public: (0..TOKENS_MAX).map(|i| public(i).concat().into()).collect(),
-            meta: Line::Meta(Box::new(meta)).event(),
+            meta: Line::Meta(MetaText::from(&meta)).event(),
         }
     }
 

@@ -14,7 +14,7 @@ use rand::rngs::SmallRng;
 use service::metrics::prometheus::IntCounter;
 use service::traces::{KeyValue, Span, SpanKind};
 use tokio::sync::OwnedSemaphorePermit;
-use wire::private::{Line, Meta, Resume, ResumeChoice};
+use wire::private::{Line, Meta, MetaText, Resume, ResumeChoice};
 use words::{Code, Error, Moment};
 
 use super::attempt::{Attempt, Next, Unopened};
@@ -40,6 +40,8 @@ pub(crate) struct Relay {
     attempt: Option<Attempt>,
     /// What the first attempt made of the request; a later one has to agree.
     meta: Option<Box<Meta>>,
+    /// The same as it was said, until somebody needs it: most requests end before.
+    unread: Option<MetaText>,
     watch: Watch,
     /// The worker is leaving and the stream may be taken elsewhere; looked at from then on.
     offered: Option<Moment>,
@@ -78,6 +80,7 @@ impl Relay {
             rng: SmallRng::seed_from_u64(order.seed ^ order.created),
             attempt: None,
             meta: None,
+            unread: None,
             watch: Watch::new(arrived, Duration::from_millis(proxy.options.proxy.load_wait_ms)),
             offered: None,
             prefill: None,
@@ -154,7 +157,7 @@ impl Relay {
             ]
         });
         let (begun, loads) = (self.proxy.clock.now(), target.room.is_some());
-        self.watch.begin(begun);
+        self.watch.begin(&self.proxy.options.proxy, begun);
         let (span, watch) = (&self.attempt_span, &mut self.watch);
         let opened = tokio::select! {
             biased;
@@ -325,6 +328,7 @@ impl Relay {
             return Ok(());
         }
         self.offered = Some(now + OFFER_AGAIN);
+        self.read_meta();
         let view = self.proxy.fleet.view();
         let rollout = view.node(slot).and_then(|node| node.status.as_ref()?.rollout.clone());
         self.journey.driven_by(rollout);
@@ -383,16 +387,22 @@ impl Relay {
     }
 
     /// The first attempt's word on the request binds all later ones that go on from its tokens.
-    fn note_meta(&mut self, meta: Box<Meta>) -> Result<(), Error> {
-        self.journey.began(Origin {
-            prompt_hash: meta.prompt_hash,
-            continue_fingerprint: meta.continue_fingerprint,
-            exact_fingerprint: meta.exact_fingerprint,
-        })?;
+    fn note_meta(&mut self, text: MetaText) -> Result<(), Error> {
         if !self.journey.begun() {
-            self.meta = Some(meta);
+            self.journey.runs();
+            self.unread = Some(text);
+            return Ok(());
         }
-        Ok(())
+        self.read_meta();
+        text.read().map_or(Ok(()), |meta| self.journey.began(origin(&meta)))
+    }
+
+    /// Reads what the first attempt made of the request, before somebody asks for it.
+    fn read_meta(&mut self) {
+        if let Some(meta) = self.unread.take().and_then(|text| text.read()) {
+            self.journey.originates(origin(&meta));
+            self.meta = Some(Box::new(meta));
+        }
     }
 
     fn note_tokens(&mut self, now: Moment, count: u64) {
@@ -425,6 +435,7 @@ impl Relay {
         (self.prefill, self.offered) = (None, None);
         // Whatever ended the attempt: nobody wants another one.
         let ending = if self.place.flight.is_cancelled() { Ending::Failed(cancelled()) } else { ending };
+        self.read_meta();
         if let Ending::Failed(error) | Ending::NobodyFound(error) = &ending {
             let source = std::error::Error::source(error);
             tracing::warn!(request_id = self.order.request_id, %error, source, "attempt failed");
@@ -480,6 +491,14 @@ fn end_span(mut span: Span, outcome: &'static str) {
 
 fn cancelled() -> Error {
     Error::new(Code::Cancelled, "the request was cancelled by an operator before there was an answer to give")
+}
+
+fn origin(meta: &Meta) -> Origin {
+    Origin {
+        prompt_hash: meta.prompt_hash,
+        continue_fingerprint: meta.continue_fingerprint,
+        exact_fingerprint: meta.exact_fingerprint,
+    }
 }
 
 /// How soon a worker that computes others' past is asked again.

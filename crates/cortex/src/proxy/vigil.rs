@@ -7,6 +7,7 @@ use words::{Code, Error, Loading, ModelId, Moment};
 
 use super::Proxy;
 use super::attempt::silent;
+use crate::options::ProxyOptions;
 
 /// The shell around `fleet::Patience`.
 pub(super) struct Watch {
@@ -27,15 +28,25 @@ impl Watch {
     }
 
     /// Begins anew with an attempt; the wait for the model goes on.
-    pub(super) fn begin(&mut self, now: Moment) {
-        (self.patience, self.look_at, self.answered) = (Patience::new(now), now, false);
+    pub(super) fn begin(&mut self, options: &ProxyOptions, now: Moment) {
+        let patience = Patience::new(now);
+        let look_at = patience.first_look(&self.limits(options));
+        (self.patience, self.look_at, self.answered) = (patience, look_at, false);
+    }
+
+    fn limits(&self, options: &ProxyOptions) -> PatienceLimits {
+        PatienceLimits {
+            first_event: Duration::from_millis(options.first_event_timeout_ms),
+            stall: Duration::from_millis(options.stall_min_ms),
+            load_until: self.load_until,
+        }
     }
 
     /// Takes the head of the worker's answer.
-    pub(super) fn answered(&mut self, now: Moment) {
-        self.begin(now);
-        self.answered = true;
+    pub(super) fn answered(&mut self, options: &ProxyOptions, now: Moment) {
         self.load_until = now + self.load_wait;
+        self.begin(options, now);
+        self.answered = true;
     }
 
     /// Takes a sign of life of the stream.
@@ -64,13 +75,7 @@ impl Watch {
             begun,
             coming: !self.answered && node_status.is_some_and(|status| coming(status, model)),
         };
-        let options = &proxy.options.proxy;
-        let limits = PatienceLimits {
-            first_event: Duration::from_millis(options.first_event_timeout_ms),
-            stall: Duration::from_millis(options.stall_min_ms),
-            load_until: self.load_until,
-        };
-        match self.patience.look(now, &limits, &facts) {
+        match self.patience.look(now, &self.limits(&proxy.options.proxy), &facts) {
             Verdict::WaitUntil(at) => {
                 self.look_at = at;
                 Ok(())

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use inference::{EventKind, Score};
 use tokio::time::{Interval, MissedTickBehavior};
-use wire::private::{Line, Meta};
+use wire::private::{Line, Meta, MetaText};
 use wire::{DONE_EVENT, Encoder, Fold, KEEP_ALIVE_EVENT, data_event, error_event, with_private};
 use words::{Code, Error};
 
@@ -253,7 +253,7 @@ impl Answer {
                 let meta = self.inside.as_mut().and_then(|inside| inside.meta.take());
                 self.found = cached as u32;
                 let cached = self.start.cached.unwrap_or(self.found);
-                Ok(meta.map(|meta| Line::Meta(Box::new(Meta { cached, ..meta })).event()))
+                Ok(meta.map(|meta| Line::Meta(MetaText::from(&Meta { cached, ..meta })).event()))
             }
             EventKind::Resumed { choice, text, finish } => {
                 let said = self.start.output.resumed(choice, &text, finish);

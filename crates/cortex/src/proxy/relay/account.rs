@@ -7,9 +7,13 @@ use super::{Relay, end_span};
 
 impl Drop for Relay {
     fn drop(&mut self) {
+        let ran = self.meta.is_some() || self.unread.is_some();
+        if self.span.recording() {
+            self.read_meta();
+        }
         let model = self.order.model.as_str();
         // What clients make up is no label: each would stay in memory for ever.
-        let known = self.meta.is_some() || self.proxy.fleet.view().lists(&self.order.model);
+        let known = ran || self.proxy.fleet.view().lists(&self.order.model);
         let label = if known { model } else { "unknown" };
         let outcome = self.outcome.unwrap_or_else(|| {
             self.proxy.metrics.client_left.inc();
