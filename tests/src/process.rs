@@ -283,6 +283,22 @@ impl Fleet {
         Ok((output.status.code(), String::from_utf8_lossy(&text).into_owned()))
     }
 
+    /// Starts the gateway's command line, with its words in a pipe; it is killed when it is dropped.
+    pub fn starting_cortex(&self, arguments: &[&str]) -> Result<tokio::process::Child> {
+        let mut command = tokio::process::Command::new(&self.programs.cortex);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        Ok(command.spawn()?)
+    }
+
+    /// Runs the worker's command line to its end; returns its exit code and what it said.
+    pub async fn neuron_says(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        let mut command = tokio::process::Command::new(&self.programs.neuron);
+        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(SOON * 2, command.output()).await??;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8_lossy(&text).into_owned()))
+    }
+
     /// Returns a worker's status as a gateway sees it.
     pub async fn status(&self, gateway: &Gateway, name: &str) -> Result<serde_json::Value> {
         let url = format!("{}/api/status", gateway.admin);

@@ -14,7 +14,7 @@ use service::traces::{KeyValue, Span};
 use wire::models::{Model, ModelList};
 use wire::private::REQUEST_ID_HEADER;
 use wire::{Endpoint, Peek, without_private_fields};
-use words::{Code, Error, ModelState, RequestId};
+use words::{Code, Error, ModelId, ModelState, RequestId};
 
 use crate::gateway::Readiness;
 use crate::proxy::{BoxBody, Order, Pace, Relay, SharedProxy, full, respond};
@@ -116,6 +116,10 @@ impl Front {
         let (choices, include_usage) = (peek.choices(endpoint)?, peek.include_usage());
         let private = peek.resume.is_some();
         let body = if private { without_private_fields(&body)?.into() } else { body };
+        let (model, body) = match self.proxy.fleet.alias(&model) {
+            Some(id) => (id.clone(), wire::with_model(&body, &id)?.into()),
+            None => (model, body),
+        };
         self.proxy.refuse_poison(&body)?;
         let (completion, seed): (u128, u64) = rand::rng().random();
         let order = Order {
@@ -147,16 +151,18 @@ impl Front {
     }
 
     fn models(&self) -> ModelList {
-        let view = self.proxy.fleet.view();
-        let ready = view.models().into_iter().filter(|status| status.state == ModelState::Ready);
-        ModelList::new(ready.map(Model::from).collect())
+        let models = self.proxy.fleet.view().models();
+        let usable = models.iter().filter(|status| status.state == ModelState::Ready || status.card.on_demand);
+        ModelList::new(usable.map(Model::from).collect())
     }
 
-    /// `GET /v1/models/{id}`: slashes of the id raw or percent-encoded.
+    /// `GET /v1/models/{id}`, or with an alias: slashes raw or percent-encoded.
     fn model(&self, encoded: &str) -> Result<Response<BoxBody>, Error> {
         let id = percent_decode(encoded);
         let view = self.proxy.fleet.view();
-        if let Some(status) = view.models().into_iter().find(|status| status.id.as_str() == id) {
+        let name = ModelId::new(id.clone()).ok();
+        let name = name.map(|name| view.alias(&name).cloned().unwrap_or(name));
+        if let Some(status) = view.models().iter().find(|status| Some(&status.id) == name.as_ref()) {
             return Ok(json(&Model::from(status)));
         }
         if !view.all_heard() {

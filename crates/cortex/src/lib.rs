@@ -14,11 +14,15 @@ mod command;
 mod fleet_task;
 mod front;
 pub mod gateway;
+mod lifecycle;
+mod logs;
 mod metrics;
+mod models;
 mod operate;
 pub mod options;
 mod proxy;
 mod pull;
+mod requests;
 mod rollout;
 mod targets;
 

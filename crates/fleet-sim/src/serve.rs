@@ -190,8 +190,8 @@ impl Node {
                     }
                     context.send(stream.conn, ACCEPTOR, Message::Said(token));
                 }
-                // Nobody here asks for either.
-                EventKind::Scored { .. } | EventKind::Embedded { .. } => {}
+                // Nobody here asks for these.
+                EventKind::Scored { .. } | EventKind::Embedded { .. } | EventKind::Stopped { .. } => {}
                 EventKind::Done(_) if context.stormy() && context.rng.random_bool(0.005) => {
                     context.count(Count::LostEnd);
                     let conn = stream.conn;

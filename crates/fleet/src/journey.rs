@@ -58,7 +58,8 @@ pub struct Successor {
 pub enum Step {
     /// Another attempt: from the start, or after the accepted tokens when there are any.
     Again,
-    /// Every choice has finished for a client that reads a stream: only the bookkeeping was lost.
+    /// The client of a stream has all that it will get, and is owed a proper end: every choice has finished and only the
+    /// bookkeeping was lost, or the request was cancelled.
     Complete,
     /// The request ends with this error.
     Fail(Error),
@@ -200,6 +201,14 @@ impl Journey {
                 Ending::Failed(error) | Ending::NobodyFound(error) => error,
                 Ending::HandedOver => Error::new(Code::StreamCut, "nobody else can go on with this answer"),
             });
+        }
+        if let Ending::Failed(error) | Ending::NobodyFound(error) = &ending
+            && error.code() == Code::Cancelled
+            && self.fence.begun()
+            && self.streamed
+        {
+            // What it has is its answer; one JSON can be made by a worker alone.
+            return Step::Complete;
         }
         let error = match ending {
             Ending::HandedOver => return self.free(now, Error::new(Code::Draining, "the worker is leaving")),

@@ -65,6 +65,18 @@ fn a_crash_is_worth_waiting_for_and_has_its_own_patience_and_a_considered_word_i
 }
 
 #[test]
+fn a_cancelled_request_goes_nowhere_else_and_a_client_with_tokens_keeps_them() {
+    let mut begun = running(true, 3);
+    assert!(matches!(begun.ended(at(5), failed(Code::Cancelled), &mut budget()), Step::Complete));
+    let nobody = Ending::NobodyFound(Error::new(Code::Cancelled, "x"));
+    assert!(matches!(running(true, 3).ended(at(5), nobody, &mut budget()), Step::Complete));
+    for (streamed, tokens) in [(true, 0), (false, 0), (false, 3)] {
+        let step = running(streamed, tokens).ended(at(5), failed(Code::Cancelled), &mut budget());
+        assert_eq!(code(&step), Some(Code::Cancelled), "{streamed} {tokens}");
+    }
+}
+
+#[test]
 fn before_the_first_token_nobody_needs_a_successor() {
     let mut journey = running(true, 0);
     assert!(matches!(journey.ended(at(5), failed(Code::UpstreamFailed), &mut budget()), Step::Again));

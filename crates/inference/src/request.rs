@@ -211,6 +211,13 @@ pub enum EventKind {
         /// [`crate::engine::Capabilities::width`] numbers.
         vector: Vec<f32>,
     },
+    /// A choice ends early, because its request was stopped.
+    Stopped {
+        /// The choice.
+        choice: u32,
+        /// Text that its tokens had not released yet.
+        text: String,
+    },
     /// Every choice has ended.
     Done(Usage),
     /// The request ended without its answer.

@@ -2,6 +2,7 @@
 
 mod drain;
 mod expand;
+mod health;
 mod hold;
 mod hook;
 mod model;
@@ -15,6 +16,7 @@ mod turnstile;
 
 pub use drain::{Drain, DrainBudget, DrainFacts, DrainStep};
 pub use expand::{ExpandError, expand, is_macro_name};
+pub use health::{EngineFacts, HealthFacts, KvFacts, SESSION_SLOW, STEP_SLOW, STEP_STUCK, health};
 pub use hook::{HookEvent, HookVerdict, OnFailure, hook_verdict};
 pub use model::{ModelInput, RefusedTransition, next_model_state};
 pub use model_life::{CALLERS_MAX, Caller, Leaving, ModelAct, ModelAnswer, ModelEvent, ModelLife, ModelWork};

@@ -14,7 +14,7 @@ use inference::engine::{Batch, Engine, EngineError, Outputs};
 use inference::{Event, EventKind, Load, RequestKey, Scheduler, Submission};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
-use words::{Code, Error, Fingerprint};
+use words::{Code, Error, Fingerprint, Moment};
 
 use crate::crumbs::Crumbs;
 use crate::keeper::Keeper;
@@ -38,6 +38,7 @@ pub(crate) enum Message {
 enum Command {
     Submit(Box<Submission>, Fingerprint, mpsc::Sender<Message>),
     Cancel(RequestKey),
+    End(RequestKey),
     HandBack,
     FailAll(Code, &'static str),
     Stop,
@@ -60,6 +61,7 @@ impl Inbox {
                 let _ = events.try_send(Message::Refused(error));
             }
             (Inbox::Queue(queue), Command::Cancel(request)) => queue.cancel(request),
+            (Inbox::Queue(queue), Command::End(request)) => queue.end(request),
             (Inbox::Queue(queue), Command::HandBack) => queue.hand_back(),
             (Inbox::Queue(queue), Command::FailAll(code, message)) => queue.fail_all(code, message),
             (Inbox::Queue(queue), Command::Stop) => queue.stop(),
@@ -73,6 +75,8 @@ pub(crate) struct EngineHandle {
     inbox: Inbox,
     load: watch::Receiver<Load>,
     turns: Arc<AtomicU64>,
+    /// When the last step ended, or the thread began: milliseconds of the program's clock.
+    stepped: Arc<AtomicU64>,
 }
 
 /// Cancels requests when it is dropped, whoever drops it and why.
@@ -80,6 +84,15 @@ pub(crate) struct EngineHandle {
 pub(crate) struct CancelGuard {
     inbox: Inbox,
     requests: Vec<RequestKey>,
+}
+
+impl CancelGuard {
+    /// Ends the requests properly: their events go on to the end, which comes before the next step.
+    pub(crate) fn end(&self) {
+        for request in &self.requests {
+            self.inbox.send(Command::End(*request));
+        }
+    }
 }
 
 impl Drop for CancelGuard {
@@ -93,7 +106,7 @@ impl Drop for CancelGuard {
 impl EngineHandle {
     /// Makes the way to an external engine.
     pub(crate) fn of_queue(queue: Queue) -> Self {
-        EngineHandle { load: queue.watch(), turns: queue.turns(), inbox: Inbox::Queue(queue) }
+        EngineHandle { load: queue.watch(), turns: queue.turns(), stepped: queue.stepped(), inbox: Inbox::Queue(queue) }
     }
 
     /// Submits a request, which breadcrumbs know by `name`; its events, or its refusal, come out of the receiver. What
@@ -108,6 +121,11 @@ impl EngineHandle {
     /// Returns what cancels these requests, whether they were submitted or not.
     pub(crate) fn guard(&self, requests: Vec<RequestKey>) -> CancelGuard {
         CancelGuard { inbox: self.inbox.clone(), requests }
+    }
+
+    /// Ends a request properly, if it is known here; see [`CancelGuard::end`].
+    pub(crate) fn end(&self, request: RequestKey) {
+        self.inbox.send(Command::End(request));
     }
 
     /// Hands queued requests back to their owners as `Draining`.
@@ -128,6 +146,16 @@ impl EngineHandle {
     /// Returns how many turns the thread has made: one that does not rise is stuck in its step.
     pub(crate) fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Returns when the last step ended, or the thread began.
+    pub(crate) fn stepped(&self) -> Moment {
+        Moment::after_start(Duration::from_millis(self.stepped.load(Ordering::Relaxed)))
+    }
+
+    /// Whether the thread is there.
+    pub(crate) fn alive(&self) -> bool {
+        self.load.has_changed().is_ok()
     }
 
     /// Returns a reader of the load.
@@ -164,6 +192,7 @@ struct EngineLoop {
     outlets: BTreeMap<RequestKey, Outlet>,
     load: watch::Sender<Load>,
     turns: Arc<AtomicU64>,
+    stepped: Arc<AtomicU64>,
 }
 
 /// A thread that was started.
@@ -182,7 +211,9 @@ pub(crate) fn spawn(name: &str, clock: Clock, own: Own) -> Result<Started, Error
     let (sender, inbox) = channel();
     let (load, watch) = watch::channel(own.scheduler.load());
     let turns = Arc::new(AtomicU64::new(0));
-    let state = EngineLoop { own, clock, inbox, outlets: BTreeMap::new(), load, turns: turns.clone() };
+    let stepped = Arc::new(AtomicU64::new(millis(clock.now())));
+    let (outlets, turns_made, steps_made) = (BTreeMap::new(), turns.clone(), stepped.clone());
+    let state = EngineLoop { own, clock, inbox, outlets, load, turns: turns_made, stepped: steps_made };
     // Linux shows the first 15 bytes of a thread's name.
     let thread = std::thread::Builder::new().name(format!("engine {name}"));
     let (alive, ended) = oneshot::channel::<()>();
@@ -190,8 +221,12 @@ pub(crate) fn spawn(name: &str, clock: Clock, own: Own) -> Result<Started, Error
         let _alive = alive;
         state.run();
     });
-    let handle = EngineHandle { inbox: Inbox::Thread(sender), load: watch, turns };
+    let handle = EngineHandle { inbox: Inbox::Thread(sender), load: watch, turns, stepped };
     Ok(Started { handle, thread: thread.map_err(Error::internal)?, ended })
+}
+
+pub(crate) fn millis(moment: Moment) -> u64 {
+    moment.since(Moment::ZERO).as_millis() as u64
 }
 
 enum Turn {
@@ -226,6 +261,7 @@ impl EngineLoop {
                         self.own.scheduler.step_failed(&batch, &mut events);
                     }
                 }
+                self.stepped.store(millis(self.clock.now()), Ordering::Relaxed);
             }
             idle &= !self.deliver(&mut events);
             self.publish_load();
@@ -299,6 +335,7 @@ impl EngineLoop {
                 self.outlets.remove(&request);
                 self.own.scheduler.cancel(request);
             }
+            Command::End(request) => drop(self.own.scheduler.stop(request, events)),
             Command::HandBack => self.own.scheduler.hand_back(events),
             Command::FailAll(code, message) => self.own.scheduler.fail_all(code, message, events),
             Command::Stop => return Turn::Stop,
@@ -430,8 +467,8 @@ mod tests {
             crumbs: Crumbs::begin(None, &model),
             metrics: metrics.model("m"),
         };
-        let (clock, turns) = (Clock::start(), Arc::default());
-        let mut engine = EngineLoop { own, clock, inbox, outlets: BTreeMap::new(), load, turns };
+        let (clock, turns, stepped) = (Clock::start(), Arc::default(), Arc::default());
+        let mut engine = EngineLoop { own, clock, inbox, outlets: BTreeMap::new(), load, turns, stepped };
         let (queue, mut reader) = mpsc::channel(1);
         let (request, name) = (RequestKey(1), Fingerprint::default());
         engine.outlets.insert(request, Outlet { name, queue, overflow: VecDeque::new() });

@@ -8,6 +8,7 @@
 //! [`node`] wires the parts and owns the order of things: control port, activation, data port, drain, exit.
 
 mod activation;
+mod asking;
 mod canary;
 mod check;
 mod cli;
@@ -20,8 +21,11 @@ mod emptying;
 mod engine_thread;
 mod fetch;
 mod harness;
+mod history;
+mod inspect;
 mod keeper;
 mod life;
+mod logs;
 mod manager;
 mod metrics;
 mod models;
@@ -36,6 +40,7 @@ mod rehearse;
 mod sampling;
 mod sessions;
 mod state_dir;
+mod stopped;
 mod streams;
 mod turns;
 

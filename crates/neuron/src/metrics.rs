@@ -58,6 +58,7 @@ pub(crate) struct Metrics {
     drain_remaining: Gauge,
     requests: IntCounterVec,
     disconnects: IntCounterVec,
+    cancelled: IntCounterVec,
     unknown_fields: IntCounterVec,
     prompt_tokens: IntCounterVec,
     generation_tokens: IntCounterVec,
@@ -133,6 +134,11 @@ impl Metrics {
                 "neuron_client_disconnects_total",
                 "Requests whose client (or gateway) left before the end.",
                 model,
+            )?,
+            cancelled: registry.counter_vec(
+                "neuron_requests_cancelled_total",
+                "Requests that an operator cancelled, by how they were named: id, model or gateway.",
+                &["model", "reason"],
             )?,
             unknown_fields: registry.counter_vec(
                 "neuron_unknown_request_fields_total",
@@ -279,6 +285,11 @@ impl Metrics {
     /// Counts a client that left.
     pub(crate) fn client_left(&self, model: &str) {
         self.disconnects.with_label_values(&[model]).inc();
+    }
+
+    /// Counts a request that was cancelled.
+    pub(crate) fn cancelled(&self, model: &str, reason: &str) {
+        self.cancelled.with_label_values(&[model, reason]).inc();
     }
 
     /// Counts fields nobody knows.

@@ -24,6 +24,7 @@ use crate::crumbs::Crumbs;
 use crate::data::{DataPlane, router as data_router};
 use crate::fetch::{self, Downloads};
 use crate::harness::Harnesses;
+use crate::inspect::Inspector;
 use crate::life::{self, Life, Parts};
 use crate::manager::Manager;
 use crate::metrics::Families;
@@ -32,6 +33,7 @@ use crate::options::{KvStoreOptions, Options, ProcessOptions, SHUTDOWN_MAX};
 use crate::publisher::Publisher;
 use crate::sessions::Sessions;
 use crate::state_dir::StateDir;
+use crate::stopped::StopTeller;
 use crate::streams::Streams;
 use crate::turns::Turns;
 use service::clock::Clock;
@@ -226,7 +228,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let Families { worker: metrics, control: control_metrics, data: data_metrics, .. } = families;
     let program = Program { name: "neuron", version: env!("CARGO_PKG_VERSION"), instance: first.node.as_str() };
     let (traces, exporting) = Traces::start(&around.traces, program, families.traces)?;
-    let publisher = Publisher::new(first);
+    let publisher = Publisher::new(first, clock);
     let (sessions, gate, streams) = (Sessions::new(clock), Gate::new(), Streams::default());
     let settings = fetch::settings(around.hub, &options.harness.candle);
     let downloads = Downloads::new(settings, clock, metrics.clone());
@@ -259,13 +261,29 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let version = first.version;
     tracing::info!(node = %first.node, incarnation = %first.incarnation, version, ?intent, budget_s, "worker starting");
     let (life, commands) = life::inbox();
+    let options_shared = Arc::new(options.clone());
+    let inspector = Inspector {
+        clock,
+        options: options_shared.clone(),
+        publisher: publisher.clone(),
+        models: models.clone(),
+        sessions: sessions.clone(),
+        turns: turns.clone(),
+        kv: kv.clone(),
+        state_dir: state_dir.clone(),
+        control: control_metrics.clone(),
+        data: data_metrics.clone(),
+    };
     let plane = ControlPlane {
         publisher: publisher.clone(),
         sessions: sessions.clone(),
         models: models.clone(),
+        streams: streams.clone(),
+        turns: turns.clone(),
+        inspector,
         life,
         downloads,
-        options: Arc::new(options.clone()),
+        options: options_shared,
         token: token.clone(),
         registry,
         metrics: metrics.clone(),
@@ -278,6 +296,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         models: models.clone(),
         gate: gate.clone(),
         streams: streams.clone(),
+        stopped: StopTeller::start(turns.clone(), models.clone()),
         publisher: publisher.clone(),
         metrics: metrics.clone(),
         traces,

@@ -146,6 +146,11 @@ impl Turns {
         logs.entry(id.clone()).or_insert_with(|| LogRing::new(LOG_BYTES)).clone()
     }
 
+    /// Returns a model's log if it has one yet.
+    pub(crate) fn known_log(&self, id: &ModelId) -> Option<LogRing> {
+        self.logs().get(id).cloned()
+    }
+
     /// Returns the log of the node's own hooks.
     pub(crate) fn node_log(&self) -> LogRing {
         self.inner.node_log.clone()

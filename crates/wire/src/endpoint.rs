@@ -120,6 +120,14 @@ impl Encoder {
         }
     }
 
+    /// The finish event of a choice that was cancelled.
+    pub fn cancelled(&self, choice: u32) -> Bytes {
+        match self {
+            Encoder::Chat(encoder) => encoder.cancelled(choice),
+            Encoder::Text(encoder) => encoder.cancelled(choice),
+        }
+    }
+
     /// The usage event, after every finish; `None` when the client did not ask for it.
     pub fn usage(&self, usage: Usage) -> Option<Bytes> {
         match self {
@@ -184,6 +192,20 @@ impl Fold {
             Fold::Text(folder) => folder.finish(choice, reason),
             Fold::Embeddings(_) => {}
         }
+    }
+
+    /// Ends a choice that was cancelled.
+    pub fn cancelled(&mut self, choice: u32) {
+        match self {
+            Fold::Chat(folder) => folder.cancelled(choice),
+            Fold::Text(folder) => folder.cancelled(choice),
+            Fold::Embeddings(_) => {}
+        }
+    }
+
+    /// Whether what came so far may be an answer: of embeddings all or none are.
+    pub fn divisible(&self) -> bool {
+        !matches!(self, Fold::Embeddings(_))
     }
 
     /// Returns the whole answer.

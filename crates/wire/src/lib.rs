@@ -24,9 +24,9 @@ pub mod tools;
 
 pub use completion::{ChatEncoder, Folder, Identity, Usage, with_private};
 pub use endpoint::{Encoder, Endpoint, Fold};
-pub use envelope::{ErrorEnvelope, ErrorResponse, check_media_type, error_event};
+pub use envelope::{ErrorEnvelope, ErrorResponse, LoadingObject, check_media_type, error_event};
 pub use logprobs::{TOP_LOGPROBS_MAX, TokenLogprob};
-pub use peek::{Peek, without_private_fields};
+pub use peek::{Peek, with_model, without_private_fields};
 pub use sse::{DONE_EVENT, EventSplitter, EventTooLarge, HTTP_SSE_CONTENT_TYPE, KEEP_ALIVE_EVENT, data_event};
 
 #[cfg(test)]

@@ -142,11 +142,47 @@ pub fn without_private_fields(body: &[u8]) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(&map).map_err(Error::internal)
 }
 
+/// Puts the model's own id in the place of another name of it; every other byte stays.
+///
+/// # Errors
+/// `InvalidRequest` when the body is no JSON object.
+pub fn with_model(body: &[u8], id: &ModelId) -> Result<Vec<u8>, Error> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        /// A name without escapes, which is a piece of the body, between two quotes.
+        model: &'a str,
+    }
+    let name = Value::from(id.as_str());
+    if let Ok(Named { model }) = serde_json::from_slice(body)
+        && let Some(quote) = (model.as_ptr() as usize).checked_sub(body.as_ptr() as usize + 1)
+        && let Some((before, rest)) = body.split_at_checked(quote)
+        && let Some(after) = rest.get(model.len() + 2..)
+    {
+        return Ok([before, name.to_string().as_bytes(), after].concat());
+    }
+    let mut map: Map<String, Value> = serde_json::from_slice(body).map_err(|error| malformed(body, &error))?;
+    map.insert("model".into(), name);
+    serde_json::to_vec(&map).map_err(Error::internal)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn an_alias_is_replaced_and_nothing_else() {
+        let id = ModelId::new("org/a\"b").unwrap();
+        for (body, wanted) in [
+            (r#"{"b": 1.50, "model" : "x", "a":["model"]}"#, r#"{"b": 1.50, "model" : "org/a\"b", "a":["model"]}"#),
+            (r#"{"model":"é","stream":true}"#, r#"{"model":"org/a\"b","stream":true}"#),
+            (r#"{"b":1,"model":"\u0078","a":2}"#, r#"{"b":1,"model":"org/a\"b","a":2}"#),
+        ] {
+            assert_eq!(String::from_utf8(with_model(body.as_bytes(), &id).unwrap()).unwrap(), wanted);
+        }
+        assert!(with_model(b"[]", &id).is_err());
+    }
 
     #[test]
     fn every_prompt_of_a_list_has_its_answers() {

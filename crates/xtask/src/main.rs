@@ -34,7 +34,8 @@ enum Chore {
     },
     /// Check the house rules.
     Tidy,
-    /// Run real processes for long while workers are killed or restarted: soak kill | soak rollout [--json].
+    /// Run real processes for long while workers are killed or restarted, or swap models: soak kill | rollout | swap
+    /// [--json].
     Soak {
         /// Passed on.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -232,6 +232,7 @@ async fn serve(listener: TcpListener) -> Result<()> {
 struct Ready(NodeStatus);
 
 type NodeStream = Pin<Box<dyn Stream<Item = Result<proto::NodeMessage, Status>> + Send>>;
+type LogStream = Pin<Box<dyn Stream<Item = Result<proto::LogLines, Status>> + Send>>;
 type PullStream = Pin<Box<dyn Stream<Item = Result<proto::PullProgress, Status>> + Send>>;
 
 fn status_message(status: &NodeStatus) -> proto::NodeMessage {
@@ -246,6 +247,7 @@ fn not_here<T>() -> Result<tonic::Response<T>, Status> {
 impl Control for Ready {
     type AttachStream = NodeStream;
     type PullModelStream = PullStream;
+    type ModelLogsStream = LogStream;
 
     async fn attach(
         &self,
@@ -301,6 +303,24 @@ impl Control for Ready {
         &self,
         _: Request<proto::ReleaseHoldRequest>,
     ) -> Result<tonic::Response<proto::ReleaseHoldResponse>, Status> {
+        not_here()
+    }
+
+    async fn cancel_requests(
+        &self,
+        _: Request<proto::CancelRequestsRequest>,
+    ) -> Result<tonic::Response<proto::CancelRequestsResponse>, Status> {
+        not_here()
+    }
+
+    async fn get_lifecycle(
+        &self,
+        _: Request<proto::GetLifecycleRequest>,
+    ) -> Result<tonic::Response<proto::GetLifecycleResponse>, Status> {
+        not_here()
+    }
+
+    async fn model_logs(&self, _: Request<proto::ModelLogsRequest>) -> Result<tonic::Response<LogStream>, Status> {
         not_here()
     }
 }

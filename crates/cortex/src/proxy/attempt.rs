@@ -1,10 +1,10 @@
 //! One try of a request on one worker: whole events in order, private lines apart.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use fleet::Target;
+use fleet::{Ending, Target};
 use http::{HeaderName, HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt, Limited};
 use service::traces::Span;
@@ -14,6 +14,7 @@ use wire::private::{self, Line, Refusal};
 use words::{Code, Error};
 
 use super::upstream::Answer;
+use super::vigil::Watch;
 use super::{Order, Proxy};
 
 /// Most bytes of a worker's refusal.
@@ -40,7 +41,7 @@ pub(super) struct Attempt {
 
 /// Why there is no attempt.
 pub(super) struct Unopened {
-    pub(super) error: Error,
+    pub(super) ending: Ending,
     /// The worker has the request, or had it.
     pub(super) sent: bool,
 }
@@ -68,11 +69,11 @@ pub(super) fn silent() -> Error {
 }
 
 impl Attempt {
-    /// Sends the request and waits for the response's head.
+    /// Sends the request and waits for the response's head, as long as the watch allows.
     ///
     /// # Errors
     /// `UpstreamFailed` or `UpstreamTimeout` when the worker can't be reached or does not answer; its own error
-    /// when it refuses.
+    /// when it refuses; `ModelLoading` when the wait for a load is over.
     pub(super) async fn open(
         proxy: &Proxy,
         order: &Order,
@@ -80,6 +81,7 @@ impl Attempt {
         target: Target,
         number: u32,
         span: &Span,
+        watch: &mut Watch,
     ) -> Result<Self, Unopened> {
         let request = Request::builder()
             .method(Method::POST)
@@ -91,16 +93,23 @@ impl Attempt {
             .header(SEED, HeaderValue::from(order.seed))
             .header(COMPLETION_ID, header(&order.completion_id))
             .header(CREATED, HeaderValue::from(order.created));
-        let unsent = |error| Unopened { error, sent: false };
-        let sent = |error| Unopened { error, sent: true };
+        let unsent = |error| Unopened { ending: Ending::Failed(error), sent: false };
+        let sent = |error| Unopened { ending: Ending::Failed(error), sent: true };
         let mut request = request.body(body).map_err(|error| unsent(Error::internal(error)))?;
         for (name, value) in &order.trace {
             value.iter().for_each(|value| _ = request.headers_mut().insert(name, value.clone()));
         }
         span.write(request.headers_mut());
-        let patience = Duration::from_millis(proxy.options.proxy.first_event_timeout_ms);
-        let response = tokio::time::timeout(patience, proxy.upstream.request(request)).await;
-        let response = response.map_err(|_| sent(silent()))?.map_err(|error| match error.is_connect() {
+        let mut answer = pin!(proxy.upstream.request(request));
+        let response = loop {
+            let judged = watch.look(proxy, &order.model, target.slot, false);
+            judged.map_err(|ending| Unopened { ending, sent: true })?;
+            let until = proxy.clock.instant(watch.look_at());
+            if let Ok(response) = tokio::time::timeout_at(until, &mut answer).await {
+                break response;
+            }
+        };
+        let response = response.map_err(|error| match error.is_connect() {
             true => unsent(upstream_error("the worker could not be reached", error)),
             false => sent(upstream_error("the worker broke off before its answer", error)),
         })?;
@@ -110,6 +119,7 @@ impl Attempt {
         let held_max = proxy.options.proxy.event_bytes_max;
         let splitter = EventSplitter::new(held_max);
         let timer = Box::pin(tokio::time::sleep(Duration::MAX));
+        watch.answered(proxy.clock.now());
         Ok(Attempt { target, body: response.into_body(), splitter, timer, held: BytesMut::new(), held_max })
     }
 
@@ -184,11 +194,12 @@ async fn refusal(response: http::Response<Answer>) -> Error {
         return upstream_error("something that is no worker answered at a worker's address", source);
     };
     let envelope: Option<wire::ErrorEnvelope> = serde_json::from_slice(&body).ok();
-    let (message, param) = match envelope {
-        Some(envelope) => (envelope.error.message, envelope.error.param),
-        None => (format!("the worker refused the request with {code}"), None),
+    let (message, param, loading) = match envelope {
+        Some(envelope) => (envelope.error.message, envelope.error.param, envelope.error.loading),
+        None => (format!("the worker refused the request with {code}"), None, None),
     };
     let error = Error::from(Refusal { code, message, param });
+    let error = loading.into_iter().fold(error, |error, loading| error.while_loading(loading.into()));
     match retry_after {
         Some(seconds) if matches!(error.retry(), words::Retry::After(_)) => {
             error.retry_after(Duration::from_secs(seconds.min(3600)))

@@ -20,6 +20,7 @@ use words::{Code, Error, Fingerprint, GatewayId, Moment, RolloutId};
 
 use super::account::Account;
 use super::answer::{Answer, Form, Inside, Start};
+use super::forward;
 use super::output::Output;
 use super::parts::Parts;
 use super::telling::Telling;
@@ -27,6 +28,7 @@ use super::{DataPlane, HttpError};
 use crate::harness::{ChatText, Prompt};
 use crate::ready::{Local, ReadyModel};
 use crate::sampling;
+use crate::streams as running;
 use service::gate::Admission;
 
 /// What a kind of request adds to the way that all take.
@@ -89,7 +91,7 @@ pub(super) struct Private {
     /// The attempt's number; `None` for clients that talk to the worker directly.
     pub(super) attempt: Option<u32>,
     seed: u64,
-    id: String,
+    pub(super) id: String,
     pub(super) created: u64,
     pub(super) request_id: String,
     /// Which gateway asks.
@@ -198,13 +200,23 @@ async fn admit<A: Ask>(
     span: &mut Span,
 ) -> Result<Response, Error> {
     let entered = enter(plane, headers, &private, body).await?;
-    if let Some(model) = plane.models.attach_external(&entered.bytes).await? {
-        return super::forward::answer(plane, private, entered, model, A::ENDPOINT, span).await;
+    if let Some(place) = forward::attach(plane, &private, &entered.bytes).await? {
+        return forward::answer(plane, private, entered, place, A::ENDPOINT, span).await;
     }
     let Entered { admission, arrived, bytes } = entered;
     let ask = A::parse(&bytes)?;
     drop(bytes);
-    let model = plane.models.attach(&ask.generation().model).await?;
+    // From here on it can be cancelled, also while it waits for its model.
+    let mut ticket = plane.streams.enter(running::Asked {
+        gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
+        model: ask.generation().model.clone(),
+        request_id: private.request_id.clone(),
+        completion_id: private.id.clone(),
+    });
+    let model = tokio::select! {
+        model = plane.models.attach(&ask.generation().model) => model?,
+        () = ticket.cancelled() => return Err(running::cancelled()),
+    };
     let local = model.local()?;
     plane.metrics.unknown_fields(model.id.as_str(), ask.generation().unknown_fields);
     let style = local.text.style();
@@ -271,19 +283,18 @@ async fn admit<A: Ask>(
     let name = Fingerprint(*blake3::hash(private.id.as_bytes()).as_bytes());
     let (parts, guard) = Parts::submit(&model.engine, name, plane.options.data.event_queue, submissions);
     describe::<A>(span, request, &meta, &private);
+    let ids = (private.request_id, private.id.clone());
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
     let form = ask.form(identity, &asked, plain);
-    let (guard, inside) = match (private.attempt, private.gateway) {
-        (Some(number), Some(gateway)) => {
-            let ticket = plane.streams.enter(gateway, model.id.clone(), Some(guard));
-            (None, Some(Inside { number, meta: Some(meta), ticket }))
-        }
-        _ => (Some(guard), None),
-    };
-    let (request_id, stream) = (private.request_id, request.stream);
-    let account = Account::new(plane.clone(), model, request_id, arrived, stream, std::mem::take(span));
+    let inside = private.attempt.zip(private.gateway).map(|(number, _)| Inside { number, meta: Some(meta) });
+    let (armed, stream) = (ticket.arm(&model.id, guard), request.stream);
+    let mut account = Account::new(plane.clone(), model, ids, arrived, stream, std::mem::take(span));
+    if let Err(reason) = armed {
+        (account.cancelled, account.outcome) = (Some(reason), Some(Code::Cancelled.row().code));
+        return Err(running::cancelled());
+    }
     let private = inside.is_some();
-    let answer = Answer::new(parts, guard, admission, account, form, inside, start);
+    let answer = Answer::new(parts, ticket, admission, account, form, inside, start);
     respond(plane, answer, request.stream, private).await
 }
 

@@ -18,19 +18,19 @@ use tokio::time::{Interval, MissedTickBehavior};
 use wire::foreign::{self, Told};
 use wire::private::{Line, RESUME_FIELD};
 use wire::{
-    DONE_EVENT, Endpoint, EventSplitter, HTTP_SSE_CONTENT_TYPE, KEEP_ALIVE_EVENT, Peek, Usage, data_event, error_event,
-    with_private,
+    DONE_EVENT, Encoder, Endpoint, EventSplitter, HTTP_SSE_CONTENT_TYPE, Identity, KEEP_ALIVE_EVENT, Peek, Usage,
+    data_event, error_event, with_private,
 };
 use words::{Code, Error};
 
 use super::DataPlane;
 use super::account::Account;
 use super::admission::{Entered, Private};
-use super::answer::{SIGN_OF_LIFE, told};
+use super::answer::SIGN_OF_LIFE;
 use crate::models::InUse;
 use crate::process::{Incoming, Seat, Upstream, Watched, whole};
 use crate::ready::ReadyModel;
-use crate::streams::{Ticket, Word};
+use crate::streams::{Asked, Reason, Ticket, Word, cancelled};
 
 /// Most bytes of one event.
 const EVENT_BYTES_MAX: usize = 8 << 20;
@@ -133,6 +133,32 @@ async fn pass_on(mut answer: Incoming, out: &mpsc::Sender<Said>) -> Result<(), E
     }
 }
 
+/// Gives a request its place in the model of an external engine, where it names one.
+///
+/// # Errors
+/// As [`crate::models::Models::attach`]; `Cancelled` when it was cancelled meanwhile.
+pub(super) async fn attach(
+    plane: &DataPlane,
+    private: &Private,
+    body: &[u8],
+) -> Result<Option<(InUse, Ticket)>, Error> {
+    let Some(model) = plane.models.external(body)? else { return Ok(None) };
+    // From here on it can be cancelled, also while it waits for its model.
+    let mut ticket = plane.streams.enter(Asked {
+        gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
+        model: model.clone(),
+        request_id: private.request_id.clone(),
+        completion_id: private.id.clone(),
+    });
+    let model = tokio::select! {
+        model = plane.models.attach(&model) => model?,
+        () = ticket.cancelled() => return Err(cancelled()),
+    };
+    // Somebody may have loaded it with another harness.
+    let external = model.upstream().is_some();
+    Ok(external.then_some((model, ticket)))
+}
+
 /// Answers a request for a model of an external engine.
 ///
 /// # Errors
@@ -141,7 +167,7 @@ pub(super) async fn answer(
     plane: &Arc<DataPlane>,
     private: Private,
     entered: Entered,
-    model: InUse,
+    (model, ticket): (InUse, Ticket),
     endpoint: Endpoint,
     span: &mut Span,
 ) -> Result<Response, Error> {
@@ -155,6 +181,7 @@ pub(super) async fn answer(
         return Err(Error::new(Code::ResumeMismatch, message).at(RESUME_FIELD));
     }
     let stream = endpoint.generates() && asked.stream.unwrap_or(false);
+    let (choices, asked_usage) = (asked.choices(endpoint).unwrap_or(1), asked.include_usage());
     let body = upstream.body(bytes)?;
     let key = model.request_key();
     let seat = upstream.queue.enter(key)?;
@@ -171,11 +198,15 @@ pub(super) async fn answer(
         stream,
         longest: Duration::from_secs(plane.options.scheduler.max_request_s),
     };
-    let (guard, ticket) = match (private.attempt, private.gateway) {
-        (Some(_), Some(gateway)) => (None, Some(plane.streams.enter(gateway, model.id.clone(), Some(guard)))),
-        _ => (Some(guard), None),
-    };
-    let account = Account::new(plane.clone(), model, private.request_id, arrived, stream, std::mem::take(span));
+    let inside = private.attempt.is_some() && private.gateway.is_some();
+    let armed = ticket.arm(&model.id, guard);
+    let identity = Identity { id: private.id.clone(), created: private.created, model: model.id.to_string() };
+    let ids = (private.request_id, private.id);
+    let mut account = Account::new(plane.clone(), model, ids, arrived, stream, std::mem::take(span));
+    if let Err(reason) = armed {
+        (account.cancelled, account.outcome) = (Some(reason), Some(Code::Cancelled.row().code));
+        return Err(cancelled());
+    }
     let (out, said) = mpsc::channel(plane.options.data.event_queue);
     tokio::spawn(question.run(out));
     let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
@@ -183,8 +214,10 @@ pub(super) async fn answer(
     let watched = upstream.watched.clone();
     let forward = Forward {
         said,
-        committed: ticket.is_some(),
+        committed: inside,
+        inside,
         ticket,
+        ending: stream.then(|| (Encoder::of(endpoint, identity, asked_usage), choices)),
         watched,
         ticker,
         spoke: false,
@@ -192,7 +225,6 @@ pub(super) async fn answer(
         over: false,
         usage: Usage::default(),
         account,
-        _guard: guard,
         _admission: admission,
     };
     forward.respond(plane, stream).await
@@ -216,8 +248,12 @@ fn describe(span: &mut Span, endpoint: Endpoint, model: &ReadyModel, private: &P
 /// The answer. Dropping it ends the request.
 struct Forward {
     said: mpsc::Receiver<Said>,
-    /// Its place among the running requests of gateways; clients that talk to the worker directly have none.
-    ticket: Option<Ticket>,
+    /// Its place among the running requests; holds what cancels it.
+    ticket: Ticket,
+    /// Its client is a gateway.
+    inside: bool,
+    /// What ends a stream that was cancelled, and how many choices it has.
+    ending: Option<(Encoder, u32)>,
     watched: watch::Receiver<Watched>,
     /// Status 200 is out, so failures become events.
     committed: bool,
@@ -229,18 +265,30 @@ struct Forward {
     over: bool,
     usage: Usage,
     account: Account,
-    _guard: Option<crate::engine_thread::CancelGuard>,
     _admission: Admission,
 }
 
 impl Forward {
+    /// Waits for the next word of the task's. Safe to cancel.
+    async fn hear(&mut self) -> Option<Said> {
+        loop {
+            tokio::select! {
+                biased;
+                word = self.ticket.told() => if let Word::Cancelled(reason) = word {
+                    self.account.cancelled = Some(reason);
+                },
+                said = self.said.recv() => return said,
+            }
+        }
+    }
+
     async fn respond(mut self, plane: &DataPlane, stream: bool) -> Result<Response, Error> {
-        if self.ticket.is_some() {
+        if self.inside {
             return Ok(self.event_stream(None));
         }
         if !stream {
             let json = loop {
-                let said = self.said.recv().await;
+                let said = self.hear().await;
                 if let Some(json) = self.take(said)? {
                     break json;
                 }
@@ -252,7 +300,7 @@ impl Forward {
         let patience = Duration::from_millis(plane.options.data.commit_after_ms);
         let first = async {
             loop {
-                let said = self.said.recv().await;
+                let said = self.hear().await;
                 if let Some(first) = self.take(said)? {
                     return Ok::<Bytes, Error>(first);
                 }
@@ -284,19 +332,22 @@ impl Forward {
         while !self.over {
             tokio::select! {
                 biased;
-                said = self.said.recv() => match self.take(said) {
-                    Ok(Some(bytes)) => return Some(bytes),
-                    Ok(None) => {}
-                    Err(error) => return Some(self.fail(&error)),
-                },
-                word = told(self.ticket.as_mut()) => match word {
+                // First, so that a flood of events can't drown it.
+                word = self.ticket.told() => match word {
                     // What its client has nothing of yet may go elsewhere; the rest ends here or not at all.
                     Word::Offered if !self.begun => return Some(Line::Offer.event()),
                     Word::Offered | Word::GoOn => {}
+                    // Its task ends, and says so after what it has.
+                    Word::Cancelled(reason) => self.account.cancelled = Some(reason),
                     Word::Orphaned => {
                         self.ended(Error::new(Code::ClientClosed, "the gateway's session is lost"));
                         return None;
                     }
+                },
+                said = self.said.recv() => match self.take(said) {
+                    Ok(Some(bytes)) => return Some(bytes),
+                    Ok(None) => {}
+                    Err(error) => return Some(self.fail(&error)),
                 },
                 _ = self.ticker.tick() => {
                     if let Some(sign) = self.sign_of_life() {
@@ -313,11 +364,9 @@ impl Forward {
         if std::mem::take(&mut self.spoke) {
             return None;
         }
-        match self.ticket {
-            Some(_) if self.watched.borrow().healthy => Some(self.progress()),
-            Some(_) => None,
-            None if self.begun => None,
-            None => Some(Bytes::from_static(KEEP_ALIVE_EVENT)),
+        match self.inside {
+            true => self.watched.borrow().healthy.then(|| self.progress()),
+            false => (!self.begun).then_some(Bytes::from_static(KEEP_ALIVE_EVENT)),
         }
     }
 
@@ -330,13 +379,14 @@ impl Forward {
     fn take(&mut self, said: Option<Said>) -> Result<Option<Bytes>, Error> {
         match said {
             // So that its gateway knows at once: should the engine die, it was not this request's doing.
-            Some(Said::Waits) => Ok(self.ticket.is_some().then(|| self.progress())),
+            Some(Said::Waits) => Ok(self.inside.then(|| self.progress())),
             Some(Said::Runs) => {
                 self.account.begun.get_or_insert(self.account.plane.clock.now());
                 Ok(None)
             }
             Some(Said::Event(event)) => self.event(event).map(Some),
             Some(Said::Whole(json)) => Ok(Some(self.whole(&json))),
+            Some(Said::Failed(error)) if error.code() == Code::Cancelled => self.cut().map(Some),
             Some(Said::Failed(error)) => Err(self.ended(error)),
             None => Err(self.ended(Error::new(Code::UpstreamFailed, "the request to the model's engine was lost"))),
         }
@@ -362,9 +412,9 @@ impl Forward {
         }
         self.usage = told.usage.unwrap_or(self.usage);
         if told.done {
-            return Ok(self.done(Bytes::from_static(DONE_EVENT)));
+            return Ok(self.done(&[Bytes::from_static(DONE_EVENT)]));
         }
-        let line = self.ticket.is_some().then(|| Line::Words(u32::from(told.text)));
+        let line = self.inside.then(|| Line::Words(u32::from(told.text)));
         Ok(with_private(line.as_slice(), &[event]))
     }
 
@@ -372,16 +422,29 @@ impl Forward {
         let Told { usage, finish, .. } = foreign::answer(json);
         self.usage = usage.unwrap_or_default();
         self.account.outcome = finish;
-        let public = match self.ticket {
-            None => json.clone(),
+        let public = match self.inside {
+            false => json.clone(),
             // One line of data: JSON has no line feeds but between its tokens.
-            Some(_) => data_event(&String::from_utf8_lossy(json).replace(['\r', '\n'], " ")),
+            true => data_event(&String::from_utf8_lossy(json).replace(['\r', '\n'], " ")),
         };
-        self.done(public)
+        self.done(&[public])
+    }
+
+    /// Ends an answer that was cancelled: with what there is, where that is something.
+    fn cut(&mut self) -> Result<Bytes, Error> {
+        self.account.cancelled.get_or_insert(Reason::Id);
+        let Some((encoder, choices)) = self.ending.take().filter(|_| self.begun) else {
+            return Err(self.ended(cancelled()));
+        };
+        self.account.outcome = Some(Code::Cancelled.row().code);
+        self.usage.completion = self.account.tokens;
+        let ends = (0..choices).map(|choice| encoder.cancelled(choice));
+        let last: Vec<Bytes> = ends.chain(encoder.usage(self.usage)).chain([Bytes::from_static(DONE_EVENT)]).collect();
+        Ok(self.done(&last))
     }
 
     /// Ends the answer; what its engine counted of tokens goes before what was counted by events.
-    fn done(&mut self, last: Bytes) -> Bytes {
+    fn done(&mut self, last: &[Bytes]) -> Bytes {
         self.over = true;
         self.account.outcome.get_or_insert("stop");
         let (metrics, counted) = (&self.account.model.metrics, self.account.tokens);
@@ -392,16 +455,16 @@ impl Forward {
         } else {
             self.usage.completion = counted;
         }
-        let line = self.ticket.is_some().then_some(Line::Usage(self.usage));
-        with_private(line.as_slice(), &[last])
+        let line = self.inside.then_some(Line::Usage(self.usage));
+        with_private(line.as_slice(), last)
     }
 
     /// Turns a failure into the last bytes: a private refusal for a gateway, an error event for a client.
     fn fail(&mut self, error: &Error) -> Bytes {
         super::errors::log(error);
-        match self.ticket {
-            Some(_) => Line::Refusal(error.into()).event(),
-            None => error_event(error),
+        match self.inside {
+            true => Line::Refusal(error.into()).event(),
+            false => error_event(error),
         }
     }
 }

@@ -65,18 +65,22 @@ pub(super) async fn endpoint(State(plane): Plane, Path(rest): Path<String>) -> R
     Ok(Json(Endpoint { model_id: id.to_string(), url: format!("http://{address}/v1"), state: status.state }))
 }
 
-fn authorise(plane: &DataPlane, headers: &HeaderMap) -> Result<(), Error> {
+/// Checks the control token, where there is one; without one orders come from this host alone.
+///
+/// # Errors
+/// `Unauthorized`.
+pub(super) fn authorise(plane: &DataPlane, headers: &HeaderMap) -> Result<(), Error> {
     let shown = headers.get(axum::http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
     match (&plane.token, shown) {
         (None, _) if plane.options.data.bind.ip().is_loopback() => Ok(()),
         (None, _) => {
-            let message = "loading and unloading from other hosts need a token: set control.token_file";
+            let message = "orders from other hosts need a token: set control.token_file";
             Err(Error::new(Code::Unauthorized, message))
         }
         (Some(token), Some(shown)) if token.matches(shown) => Ok(()),
         (Some(_), _) => {
-            let message = "loading and unloading need the control token: Authorization: Bearer <token>";
+            let message = "orders need the control token: Authorization: Bearer <token>";
             Err(Error::new(Code::Unauthorized, message))
         }
     }
