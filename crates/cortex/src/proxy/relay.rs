@@ -290,7 +290,7 @@ impl Relay {
             }
             Next::Quiet => {
                 let Some(slot) = self.slot() else { return Ok(None) };
-                self.watch.look(&self.proxy, &self.order.model, slot, self.journey.begun())?;
+                self.watch.look(&self.proxy, &self.order.model, slot, self.journey.begun() || self.journey.bound())?;
                 Ok(None)
             }
             Next::End if self.complete => {
@@ -304,32 +304,6 @@ impl Relay {
                 let error = Error::new(Code::UpstreamFailed, "the worker ended the answer before it was complete");
                 Err(Ending::Failed(error))
             }
-        }
-    }
-
-    /// Judges the attempt's silence.
-    fn look(&mut self) -> Result<(), Error> {
-        let Some(slot) = self.slot() else { return Ok(()) };
-        let (now, view) = (self.proxy.clock.now(), self.proxy.fleet.view());
-        let node = view.node(slot);
-        let model = node.and_then(|node| node.status.as_ref()?.model(&self.order.model));
-        let facts = PatienceFacts {
-            control_heard: node.map_or(Moment::ZERO, |node| node.heard_at),
-            inter_token_p99: Duration::from_millis(model.map_or(0, |model| u64::from(model.inter_token_p99_ms))),
-            begun: self.journey.begun() || self.journey.bound(),
-        };
-        let options = &self.proxy.options.proxy;
-        let limits = PatienceLimits {
-            first_event: Duration::from_millis(options.first_event_timeout_ms),
-            stall: Duration::from_millis(options.stall_min_ms),
-        };
-        match self.patience.look(now, &limits, &facts) {
-            Verdict::WaitUntil(at) => {
-                self.look_at = at;
-                Ok(())
-            }
-            Verdict::Stalled => Err(silent()),
-            Verdict::Unreachable => Err(Error::new(Code::UpstreamTimeout, "the worker is out of reach")),
         }
     }
 
@@ -395,7 +369,9 @@ impl Relay {
                 Line::Progress(_) => self.journey.queued(),
                 Line::Words(tokens) => {
                     self.journey.bind();
-                    self.note_tokens(now, u64::from(tokens));
+                    if tokens > 0 {
+                        self.note_tokens(now, u64::from(tokens));
+                    }
                 }
                 Line::More => {}
             }
