@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use futures_util::StreamExt;
 use http_body_util::BodyExt;
+use serde_json::Value;
 use service::gate::Admission;
 use service::traces::{KeyValue, Span};
 use tokio::sync::{mpsc, watch};
@@ -217,7 +218,7 @@ pub(super) async fn answer(
         committed: inside,
         inside,
         ticket,
-        ending: stream.then(|| (Encoder::of(endpoint, identity, asked_usage), choices)),
+        ending: stream.then_some(Ending { endpoint, identity, asked_usage, choices }),
         watched,
         ticker,
         spoke: false,
@@ -245,6 +246,32 @@ fn describe(span: &mut Span, endpoint: Endpoint, model: &ReadyModel, private: &P
     });
 }
 
+/// What is said for an engine whose stream was cancelled.
+struct Ending {
+    endpoint: Endpoint,
+    identity: Identity,
+    asked_usage: bool,
+    choices: u32,
+}
+
+impl Ending {
+    /// Takes the names that the engine gives its answer.
+    fn named_as(&mut self, event: &[u8]) {
+        let data = event.strip_prefix(b"data:").unwrap_or_default();
+        let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
+        if let (Some(id), Some(created)) = (value["id"].as_str(), value["created"].as_u64()) {
+            (self.identity.id, self.identity.created) = (id.to_string(), created);
+        }
+    }
+
+    /// Makes the last events of the stream.
+    fn events(self, usage: Usage) -> Vec<Bytes> {
+        let encoder = Encoder::of(self.endpoint, self.identity, self.asked_usage);
+        let ends = (0..self.choices).map(|choice| encoder.cancelled(choice));
+        ends.chain(encoder.usage(usage)).chain([Bytes::from_static(DONE_EVENT)]).collect()
+    }
+}
+
 /// The answer. Dropping it ends the request.
 struct Forward {
     said: mpsc::Receiver<Said>,
@@ -252,8 +279,8 @@ struct Forward {
     ticket: Ticket,
     /// Its client is a gateway.
     inside: bool,
-    /// What ends a stream that was cancelled, and how many choices it has.
-    ending: Option<(Encoder, u32)>,
+    /// What ends a stream that was cancelled.
+    ending: Option<Ending>,
     watched: watch::Receiver<Watched>,
     /// Status 200 is out, so failures become events.
     committed: bool,
@@ -404,6 +431,9 @@ impl Forward {
             let message = format!("the model's engine failed in the middle of its answer: {failure}");
             return Err(self.ended(Error::new(Code::UpstreamFailed, message)));
         }
+        if let (false, Some(ending)) = (self.begun, &mut self.ending) {
+            ending.named_as(&event);
+        }
         (self.spoke, self.begun) = (true, true);
         self.account.outcome = told.finish.or(self.account.outcome);
         if told.text {
@@ -433,13 +463,12 @@ impl Forward {
     /// Ends an answer that was cancelled: with what there is, where that is something.
     fn cut(&mut self) -> Result<Bytes, Error> {
         self.account.cancelled.get_or_insert(Reason::Id);
-        let Some((encoder, choices)) = self.ending.take().filter(|_| self.begun) else {
+        let Some(ending) = self.ending.take().filter(|_| self.begun) else {
             return Err(self.ended(cancelled()));
         };
         self.account.outcome = Some(Code::Cancelled.row().code);
         self.usage.completion = self.account.tokens;
-        let ends = (0..choices).map(|choice| encoder.cancelled(choice));
-        let last: Vec<Bytes> = ends.chain(encoder.usage(self.usage)).chain([Bytes::from_static(DONE_EVENT)]).collect();
+        let last = ending.events(self.usage);
         Ok(self.done(&last))
     }
 
