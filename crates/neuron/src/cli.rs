@@ -185,7 +185,7 @@ async fn serve(options: Options) -> Result<u8, NodeError> {
         hooks: Vec::new(),
         on_data_address: None,
     };
-    node::run(options, around).await
+    Box::pin(node::run(options, around)).await
 }
 
 /// What the environment says of hubs.

@@ -223,7 +223,8 @@ pub async fn swap(fleet: &Fleet, options: SwapOptions) -> Result<Value> {
     let http = reqwest::Client::new();
     while begun.elapsed() < options.span {
         let status = http.get(format!("{}/api/status", gateways[0].admin)).send().await?;
-        lock(&clients.seen).look(&status.json().await?);
+        let seen = status.json().await?;
+        lock(&clients.seen).look(&seen);
         tokio::time::sleep(LOOK_EVERY).await;
     }
     clients.stop.store(true, Ordering::Release);
