@@ -54,7 +54,7 @@ async fn a_real_engine_answers_through_the_fleet_as_it_does_alone() {
     );
     let mut neuron = fleet.starting_neuron("a", &config).unwrap();
     let begun = Instant::now();
-    while !fleet.until_ok(&format!("http://{}/readyz", neuron.control), &neuron.process).await.is_ok() {
+    while fleet.until_ok(&format!("http://{}/readyz", neuron.control), &neuron.process).await.is_err() {
         assert!(begun.elapsed() < Duration::from_secs(120), "{}", neuron.process.log());
     }
     let gateway = fleet.gateway(&[&neuron.control], "").await.unwrap();
