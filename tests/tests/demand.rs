@@ -118,6 +118,21 @@ async fn a_request_loads_an_absent_model_by_its_name_or_an_alias_and_many_start_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_entry_says_of_answers_and_context_holds() {
+    let fleet = fleet();
+    let models = [("m", "context_length = 64\nsampling = { max_tokens = 3 }\nwarmup = \"a word\"")];
+    let worker = Worker::start(&fleet, &catalogue(500, "", &models)).await;
+    let mut body = chat_body("m", "x", 1);
+    body.as_object_mut().unwrap().remove("max_tokens");
+    let answer = worker.client.stream(&body, |_| {}).await.unwrap();
+    assert!(answer.whole() && answer.text == fake_answer("x", 3), "{answer:?}");
+    worker.right("m", "a request's own limit wins").await;
+    let long = worker.ask("m", &"x".repeat(100), 1).await;
+    assert_eq!((long.status, &long.error.unwrap()["code"]), (400, &json!("context_length_exceeded")));
+    assert_eq!(worker.client.get("/v1/models/m").await.unwrap().1["max_model_len"], 64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_while_its_model_loads_cancels_no_load_and_holds_nothing() {
     let fleet = fleet();
     let worker = Worker::start(&fleet, &catalogue(150, "load_ms = 400", &[("a", ""), ("b", "")])).await;
@@ -134,6 +149,7 @@ async fn a_model_with_a_stream_is_never_evicted_and_its_end_makes_room() {
     let config = catalogue(150, "step_ms = 10", &[("a", ""), ("b", "")]);
     let worker = Worker::start(&fleet, &config).await;
     worker.right("a", "warm").await;
+    worker.until("a", |model| model["load"]["running"] == 0).await;
     let long = async {
         let answer = worker.ask("a", "a long one", 100).await;
         assert!(answer.whole() && answer.text == fake_answer("a long one", 100), "{answer:?}");
@@ -149,6 +165,13 @@ async fn a_model_with_a_stream_is_never_evicted_and_its_end_makes_room() {
     assert_eq!(worker.model("a").await["state"], "absent");
     assert_eq!(fleet.metric(&worker.control, "neuron_model_evictions_total", &["model=\"a\""]).await.unwrap(), 1.0);
     assert_eq!(fleet.metric(&worker.control, "neuron_memory_used_bytes", &[]).await.unwrap(), f64::from(100 << 20));
+    for gauge in ["neuron_kv_cache_usage_ratio", "neuron_kv_cache_kept_ratio", "neuron_num_requests_running"] {
+        assert_eq!(
+            fleet.metric(&worker.control, gauge, &["model=\"a\""]).await.unwrap(),
+            0.0,
+            "{gauge} of a model that is gone"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -191,9 +214,14 @@ async fn an_idle_model_goes_after_its_time_and_its_next_request_brings_it_back()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unload_stops_a_load_and_tells_those_who_wait_for_it() {
     let fleet = fleet();
-    let worker = Worker::start(&fleet, &catalogue(500, "load_ms = 60000", &[("m", "")])).await;
+    let worker = Worker::start(&fleet, &catalogue(500, "load_ms = 20000", &[("m", "")])).await;
     let asks = futures_util::future::join_all((0..3).map(|_| worker.ask("m", "x", 1)));
     let unload = async {
+        // One that came after the unload would begin a load of its own.
+        while worker.client.get("/health").await.unwrap().1["in_flight"] != 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
         worker.until_state("m", "loading").await;
         let begun = tokio::time::Instant::now();
         let (status, body) = worker.post("/models/unload", json!({"model_id": "m"})).await;
@@ -220,14 +248,26 @@ async fn two_models_that_fit_one_at_a_time_answer_everybody_right() {
             let mut asked = 0;
             while tokio::time::Instant::now() < until {
                 // Two of them want one model alone, so that it is never idle.
-                let model = if client < 2 || (asked + client) % 2 == 0 { "a" } else { "b" };
+                let model = if client < 2 || (asked + client).is_multiple_of(2) { "a" } else { "b" };
                 worker.right(model, &format!("{client} asks {asked}")).await;
                 asked += 1;
             }
             asked
         }
     };
-    let asked: usize = futures_util::future::join_all((0..8).map(hammer)).await.into_iter().sum();
+    let never_over = async {
+        let (mut most, budget) = (0.0f64, f64::from(150 << 20));
+        while tokio::time::Instant::now() < until {
+            let used = fleet.metric(&worker.control, "neuron_memory_used_bytes", &[]).await.unwrap();
+            assert!(used <= budget, "{used} of {budget}");
+            most = most.max(used);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        most
+    };
+    let (asked, most) = tokio::join!(futures_util::future::join_all((0..8).map(hammer)), never_over);
+    let asked: usize = asked.into_iter().sum();
+    assert!(most > 0.0);
     let evictions = fleet.metric(&worker.control, "neuron_model_evictions_total", &[]).await.unwrap();
     assert!(evictions >= 4.0 && asked > 30, "{asked} answers over {evictions} swaps");
 }
@@ -238,6 +278,7 @@ async fn a_request_that_finds_no_room_in_time_is_told_who_holds_it() {
     let config = catalogue(150, "step_ms = 20", &[("a", ""), ("b", "")]);
     let worker = Worker::start_with(&fleet, &config, "load_wait_s = 0.5").await;
     worker.right("a", "warm").await;
+    worker.until("a", |model| model["load"]["running"] == 0).await;
     let long = async { assert!(worker.ask("a", "a long one", 100).await.whole()) };
     let refused = async {
         worker.until("a", |model| model["load"]["running"] == 1).await;

@@ -44,7 +44,6 @@ fn what_is_told_before_a_load_is_what_it_takes() {
             let blocks = engine.capabilities().blocks as u32;
             (0..blocks).for_each(|number| engine.import_block(BlockId(number), &block).unwrap());
             let grown = resident() - before;
-            println!("{} {arithmetic:?}: told {told}, counted {counted}, grown {grown}", path.display());
             assert!(counted > 90 << 20, "{counted}");
             assert!(grown.abs_diff(counted) < counted / 5, "{}: counted {counted}, grown {grown}", path.display());
         }

@@ -301,13 +301,16 @@ impl Models {
         self.each().into_iter().filter_map(ready).collect()
     }
 
-    /// Returns what changes all the time of each model, in the form that gateways read.
+    /// Returns what changes all the time of each model that serves or comes, in the form that gateways read.
     pub(crate) fn loads(&self) -> Vec<Refresh> {
         let (options, now) = (self.inner.parts.options.scheduler, self.inner.parts.clock.now());
         let report = |(id, handle): (ModelId, Handle)| {
             let eta_ms = handle.view.borrow().eta_ms(now);
             let (load, p99_ms, idle_s) = (ModelLoad::default(), 0, idle_s(&handle.door, now));
-            let Some(ready) = handle.door.ready() else { return Refresh { id, load, p99_ms, idle_s, eta_ms } };
+            let Some(ready) = handle.door.ready() else {
+                // Of those that neither serve nor come nothing changes.
+                return eta_ms.map(|_| Refresh { id, load, p99_ms, idle_s, eta_ms });
+            };
             let load = ready.engine.load();
             self.inner.parts.metrics.show_load(id.as_str(), &load);
             let (max_running, max_waiting) = ready.places().unwrap_or((options.max_running, options.max_waiting));
@@ -319,9 +322,9 @@ impl Models {
                 kv_blocks: load.blocks as u32,
                 kv_blocks_used: load.blocks_used as u32,
             };
-            Refresh { id, load, p99_ms: ready.inter_token_p99_ms(), idle_s, eta_ms }
+            Some(Refresh { id, load, p99_ms: ready.inter_token_p99_ms(), idle_s, eta_ms })
         };
-        self.each().into_iter().map(report).collect()
+        self.each().into_iter().filter_map(report).collect()
     }
 }
 

@@ -336,6 +336,10 @@ impl Owner {
             view.status.since_unix_ms = clock.unix_ms();
         });
         let status = self.view.borrow().status.clone();
+        if to == ModelState::Absent {
+            // What is gone is not busy.
+            self.inner.parts.metrics.show_load(self.id.as_str(), &inference::Load::default());
+        }
         let why = status.failure.as_deref().filter(|_| to == ModelState::Failed);
         self.inner.parts.turns.note_state(&self.id, from, to, why);
         let outcome = match (from, to) {
