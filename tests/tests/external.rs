@@ -303,6 +303,30 @@ async fn an_engine_of_the_catalogue_comes_when_it_is_asked_for_and_goes_when_nob
     assert_ne!(lives[0], lives[1]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_request_of_an_external_engine_ends_with_what_it_has() {
+    let fleet = fleet();
+    let (neuron, gateway) = one(&fleet, &entry(&fleet, &format!("exec {}", engine(&fleet, 20)), "")).await;
+    let client = Client::new(&gateway.api).unwrap();
+    let stream = tokio::spawn(client.stream_owned(chat_body("m", "a long story", 2000)));
+    let base = format!("http://{}", neuron.control);
+    fleet.until_metric(&base, "neuron_generation_tokens_total", &["m"], 5.0).await.unwrap();
+    let (code, text) = fleet.cortex(&["cancel", "--admin", &gateway.admin, "--model", "m"]).await.unwrap();
+    assert_eq!(code, Some(0), "{text}");
+    let answer = stream.await.unwrap().unwrap();
+    assert!(answer.whole() && answer.finish.as_deref() == Some("length"), "{answer:?}");
+    assert!(!answer.text.is_empty() && fake_answer("a long story", 2000).starts_with(&answer.text), "{answer:?}");
+    let ids: std::collections::BTreeSet<&str> =
+        answer.raw.split("\"id\":\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert_eq!(ids.len(), 1, "{}", answer.raw);
+    let begun = Instant::now();
+    while fleet.metric(&base, "neuron_num_requests_running", &["m"]).await.unwrap() > 0.0 {
+        assert!(begun.elapsed() < Duration::from_secs(2), "its place is still taken");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(fleet.metric(&base, "neuron_requests_cancelled_total", &["m"]).await.unwrap(), 1.0);
+}
+
 #[test]
 fn the_example_of_llama_server_is_a_configuration() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/llama-server.example.toml");

@@ -60,8 +60,8 @@ impl Inbox {
                 let error = Error::internal("an external engine takes requests at its queue alone");
                 let _ = events.try_send(Message::Refused(error));
             }
-            // Nobody can have an engine of another program end an answer properly.
-            (Inbox::Queue(queue), Command::Cancel(request) | Command::End(request)) => queue.cancel(request),
+            (Inbox::Queue(queue), Command::Cancel(request)) => queue.cancel(request),
+            (Inbox::Queue(queue), Command::End(request)) => queue.end(request),
             (Inbox::Queue(queue), Command::HandBack) => queue.hand_back(),
             (Inbox::Queue(queue), Command::FailAll(code, message)) => queue.fail_all(code, message),
             (Inbox::Queue(queue), Command::Stop) => queue.stop(),
@@ -90,7 +90,7 @@ impl CancelGuard {
     /// Ends the requests properly: their events go on to the end, which comes before the next step.
     pub(crate) fn end(&self) {
         for request in &self.requests {
-            let _ = self.inbox.send(Command::End(*request));
+            self.inbox.send(Command::End(*request));
         }
     }
 }
@@ -106,7 +106,7 @@ impl Drop for CancelGuard {
 impl EngineHandle {
     /// Makes the way to an external engine.
     pub(crate) fn of_queue(queue: Queue) -> Self {
-        EngineHandle { load: queue.watch(), turns: queue.turns(), stepped: Arc::default(), inbox: Inbox::Queue(queue) }
+        EngineHandle { load: queue.watch(), turns: queue.turns(), stepped: queue.stepped(), inbox: Inbox::Queue(queue) }
     }
 
     /// Submits a request, which breadcrumbs know by `name`; its events, or its refusal, come out of the receiver. What
@@ -125,7 +125,7 @@ impl EngineHandle {
 
     /// Ends a request properly, if it is known here; see [`CancelGuard::end`].
     pub(crate) fn end(&self, request: RequestKey) {
-        let _ = self.inbox.send(Command::End(request));
+        self.inbox.send(Command::End(request));
     }
 
     /// Hands queued requests back to their owners as `Draining`.
@@ -225,7 +225,7 @@ pub(crate) fn spawn(name: &str, clock: Clock, own: Own) -> Result<Started, Error
     Ok(Started { handle, thread: thread.map_err(Error::internal)?, ended })
 }
 
-fn millis(moment: Moment) -> u64 {
+pub(crate) fn millis(moment: Moment) -> u64 {
     moment.since(Moment::ZERO).as_millis() as u64
 }
 

@@ -20,6 +20,7 @@ use words::{Code, Error, Fingerprint, GatewayId, Moment, RolloutId};
 
 use super::account::Account;
 use super::answer::{Answer, Form, Inside, Start};
+use super::forward;
 use super::output::Output;
 use super::parts::Parts;
 use super::telling::Telling;
@@ -205,8 +206,8 @@ async fn admit<A: Ask>(
     span: &mut Span,
 ) -> Result<Response, Error> {
     let entered = enter(plane, headers, &private, body).await?;
-    if let Some(model) = plane.models.attach_external(&entered.bytes).await? {
-        return super::forward::answer(plane, private, entered, model, A::ENDPOINT, span).await;
+    if let Some(place) = forward::attach(plane, &private, &entered.bytes).await? {
+        return forward::answer(plane, private, entered, place, A::ENDPOINT, span).await;
     }
     let Entered { admission, arrived, bytes } = entered;
     let ask = A::parse(&bytes)?;

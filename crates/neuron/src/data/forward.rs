@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use futures_util::StreamExt;
 use http_body_util::BodyExt;
+use serde_json::Value;
 use service::gate::Admission;
 use service::traces::{KeyValue, Span};
 use tokio::sync::{mpsc, watch};
@@ -18,8 +19,8 @@ use tokio::time::{Interval, MissedTickBehavior};
 use wire::foreign::{self, Told};
 use wire::private::{Line, RESUME_FIELD};
 use wire::{
-    DONE_EVENT, Endpoint, EventSplitter, HTTP_SSE_CONTENT_TYPE, KEEP_ALIVE_EVENT, Peek, Usage, data_event, error_event,
-    with_private,
+    DONE_EVENT, Encoder, Endpoint, EventSplitter, HTTP_SSE_CONTENT_TYPE, Identity, KEEP_ALIVE_EVENT, Peek, Usage,
+    data_event, error_event, with_private,
 };
 use words::{Code, Error};
 
@@ -30,7 +31,7 @@ use super::answer::SIGN_OF_LIFE;
 use crate::models::InUse;
 use crate::process::{Incoming, Seat, Upstream, Watched, whole};
 use crate::ready::ReadyModel;
-use crate::streams::{self as running, Ticket, Word};
+use crate::streams::{Asked, Reason, Ticket, Word, cancelled};
 
 /// Most bytes of one event.
 const EVENT_BYTES_MAX: usize = 8 << 20;
@@ -133,6 +134,32 @@ async fn pass_on(mut answer: Incoming, out: &mpsc::Sender<Said>) -> Result<(), E
     }
 }
 
+/// Gives a request its place in the model of an external engine, where it names one.
+///
+/// # Errors
+/// As [`crate::models::Models::attach`]; `Cancelled` when it was cancelled meanwhile.
+pub(super) async fn attach(
+    plane: &DataPlane,
+    private: &Private,
+    body: &[u8],
+) -> Result<Option<(InUse, Ticket)>, Error> {
+    let Some(model) = plane.models.external(body)? else { return Ok(None) };
+    // From here on it can be cancelled, also while it waits for its model.
+    let mut ticket = plane.streams.enter(Asked {
+        gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
+        model: model.clone(),
+        request_id: private.request_id.clone(),
+        completion_id: private.id.clone(),
+    });
+    let model = tokio::select! {
+        model = plane.models.attach(&model) => model?,
+        () = ticket.cancelled() => return Err(cancelled()),
+    };
+    // Somebody may have loaded it with another harness.
+    let external = model.upstream().is_some();
+    Ok(external.then_some((model, ticket)))
+}
+
 /// Answers a request for a model of an external engine.
 ///
 /// # Errors
@@ -141,7 +168,7 @@ pub(super) async fn answer(
     plane: &Arc<DataPlane>,
     private: Private,
     entered: Entered,
-    model: InUse,
+    (model, ticket): (InUse, Ticket),
     endpoint: Endpoint,
     span: &mut Span,
 ) -> Result<Response, Error> {
@@ -155,6 +182,7 @@ pub(super) async fn answer(
         return Err(Error::new(Code::ResumeMismatch, message).at(RESUME_FIELD));
     }
     let stream = endpoint.generates() && asked.stream.unwrap_or(false);
+    let (choices, asked_usage) = (asked.choices(endpoint).unwrap_or(1), asked.include_usage());
     let body = upstream.body(bytes)?;
     let key = model.request_key();
     let seat = upstream.queue.enter(key)?;
@@ -171,12 +199,15 @@ pub(super) async fn answer(
         stream,
         longest: Duration::from_secs(plane.options.scheduler.max_request_s),
     };
-    let gateway = private.gateway.filter(|_| private.attempt.is_some());
-    let (inside, ids) = (gateway.is_some(), (private.request_id.clone(), private.id.clone()));
-    let (request_id, completion_id) = (private.request_id, private.id);
-    let ticket = plane.streams.enter(running::Asked { gateway, model: model.id.clone(), request_id, completion_id });
-    ticket.arm(guard).map_err(|_| running::cancelled())?;
-    let account = Account::new(plane.clone(), model, ids, arrived, stream, std::mem::take(span));
+    let inside = private.attempt.is_some() && private.gateway.is_some();
+    let armed = ticket.arm(guard);
+    let identity = Identity { id: private.id.clone(), created: private.created, model: model.id.to_string() };
+    let ids = (private.request_id, private.id);
+    let mut account = Account::new(plane.clone(), model, ids, arrived, stream, std::mem::take(span));
+    if let Err(reason) = armed {
+        (account.cancelled, account.outcome) = (Some(reason), Some(Code::Cancelled.row().code));
+        return Err(cancelled());
+    }
     let (out, said) = mpsc::channel(plane.options.data.event_queue);
     tokio::spawn(question.run(out));
     let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
@@ -187,6 +218,7 @@ pub(super) async fn answer(
         committed: inside,
         inside,
         ticket,
+        ending: stream.then_some(Ending { endpoint, identity, asked_usage, choices }),
         watched,
         ticker,
         spoke: false,
@@ -214,13 +246,41 @@ fn describe(span: &mut Span, endpoint: Endpoint, model: &ReadyModel, private: &P
     });
 }
 
+/// What is said for an engine whose stream was cancelled.
+struct Ending {
+    endpoint: Endpoint,
+    identity: Identity,
+    asked_usage: bool,
+    choices: u32,
+}
+
+impl Ending {
+    /// Takes the names that the engine gives its answer.
+    fn named_as(&mut self, event: &[u8]) {
+        let data = event.strip_prefix(b"data:").unwrap_or_default();
+        let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
+        if let (Some(id), Some(created)) = (value["id"].as_str(), value["created"].as_u64()) {
+            (self.identity.id, self.identity.created) = (id.to_string(), created);
+        }
+    }
+
+    /// Makes the last events of the stream.
+    fn events(self, usage: Usage) -> Vec<Bytes> {
+        let encoder = Encoder::of(self.endpoint, self.identity, self.asked_usage);
+        let ends = (0..self.choices).map(|choice| encoder.cancelled(choice));
+        ends.chain(encoder.usage(usage)).chain([Bytes::from_static(DONE_EVENT)]).collect()
+    }
+}
+
 /// The answer. Dropping it ends the request.
 struct Forward {
     said: mpsc::Receiver<Said>,
-    /// A gateway asks, which wants the private lines.
-    inside: bool,
-    /// Its place among the running requests; what is taken out ends at its engine.
+    /// Its place among the running requests; holds what cancels it.
     ticket: Ticket,
+    /// Its client is a gateway.
+    inside: bool,
+    /// What ends a stream that was cancelled.
+    ending: Option<Ending>,
     watched: watch::Receiver<Watched>,
     /// Status 200 is out, so failures become events.
     committed: bool,
@@ -236,17 +296,26 @@ struct Forward {
 }
 
 impl Forward {
+    /// Waits for the next word of the task's. Safe to cancel.
+    async fn hear(&mut self) -> Option<Said> {
+        loop {
+            tokio::select! {
+                biased;
+                word = self.ticket.told() => if let Word::Cancelled(reason) = word {
+                    self.account.cancelled = Some(reason);
+                },
+                said = self.said.recv() => return said,
+            }
+        }
+    }
+
     async fn respond(mut self, plane: &DataPlane, stream: bool) -> Result<Response, Error> {
         if self.inside {
             return Ok(self.event_stream(None));
         }
         if !stream {
             let json = loop {
-                let said = tokio::select! {
-                    biased;
-                    () = self.ticket.cancelled() => return Err(self.ended(running::cancelled())),
-                    said = self.said.recv() => said,
-                };
+                let said = self.hear().await;
                 if let Some(json) = self.take(said)? {
                     break json;
                 }
@@ -258,7 +327,7 @@ impl Forward {
         let patience = Duration::from_millis(plane.options.data.commit_after_ms);
         let first = async {
             loop {
-                let said = self.said.recv().await;
+                let said = self.hear().await;
                 if let Some(first) = self.take(said)? {
                     return Ok::<Bytes, Error>(first);
                 }
@@ -290,25 +359,22 @@ impl Forward {
         while !self.over {
             tokio::select! {
                 biased;
-                said = self.said.recv() => match self.take(said) {
-                    Ok(Some(bytes)) => return Some(bytes),
-                    Ok(None) => {}
-                    Err(error) => return Some(self.fail(&error)),
-                },
+                // First, so that a flood of events can't drown it.
                 word = self.ticket.told() => match word {
                     // What its client has nothing of yet may go elsewhere; the rest ends here or not at all.
                     Word::Offered if !self.begun => return Some(Line::Offer.event()),
-                    // The engine says no finish of its own; what the client has is followed by the reason.
-                    Word::Cancelled(reason) => {
-                        self.account.cancelled = Some(reason);
-                        let error = self.ended(running::cancelled());
-                        return Some(self.fail(&error));
-                    }
                     Word::Offered | Word::GoOn => {}
+                    // Its task ends, and says so after what it has.
+                    Word::Cancelled(reason) => self.account.cancelled = Some(reason),
                     Word::Orphaned => {
                         self.ended(Error::new(Code::ClientClosed, "the gateway's session is lost"));
                         return None;
                     }
+                },
+                said = self.said.recv() => match self.take(said) {
+                    Ok(Some(bytes)) => return Some(bytes),
+                    Ok(None) => {}
+                    Err(error) => return Some(self.fail(&error)),
                 },
                 _ = self.ticker.tick() => {
                     if let Some(sign) = self.sign_of_life() {
@@ -327,7 +393,7 @@ impl Forward {
         }
         match self.inside {
             true => self.watched.borrow().healthy.then(|| self.progress()),
-            false => (!self.begun).then(|| Bytes::from_static(KEEP_ALIVE_EVENT)),
+            false => (!self.begun).then_some(Bytes::from_static(KEEP_ALIVE_EVENT)),
         }
     }
 
@@ -347,6 +413,7 @@ impl Forward {
             }
             Some(Said::Event(event)) => self.event(event).map(Some),
             Some(Said::Whole(json)) => Ok(Some(self.whole(&json))),
+            Some(Said::Failed(error)) if error.code() == Code::Cancelled => self.cut().map(Some),
             Some(Said::Failed(error)) => Err(self.ended(error)),
             None => Err(self.ended(Error::new(Code::UpstreamFailed, "the request to the model's engine was lost"))),
         }
@@ -364,6 +431,9 @@ impl Forward {
             let message = format!("the model's engine failed in the middle of its answer: {failure}");
             return Err(self.ended(Error::new(Code::UpstreamFailed, message)));
         }
+        if let (false, Some(ending)) = (self.begun, &mut self.ending) {
+            ending.named_as(&event);
+        }
         (self.spoke, self.begun) = (true, true);
         self.account.outcome = told.finish.or(self.account.outcome);
         if told.text {
@@ -372,7 +442,7 @@ impl Forward {
         }
         self.usage = told.usage.unwrap_or(self.usage);
         if told.done {
-            return Ok(self.done(Bytes::from_static(DONE_EVENT)));
+            return Ok(self.done(&[Bytes::from_static(DONE_EVENT)]));
         }
         let line = self.inside.then(|| Line::Words(u32::from(told.text)));
         Ok(with_private(line.as_slice(), &[event]))
@@ -387,11 +457,23 @@ impl Forward {
             // One line of data: JSON has no line feeds but between its tokens.
             true => data_event(&String::from_utf8_lossy(json).replace(['\r', '\n'], " ")),
         };
-        self.done(public)
+        self.done(&[public])
+    }
+
+    /// Ends an answer that was cancelled: with what there is, where that is something.
+    fn cut(&mut self) -> Result<Bytes, Error> {
+        self.account.cancelled.get_or_insert(Reason::Id);
+        let Some(ending) = self.ending.take().filter(|_| self.begun) else {
+            return Err(self.ended(cancelled()));
+        };
+        self.account.outcome = Some(Code::Cancelled.row().code);
+        self.usage.completion = self.account.tokens;
+        let last = ending.events(self.usage);
+        Ok(self.done(&last))
     }
 
     /// Ends the answer; what its engine counted of tokens goes before what was counted by events.
-    fn done(&mut self, last: Bytes) -> Bytes {
+    fn done(&mut self, last: &[Bytes]) -> Bytes {
         self.over = true;
         self.account.outcome.get_or_insert("stop");
         let (metrics, counted) = (&self.account.model.metrics, self.account.tokens);
@@ -403,7 +485,7 @@ impl Forward {
             self.usage.completion = counted;
         }
         let line = self.inside.then_some(Line::Usage(self.usage));
-        with_private(line.as_slice(), &[last])
+        with_private(line.as_slice(), last)
     }
 
     /// Turns a failure into the last bytes: a private refusal for a gateway, an error event for a client.

@@ -63,22 +63,17 @@ impl Models {
         Err(Error::new(Code::Overloaded, format!("the model '{id}' comes and goes; try again shortly")))
     }
 
-    /// Gives a request its place in a model of an external engine, as [`Models::attach`] does, where its body names one;
-    /// `None` for one of this process.
+    /// Returns the model of an external engine that a request's body names; `None` for one of this process.
     ///
     /// # Errors
-    /// As [`Models::attach`], and `InvalidRequest` for a body that names no model.
-    pub(crate) async fn attach_external(&self, body: &[u8]) -> Result<Option<InUse>, Error> {
+    /// `InvalidRequest` for a body that names no model.
+    pub(crate) fn external(&self, body: &[u8]) -> Result<Option<ModelId>, Error> {
         if !self.inner.has_external {
             return Ok(None);
         }
         let name = Peek::parse(body)?.model_id()?;
         let entry = self.inner.entry(&self.resolve(&name)).map(|(entry, _)| entry.is_external());
-        if entry != Some(true) {
-            return Ok(None);
-        }
-        // Somebody may have loaded it with another harness.
-        Ok(Some(self.attach(&name).await?).filter(|model| model.upstream().is_some()))
+        Ok(Some(name).filter(|_| entry == Some(true)))
     }
 
     fn known(&self, id: &ModelId) -> Result<Handle, Error> {

@@ -11,6 +11,8 @@ use service::clock::Clock;
 use tokio::sync::watch;
 use words::{Code, Error, Moment};
 
+use crate::engine_thread::millis;
+
 /// Where a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
@@ -34,6 +36,8 @@ struct Inner {
     state: Mutex<State>,
     load: watch::Sender<Load>,
     turns: Arc<AtomicU64>,
+    /// When the engine was last found healthy: milliseconds of the program's clock.
+    healthy_at: Arc<AtomicU64>,
     stop: watch::Sender<bool>,
 }
 
@@ -80,7 +84,8 @@ impl Queue {
     pub(crate) fn new(clock: Clock, limits: TurnstileLimits, max_wait: Duration) -> Self {
         let state = Mutex::new(State { turnstile: Turnstile::new(limits), places: BTreeMap::new() });
         let (load, stop) = (watch::Sender::default(), watch::Sender::new(false));
-        Queue { inner: Arc::new(Inner { clock, max_wait, state, load, turns: Arc::default(), stop }) }
+        let healthy_at = Arc::new(AtomicU64::new(millis(clock.now())));
+        Queue { inner: Arc::new(Inner { clock, max_wait, state, load, turns: Arc::default(), healthy_at, stop }) }
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -118,6 +123,11 @@ impl Queue {
     /// Ends one request.
     pub(crate) fn cancel(&self, key: RequestKey) {
         self.change(|state| tell(state, key.0, Place::Over(Code::ClientClosed, "nobody reads the answer any more")));
+    }
+
+    /// Ends one request with what it has.
+    pub(crate) fn end(&self, key: RequestKey) {
+        self.change(|state| tell(state, key.0, Place::Over(Code::Cancelled, "the request was cancelled")));
     }
 
     /// Hands those back who wait.
@@ -166,11 +176,17 @@ impl Queue {
     /// The engine was found healthy.
     pub(super) fn healthy(&self) {
         self.inner.turns.fetch_add(1, Ordering::Relaxed);
+        self.inner.healthy_at.store(millis(self.inner.clock.now()), Ordering::Relaxed);
     }
 
     /// Returns what rises whenever the engine is found healthy.
     pub(crate) fn turns(&self) -> Arc<AtomicU64> {
         self.inner.turns.clone()
+    }
+
+    /// Returns when the engine was last found healthy.
+    pub(crate) fn stepped(&self) -> Arc<AtomicU64> {
+        self.inner.healthy_at.clone()
     }
 
     /// Returns what turns true when the engine has to stop.
