@@ -422,7 +422,7 @@ impl Relay {
 /// Ends the span of an attempt or a request. An error's code means that it failed, unless its client left.
 fn end_span(mut span: Span, outcome: &'static str) {
     span.note(|| [KeyValue::new("cortex.outcome", outcome)]);
-    if Code::from_text(outcome).is_some_and(|code| code != Code::ClientClosed) {
+    if span.recording() && Code::from_text(outcome).is_some_and(|code| code != Code::ClientClosed) {
         span.fail(outcome);
     }
 }
