@@ -16,6 +16,7 @@ pub mod output;
 mod peek;
 pub mod private;
 pub mod shaping;
+mod skim;
 mod sse;
 pub mod template;
 pub mod text;
@@ -33,3 +34,5 @@ pub use sse::{DONE_EVENT, EventSplitter, EventTooLarge, HTTP_SSE_CONTENT_TYPE, K
 mod hostile_tests;
 #[cfg(test)]
 mod sdk_types_tests;
+#[cfg(test)]
+mod skim_tests;

@@ -420,7 +420,8 @@ fn reason(ending: &Ending) -> &'static str {
 /// Ends the span of an attempt or a request. An error's code means that it failed, unless its client left.
 fn end_span(mut span: Span, outcome: &'static str) {
     span.note(|| [KeyValue::new("cortex.outcome", outcome)]);
-    if Code::from_text(outcome).is_some_and(|code| !matches!(code, Code::ClientClosed | Code::Cancelled)) {
+    let failed = |code: Code| !matches!(code, Code::ClientClosed | Code::Cancelled);
+    if span.recording() && Code::from_text(outcome).is_some_and(failed) {
         span.fail(outcome);
     }
 }
