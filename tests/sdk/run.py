@@ -3,8 +3,9 @@
 
     run.py target/debug/cortex target/debug/neuron [--model demo.gguf] [--document openapi.json] [--keep folder]
 
-Without a model the worker's 'fake' harness answers. What the scripts need is installed into a folder of its own; needs
-Python with venv, and Node for its script, which is skipped, loudly, where Node is absent.
+Without a model the worker's 'fake' harness answers, which target/debug/test-neuron has (cargo build -p fleet-tests). What the
+scripts need is installed into a folder of its own; needs Python with venv, and Node for its script, which is skipped, loudly,
+where Node is absent.
 """
 
 import argparse

@@ -72,13 +72,28 @@ pub struct Client {
     http: reqwest::Client,
     api: String,
     path: &'static str,
+    request_id: Option<String>,
 }
 
 impl Client {
     /// Makes a client; connections are reused.
     pub fn new(api: &str) -> Result<Self> {
         let (http, path) = (reqwest::Client::builder().tcp_nodelay(true).build()?, "/v1/chat/completions");
-        Ok(Client { http, api: api.into(), path })
+        Ok(Client { http, api: api.into(), path, request_id: None })
+    }
+
+    /// Returns a client that gives its requests this id.
+    #[must_use]
+    pub fn named(&self, id: &str) -> Client {
+        Client { request_id: Some(id.into()), ..self.clone() }
+    }
+
+    fn post(&self, body: &Value) -> reqwest::RequestBuilder {
+        let request = self.http.post(self.url()).json(body);
+        match &self.request_id {
+            Some(id) => request.header("x-request-id", id),
+            None => request,
+        }
     }
 
     /// Returns a client that posts to another path.
@@ -94,7 +109,7 @@ impl Client {
     /// Posts a body and reads the whole answer; `on_text` is told all content so far at each piece.
     pub async fn stream(&self, body: &Value, mut on_text: impl FnMut(&Answer)) -> Result<Answer> {
         let begun = Instant::now();
-        let response = self.http.post(self.url()).json(body).send().await?;
+        let response = self.post(body).send().await?;
         let mut answer = Answer { status: response.status().as_u16(), ..Answer::default() };
         if !response.status().is_success() {
             let text = response.text().await?;
@@ -124,9 +139,15 @@ impl Client {
         async move { client.stream(&body, |_| {}).await }
     }
 
+    /// As [`Client::json`]; the future borrows nothing.
+    pub fn json_owned(&self, body: Value) -> impl Future<Output = Result<(u16, Value)>> + Send + 'static {
+        let client = self.clone();
+        async move { client.json(&body).await }
+    }
+
     /// Posts a body and returns status and JSON.
     pub async fn json(&self, body: &Value) -> Result<(u16, Value)> {
-        let response = self.http.post(self.url()).json(body).send().await?;
+        let response = self.post(body).send().await?;
         let status = response.status().as_u16();
         Ok((status, serde_json::from_str(&response.text().await?)?))
     }

@@ -83,6 +83,13 @@ impl Running {
         Ok(kill_process(pid, signal)?)
     }
 
+    /// Returns the most memory that the child ever had resident, in bytes.
+    pub fn peak_memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no peak is told")?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? << 10)
+    }
+
     /// Sends SIGTERM.
     pub fn terminate(&self) -> Result<()> {
         self.signal(Signal::TERM)
@@ -270,6 +277,22 @@ impl Fleet {
     /// Runs the gateway's command line to its end; returns its exit code and what it said.
     pub async fn cortex(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
         let mut command = tokio::process::Command::new(&self.programs.cortex);
+        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(SOON * 2, command.output()).await??;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// Starts the gateway's command line, with its words in a pipe; it is killed when it is dropped.
+    pub fn starting_cortex(&self, arguments: &[&str]) -> Result<tokio::process::Child> {
+        let mut command = tokio::process::Command::new(&self.programs.cortex);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        Ok(command.spawn()?)
+    }
+
+    /// Runs the worker's command line to its end; returns its exit code and what it said.
+    pub async fn neuron_says(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        let mut command = tokio::process::Command::new(&self.programs.neuron);
         command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(SOON * 2, command.output()).await??;
         let text = [output.stdout, output.stderr].concat();

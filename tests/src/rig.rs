@@ -170,7 +170,7 @@ impl Rig {
                 on_data_address: None,
             });
             tasks.push(tokio::spawn(async move {
-                if let Err(error) = neuron::node::run(options, around).await {
+                if let Err(error) = Box::pin(neuron::node::run(options, around)).await {
                     eprintln!("the worker ended: {error}");
                 }
             }));

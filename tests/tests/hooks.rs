@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use fleet_tests::scene::fake;
-use fleet_tests::{Fleet, programs};
+use fleet_tests::scene::{fake, ready};
+use fleet_tests::{Fleet, free_port, programs};
 
 fn fleet() -> Fleet {
     Fleet::new(programs(env!("CARGO_BIN_EXE_test-cortex"), env!("CARGO_BIN_EXE_test-neuron"))).unwrap()
@@ -104,6 +104,33 @@ async fn a_hook_that_hangs_holds_an_exit_no_longer_than_its_time() {
     let log = worker.process.log();
     assert!(log.contains("took longer than 0.5 s and was killed"), "{log}");
     assert!(log.contains("the hooks of the shutdown took too long"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_that_outlasts_the_unload_leaves_the_hooks_of_the_shutdown_their_time() {
+    let fleet = fleet();
+    let marker = fleet.folder().join("down");
+    let config = fake("[upgrade.long]\nargv = [\"sleep\", \"1\"]\n") + "[drain]\nunload_max_s = 0.5\n";
+    let config = config + &hook("shutdown", &format!("sleep 0.3; touch {marker:?}"), "");
+    let mut worker = ready(&fleet, "a", free_port().unwrap(), &config).await.unwrap();
+    let gateway = fleet.gateway(&[&worker.control], "").await.unwrap();
+    let answer = reqwest::Client::new().post(format!("{}/api/nodes/a/restart", gateway.admin));
+    let answer = answer.json(&serde_json::json!({"upgrade": "long"})).send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    assert_eq!(worker.process.wait(Duration::from_secs(20)).unwrap().code(), Some(0));
+    assert!(marker.exists(), "{}", worker.process.log());
+}
+
+#[test]
+fn the_shipped_example_has_a_hook_of_every_event_and_each_is_well_formed() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/neuron.hooks.toml");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_test-neuron"));
+    let output = command.args(["hooks", "list", "--config", example]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let events: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let all = ["startup", "before_load", "after_healthy", "ready", "stop_generation", "before_stop", "after_unload"];
+    assert_eq!(events, [&all[..], &["shutdown"]].concat(), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use fleet_tests::scene::{fake, metric, ready};
+use fleet_tests::scene::{durable, fake, metric, ready};
 use fleet_tests::{Client, Fleet, Neuron, chat_body, fake_answer, free_port, programs};
 use serde_json::{Value, json};
 
@@ -110,4 +110,24 @@ async fn a_folder_that_cannot_be_used_costs_a_warning_and_nothing_else() {
     let prompt = "hello ".repeat(50);
     assert_eq!(cached(&api, &prompt).await, 0);
     assert!(cached(&api, &prompt).await > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_is_slow_to_read_delays_the_data_port_and_never_the_control_port() {
+    let fleet = fleet();
+    let folder = tempfile::tempdir().unwrap();
+    // Opening a pipe waits for whoever writes: a disk that does not answer.
+    let (engine, pipe) = ("a".repeat(64), format!("{}.kv", "b".repeat(64)));
+    std::fs::create_dir(folder.path().join(&engine)).unwrap();
+    let pipe = folder.path().join(engine).join(pipe);
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let config = fake(&format!("[kv_store]\nfolder = {:?}\n", folder.path()));
+    let worker = durable(&fleet, "a", free_port().unwrap(), &config).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let ready = reqwest::get(format!("http://{}/readyz", worker.control)).await.unwrap();
+    assert_eq!(ready.status(), 503, "{}", worker.process.log());
+    assert!(!worker.process.log().contains("data port open"));
+    drop(std::fs::OpenOptions::new().write(true).open(&pipe).unwrap());
+    fleet.until_ok(&format!("http://{}/readyz", worker.control), &worker.process).await.unwrap();
+    assert!(worker.process.log().contains("stored KV was damaged"), "{}", worker.process.log());
 }

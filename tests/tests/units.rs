@@ -119,6 +119,20 @@ fn the_shipped_example_under_the_units_variables_is_a_configuration_that_works()
 }
 
 #[test]
+fn the_catalogue_that_operators_read_of_is_a_configuration_that_works() {
+    let text = read("README.md");
+    let block = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let block = block.into_iter().find(|block| block.contains("[[models]]")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("neuron.toml");
+    std::fs::write(&file, block).unwrap();
+    let sources = Sources { program: "neuron".into(), file: Some(file), ..Sources::default() };
+    let options: neuron::options::Options = load(&sources).unwrap();
+    options.check().unwrap();
+    assert_eq!((options.models.len(), options.default_models.len()), (2, 1));
+}
+
+#[test]
 fn the_firewall_services_open_the_default_ports() {
     let (cortex, neuron) = (cortex::options::Options::default(), neuron::options::Options::default());
     let ports = |name: &str| -> Vec<u16> {

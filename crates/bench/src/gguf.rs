@@ -103,10 +103,18 @@ fn stream(out: &mut dyn Write, seed: u64, count: u64, quant: Quant) -> io::Resul
     Ok(())
 }
 
-/// Returns a vocabulary that loads everywhere: the byte-level alphabet, then words without merges.
+/// Returns a vocabulary that loads everywhere: the byte-level alphabet, so that every text has tokens, then words.
 fn tokens(vocabulary: u64) -> Vec<String> {
-    (0..vocabulary).map(|id| format!("t{id}")).collect()
+    let printable = |byte: &u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    // The bytes that are not printable have the characters from 256 on.
+    let (plain, others): (Vec<u32>, Vec<u32>) = (0..256).partition(printable);
+    let moved = 256..256 + others.len() as u32;
+    let alphabet = plain.into_iter().chain(moved).filter_map(char::from_u32).map(String::from);
+    alphabet.chain((0..).map(|word| format!("t{word}"))).take(vocabulary as usize).collect()
 }
+
+/// Says what was said, and nothing else.
+const TEMPLATE: &str = "{% for message in messages %}{{ message.content }}{% endfor %}";
 
 /// Writes the file.
 pub(crate) fn write(shape: Shape, quant: Quant, seed: u64, out: &Path) -> Result<()> {
@@ -131,6 +139,7 @@ pub(crate) fn write(shape: Shape, quant: Quant, seed: u64, out: &Path) -> Result
         .add("tokenizer.ggml.tokens", Value::Strings(tokens(sizes.vocabulary)))
         .add("tokenizer.ggml.token_type", Value::Integers(vec![1; sizes.vocabulary as usize]))
         .add("tokenizer.ggml.merges", Value::Strings(vec!["t 0".into()]))
+        .add("tokenizer.chat_template", Value::String(TEMPLATE.into()))
         .add("tokenizer.ggml.eos_token_id", Value::U32(0))
         .add("tokenizer.ggml.add_bos_token", Value::Bool(false));
     let mut index = 0u64;

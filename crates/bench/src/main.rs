@@ -1,11 +1,13 @@
 //! `bench engine` times the engine beside its peer; `bench gateway` times the gateway beside a bare forwarder; `bench
-//! hostile` attacks it; `bench gguf` writes a random-weight model of a known shape; `bench logprobs` compares the engine with another program on it.
+//! hostile` attacks it; `bench kv` times what stored KV saves; `bench gguf` writes a random-weight model of a known shape; `bench logprobs` compares the engine with another program on it.
 
 #[cfg(feature = "engine")]
 mod engine;
 mod gateway;
 #[cfg(feature = "engine")]
 mod gguf;
+#[cfg(feature = "engine")]
+mod kv;
 #[cfg(feature = "engine")]
 mod logprobs;
 mod report;
@@ -41,6 +43,9 @@ enum Command {
     /// Time the engine beside llama.cpp, candle and the memory's speed.
     #[cfg(feature = "engine")]
     Engine(engine::EngineArgs),
+    /// Time the first token of a prompt whose beginning was computed before: by this engine, before a swap, a restart, a kill.
+    #[cfg(feature = "engine")]
+    Kv(kv::KvArgs),
     /// Compare the engine's logprobs with those of llama.cpp; fails where they differ by more than is explained there.
     #[cfg(feature = "engine")]
     Logprobs(logprobs::LogprobsArgs),
@@ -54,6 +59,9 @@ enum Command {
     /// The bare forwarder.
     #[command(hide = true)]
     GatewayPeer(gateway::PeerArgs),
+    /// The load alone, for whoever looks at a program with other tools.
+    #[command(hide = true)]
+    GatewayLoad(gateway::LoadArgs),
 }
 
 fn main() -> Result<()> {
@@ -63,10 +71,13 @@ fn main() -> Result<()> {
         #[cfg(feature = "engine")]
         Command::Engine(args) => engine::bench(&args),
         #[cfg(feature = "engine")]
+        Command::Kv(args) => kv::bench(&args),
+        #[cfg(feature = "engine")]
         Command::Logprobs(args) => logprobs::compare(&args),
         Command::Gateway(args) => gateway::bench(&args),
         Command::Hostile(args) => gateway::attack(&args),
         Command::GatewayWorker(args) => gateway::work(&args),
         Command::GatewayPeer(args) => gateway::forward(&args),
+        Command::GatewayLoad(args) => gateway::load(&args),
     }
 }

@@ -1,6 +1,7 @@
 //! The control plane's generated gRPC code, its conversions, and the gRPC side of the error table.
 
 mod convert;
+mod inspection;
 mod intent;
 mod status;
 
@@ -13,6 +14,7 @@ pub mod proto;
 pub use convert::{
     incarnation_to_proto, model_status_from_proto, model_status_to_proto, node_status_from_proto, node_status_to_proto,
 };
+pub use inspection::{inspection_from_proto, inspection_to_proto};
 pub use intent::{intent_order_from_proto, intent_order_to_proto};
 pub use status::{error_from_status, status_from_error};
 

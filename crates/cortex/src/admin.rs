@@ -14,11 +14,14 @@ use words::Error;
 
 use crate::fleet_task::Fleet;
 use crate::gateway::Readiness;
-use crate::{operate, pull};
+use crate::proxy::Flights;
+use crate::{lifecycle, logs, models, operate, pull, requests};
 
 /// What the handlers need.
 pub(crate) struct Admin {
     pub(crate) fleet: Fleet,
+    /// The requests that run.
+    pub(crate) flights: Flights,
     pub(crate) registry: Registry,
     pub(crate) readiness: Readiness,
     pub(crate) clock: Clock,
@@ -63,6 +66,15 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/status", get(status))
         .route("/api/targets", get(targets))
+        .route("/api/models", get(models::list))
+        .route("/api/models/load", post(models::load))
+        .route("/api/models/unload", post(models::unload))
+        .route("/api/lifecycle", get(lifecycle::inspect))
+        .route("/api/requests", get(requests::list))
+        .route("/api/requests/{id}/cancel", post(requests::cancel))
+        .route("/api/models/{model}/cancel", post(requests::cancel_model))
+        .route("/api/models/{model}/logs", get(logs::of_model))
+        .route("/api/nodes/{node}/logs", get(logs::of_node))
         .route("/api/nodes/{node}/pull", post(pull::pull))
         .route("/api/nodes/{node}/{action}", post(operate::order))
         // Bodies are read with our own bound and deadline.

@@ -4,17 +4,20 @@ use std::time::Duration;
 
 use control::proto::control_client::ControlClient;
 use control::proto::{self};
-use control::{error_from_status, intent_order_to_proto, node_status_from_proto};
+use control::{error_from_status, inspection_from_proto, intent_order_to_proto, node_status_from_proto};
 use service::token::Token;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
-use words::{Code, Error, IntentOrder, NodeStatus, RolloutId};
+use words::{Code, Error, Inspection, IntentOrder, ModelId, NodeStatus, RolloutId};
 
 /// Longest time to connect.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// Longest time for an order to be on the neuron's disk and published.
 const ORDER_MAX: Duration = Duration::from_secs(10);
+
+/// Longest time for a load or an unload that is watched; it goes on without its watcher.
+const MODEL_MAX: Duration = Duration::from_secs(2 * 3600);
 
 /// Puts the shared token on a request.
 pub(crate) fn with_token<T>(token: Option<&Token>, message: T) -> Request<T> {
@@ -45,7 +48,11 @@ fn read(status: Option<proto::NodeStatus>) -> Result<NodeStatus, Error> {
 
 /// Runs one call within [`ORDER_MAX`].
 async fn call<T>(work: impl Future<Output = Result<T, Status>>) -> Result<T, Error> {
-    match tokio::time::timeout(ORDER_MAX, work).await {
+    call_within(ORDER_MAX, work).await
+}
+
+async fn call_within<T>(most: Duration, work: impl Future<Output = Result<T, Status>>) -> Result<T, Error> {
+    match tokio::time::timeout(most, work).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(status)) => Err(error_from_status(&status)),
         Err(_) => Err(Error::new(Code::UpstreamTimeout, "the worker's control port did not answer in time")),
@@ -110,4 +117,69 @@ pub(crate) async fn pull(
     let request = with_token(token, proto::PullModelRequest { model });
     let answer = call(async { dial(control_address).await?.pull_model(request).await }).await?;
     Ok(answer.into_inner())
+}
+
+/// Which requests a cancellation means.
+pub(crate) use control::proto::cancel_requests_request::Which;
+
+/// Has the neuron end running requests; returns how many that were.
+///
+/// # Errors
+/// The neuron's refusal, `UpstreamFailed` or `UpstreamTimeout`.
+pub(crate) async fn cancel(
+    control_address: &str,
+    token: Option<&Token>,
+    which: Which,
+) -> Result<proto::CancelRequestsResponse, Error> {
+    let request = with_token(token, proto::CancelRequestsRequest { which: Some(which) });
+    let answer = call(async { dial(control_address).await?.cancel_requests(request).await }).await?;
+    Ok(answer.into_inner())
+}
+
+/// Reads a log of the neuron; the stream ends when it is dropped, or with what is there.
+///
+/// # Errors
+/// The neuron's refusal, `UpstreamFailed` or `UpstreamTimeout`.
+pub(crate) async fn logs(
+    control_address: &str,
+    token: Option<&Token>,
+    wanted: proto::ModelLogsRequest,
+) -> Result<Streaming<proto::LogLines>, Error> {
+    let request = with_token(token, wanted);
+    let answer = call(async { dial(control_address).await?.model_logs(request).await }).await?;
+    Ok(answer.into_inner())
+}
+
+/// Has the neuron's inspector look.
+///
+/// # Errors
+/// The neuron's refusal, `UpstreamFailed` or `UpstreamTimeout`.
+pub(crate) async fn inspect(control_address: &str, token: Option<&Token>) -> Result<Inspection, Error> {
+    let request = with_token(token, proto::GetLifecycleRequest {});
+    let answer = call(async { dial(control_address).await?.get_lifecycle(request).await }).await?;
+    inspection_from_proto(answer.into_inner()).map_err(Error::internal)
+}
+
+/// Loads a model as the neuron's configuration says, or joins its load; returns when it is ready.
+///
+/// # Errors
+/// The neuron's refusal, `UpstreamFailed` or `UpstreamTimeout`.
+pub(crate) async fn load(
+    control_address: &str,
+    token: Option<&Token>,
+    model: &ModelId,
+    make_room: bool,
+) -> Result<(), Error> {
+    let message = proto::LoadModelRequest { model_id: model.to_string(), make_room, ..Default::default() };
+    let request = with_token(token, message);
+    call_within(MODEL_MAX, async { dial(control_address).await?.load_model(request).await }).await.map(drop)
+}
+
+/// Unloads a model; returns when its memory is free.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) async fn unload(control_address: &str, token: Option<&Token>, model: &ModelId) -> Result<(), Error> {
+    let request = with_token(token, proto::UnloadModelRequest { model_id: model.to_string() });
+    call_within(MODEL_MAX, async { dial(control_address).await?.unload_model(request).await }).await.map(drop)
 }

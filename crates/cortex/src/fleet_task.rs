@@ -1,10 +1,10 @@
 //! The owner of the fleet view: reports in, immutable snapshots out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fleet::{FleetView, Observation, Quarantine, Slot};
+use fleet::{FleetView, Observation, Placements, Quarantine, Slot};
 use service::clock::Clock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use words::{ModelId, NodeStatus};
@@ -33,9 +33,40 @@ pub(crate) struct Fleet {
     view: watch::Receiver<Arc<FleetView>>,
     sent_since: Arc<[AtomicU32]>,
     prefills: Arc<[Arc<Semaphore>]>,
+    /// Held for a decision, never over a wait.
+    placements: Arc<Mutex<Placements>>,
+}
+
+/// A request that may wait at a worker for its model; dropped once it is answered.
+pub(crate) struct LoadWait {
+    placements: Arc<Mutex<Placements>>,
+    model: ModelId,
+    slot: Slot,
+}
+
+impl Drop for LoadWait {
+    fn drop(&mut self) {
+        self.placements.lock().unwrap_or_else(PoisonError::into_inner).leave(&self.model, self.slot);
+    }
 }
 
 impl Fleet {
+    /// Returns who waits where for a load, for one decision.
+    pub(crate) fn placements(&self) -> MutexGuard<'_, Placements> {
+        self.placements.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a request in that will wait at a worker, by the table that the decision was made with.
+    pub(crate) fn wait_at(&self, placements: &mut Placements, model: &ModelId, slot: Slot) -> LoadWait {
+        placements.enter(model, slot);
+        LoadWait { placements: self.placements.clone(), model: model.clone(), slot }
+    }
+
+    /// Returns the id of the model that a name means which is no id itself.
+    pub(crate) fn alias(&self, name: &ModelId) -> Option<ModelId> {
+        self.view.borrow().alias(name).cloned()
+    }
+
     /// Returns the present view.
     pub(crate) fn view(&self) -> Arc<FleetView> {
         self.view.borrow().clone()
@@ -81,9 +112,9 @@ pub(crate) fn spawn(
     let (publish, watch) = watch::channel(Arc::new(view.clone()));
     let sent_since: Arc<[AtomicU32]> = control_addresses.iter().map(|_| AtomicU32::new(0)).collect();
     let prefills = control_addresses.iter().map(|_| Arc::new(Semaphore::new(PREFILLS_MAX))).collect();
-    let fleet = Fleet { view: watch, sent_since: sent_since.clone(), prefills };
+    let fleet = Fleet { view: watch, sent_since: sent_since.clone(), prefills, placements: Arc::default() };
     tokio::spawn(async move {
-        let (mut view, mut shown) = (view, BTreeMap::new());
+        let (mut view, mut shown, mut told) = (view, BTreeMap::new(), BTreeSet::new());
         while let Some(report) = reports.recv().await {
             let now = clock.now();
             match report {
@@ -96,6 +127,7 @@ pub(crate) fn spawn(
                         }
                         if changed {
                             log_change(&view, slot, state);
+                            log_ambiguous(&view, &mut told);
                         }
                     }
                 }
@@ -127,6 +159,17 @@ fn log_change(view: &FleetView, slot: Slot, state: words::NodeState) {
     tracing::debug!(node = %status.node, ?state, generation = status.generation.0, "node status");
     if node.conflicted {
         tracing::error!(node = %status.node, control = node.control_address, "two live processes use one node id");
+    }
+}
+
+/// Names each alias that means different models once for as long as it does.
+fn log_ambiguous(view: &FleetView, told: &mut BTreeSet<ModelId>) {
+    told.retain(|alias| view.ambiguous().any(|(name, _)| name == alias));
+    for (alias, ids) in view.ambiguous() {
+        if told.insert(alias.clone()) {
+            let means = ids.iter().map(|id| id.as_str()).collect::<Vec<_>>().join(", ");
+            tracing::warn!(%alias, means, "an alias means different models on different workers; the first is used");
+        }
     }
 }
 

@@ -14,10 +14,15 @@ use service::traces::{KeyValue, Span};
 use wire::models::{Model, ModelList};
 use wire::private::REQUEST_ID_HEADER;
 use wire::{Endpoint, Peek, without_private_fields};
-use words::{Code, Error, ModelState, RequestId};
+use words::{Code, Error, ModelId, ModelState, RequestId, random_name};
 
 use crate::gateway::Readiness;
 use crate::proxy::{BoxBody, Order, Pace, Relay, SharedProxy, full, respond};
+
+// Made once: to look a name up by its text is to read the text.
+const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_HEADER);
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// What the handlers need.
 pub(crate) struct Front {
@@ -37,7 +42,7 @@ impl Front {
             Err(error) => refuse(&error, &request_id),
         };
         if let Ok(value) = HeaderValue::from_str(&request_id) {
-            response.headers_mut().insert(REQUEST_ID_HEADER, value);
+            response.headers_mut().insert(REQUEST_ID, value);
         }
         if let Some(origin) = origin {
             response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
@@ -104,9 +109,9 @@ impl Front {
         let place = request.extensions().get::<Peer>().map(|peer| self.addresses.enter(peer.0));
         let place = place.map(|place| place.ok_or_else(|| self.too_many())).transpose()?;
         check_media_type(request.headers())?;
-        let trace = ["traceparent", "tracestate"].map(|name| {
-            let value = request.headers().get(name).cloned();
-            (HeaderName::from_static(name), value)
+        let trace = [TRACE_PARENT, TRACE_STATE].map(|name| {
+            let value = request.headers().get(&name).cloned();
+            (name, value)
         });
         let api = &self.proxy.options.api;
         let deadline = Duration::from_millis(api.body_timeout_ms);
@@ -116,6 +121,10 @@ impl Front {
         let (choices, include_usage) = (peek.choices(endpoint)?, peek.include_usage());
         let private = peek.resume.is_some();
         let body = if private { without_private_fields(&body)?.into() } else { body };
+        let (model, body) = match self.proxy.fleet.alias(&model) {
+            Some(id) => (id.clone(), wire::with_model(&body, &id)?.into()),
+            None => (model, body),
+        };
         self.proxy.refuse_poison(&body)?;
         let (completion, seed): (u128, u64) = rand::rng().random();
         let order = Order {
@@ -147,16 +156,18 @@ impl Front {
     }
 
     fn models(&self) -> ModelList {
-        let view = self.proxy.fleet.view();
-        let ready = view.models().into_iter().filter(|status| status.state == ModelState::Ready);
-        ModelList::new(ready.map(Model::from).collect())
+        let models = self.proxy.fleet.view().models();
+        let usable = models.iter().filter(|status| status.state == ModelState::Ready || status.card.on_demand);
+        ModelList::new(usable.map(Model::from).collect())
     }
 
-    /// `GET /v1/models/{id}`: slashes of the id raw or percent-encoded.
+    /// `GET /v1/models/{id}`, or with an alias: slashes raw or percent-encoded.
     fn model(&self, encoded: &str) -> Result<Response<BoxBody>, Error> {
         let id = percent_decode(encoded);
         let view = self.proxy.fleet.view();
-        if let Some(status) = view.models().into_iter().find(|status| status.id.as_str() == id) {
+        let name = ModelId::new(id.clone()).ok();
+        let name = name.map(|name| view.alias(&name).cloned().unwrap_or(name));
+        if let Some(status) = view.models().iter().find(|status| Some(&status.id) == name.as_ref()) {
             return Ok(json(&Model::from(status)));
         }
         if !view.all_heard() {
@@ -237,9 +248,9 @@ fn refuse(error: &Error, request_id: &str) -> Response<BoxBody> {
 
 /// Takes the client's request id, or makes one.
 fn request_id(headers: &HeaderMap) -> String {
-    let given = headers.get(REQUEST_ID_HEADER).and_then(|value| value.to_str().ok());
+    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let given = given.and_then(|text| RequestId::new(text).ok());
-    given.map_or_else(|| format!("req-{:032x}", rand::rng().random::<u128>()), |id| id.to_string())
+    given.map_or_else(|| random_name("req", rand::rng().random()), |id| id.to_string())
 }
 
 fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {

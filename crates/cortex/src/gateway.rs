@@ -30,7 +30,7 @@ use crate::fleet_task::{self, Fleet};
 use crate::front::Front;
 use crate::metrics::{Families, Metrics};
 use crate::options::{Options, SHUTDOWN_MAX};
-use crate::proxy::{BoxBody, Proxy, Upstream, full};
+use crate::proxy::{BoxBody, Flights, Proxy, Upstream, full};
 use crate::rollout;
 
 /// What a gateway takes from its surroundings.
@@ -173,8 +173,10 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
     let quarantine = Arc::new(Mutex::new(Quarantine::default()));
     let (fleet, reports) = fleet_task::spawn(&addresses, clock, metrics.clone(), quarantine.clone());
     let readiness = Readiness::new();
+    let flights = Flights::default();
     let admin = Admin {
         fleet: fleet.clone(),
+        flights: flights.clone(),
         registry,
         readiness: readiness.clone(),
         clock,
@@ -234,6 +236,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         gateway,
         budget: Mutex::new(budget),
         quarantine,
+        flights,
         cut: cut_watch,
     };
     let front = Arc::new(Front {

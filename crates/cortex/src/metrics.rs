@@ -56,6 +56,10 @@ pub(crate) struct Metrics {
     pub(crate) first_token: HistogramVec,
     /// From arrival to end.
     pub(crate) request_seconds: HistogramVec,
+    /// Loads that requests caused.
+    pub(crate) loads: IntCounterVec,
+    /// How long requests waited for loads.
+    pub(crate) load_wait: HistogramVec,
     /// 1 for a worker that may get new requests.
     pub(crate) routable: IntGaugeVec,
     /// 1 for a worker whose control stream is up.
@@ -133,6 +137,18 @@ impl Metrics {
             request_seconds: registry.histogram_vec(
                 "cortex_e2e_request_latency_seconds",
                 "From the request's arrival to its end.",
+                &["model"],
+                REQUEST_SECONDS,
+            )?,
+            loads: registry.counter_vec(
+                "cortex_model_loads_total",
+                "Loads that requests caused, by the room that the chosen worker had: free, evict (idle models go), \
+                 wait (models in use go first), never (by its own figures).",
+                &["model", "room"],
+            )?,
+            load_wait: registry.histogram_vec(
+                "cortex_model_load_wait_seconds",
+                "From sending a request to a worker that has to load its model to the worker's answer or refusal.",
                 &["model"],
                 REQUEST_SECONDS,
             )?,

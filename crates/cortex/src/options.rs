@@ -103,6 +103,9 @@ pub struct ProxyOptions {
     pub stall_min_ms: u64,
     /// Longest wait for a worker that can take a request, in milliseconds.
     pub route_wait_ms: u64,
+    /// Longest wait of a request for the load of its model, in milliseconds, for as long as a worker says that the model
+    /// is on its way. After it the client is told how far the load is, and when to come back.
+    pub load_wait_ms: u64,
     /// Longest search for a worker that can go on with an answer that was begun, in milliseconds.
     pub continue_wait_ms: u64,
     /// Most times a request is sent elsewhere before its first token; hand-overs by a draining worker do not count.
@@ -124,6 +127,7 @@ impl Default for ProxyOptions {
             first_event_timeout_ms: 30_000,
             stall_min_ms: 5_000,
             route_wait_ms: 10_000,
+            load_wait_ms: 600_000,
             continue_wait_ms: 60_000,
             retries_max: 2,
             retry_ratio: 0.1,

@@ -52,6 +52,54 @@ pub struct CandleEngine {
     backend: Backend,
     capabilities: Capabilities,
     block_bytes: usize,
+    /// Bytes of weights in the file.
+    file_bytes: u64,
+}
+
+/// The blocks of keys and values of an engine.
+struct Kv {
+    context_length: usize,
+    blocks: usize,
+    block_bytes: usize,
+}
+
+impl Kv {
+    fn plan(
+        architecture: &Architecture,
+        options: &Options,
+        kernels: Option<&KernelOptions>,
+    ) -> Result<Self, LoadError> {
+        let wanted = options.context_length.unwrap_or(architecture.context_length);
+        let context_length = architecture.context_length.min(wanted);
+        let block_bytes = match kernels {
+            Some(kernels) => packed::kv_shape(architecture, kernels).block_bytes(),
+            None => architecture.kv_block_bytes(options.block_tokens),
+        };
+        let useful = context_length.div_ceil(options.block_tokens) * options.max_batch;
+        let blocks = (options.kv_bytes / block_bytes).min(useful);
+        if blocks == 0 {
+            return Err(LoadError::Memory { needed: block_bytes, given: options.kv_bytes });
+        }
+        // A sequence can't be longer than all blocks together.
+        Ok(Kv { context_length: context_length.min(blocks * options.block_tokens), blocks, block_bytes })
+    }
+}
+
+/// Returns the bytes that a model will take for its weights and its keys and values, as its header and the options tell.
+///
+/// # Errors
+/// As [`CandleEngine::load`], where the header or the options are at fault.
+pub fn memory_needed(header: &Header, options: &Options) -> Result<u64, LoadError> {
+    options.check()?;
+    let architecture = Architecture::read(header)?;
+    let device = options.device.open()?;
+    let kernels = options.kernels(&device)?;
+    let kv = Kv::plan(&architecture, options, kernels)?;
+    let weights: u64 = match kernels {
+        Some(_) => header.tensors.iter().map(packed::packed_bytes).sum(),
+        None => header.tensors.iter().map(|tensor| tensor.bytes).sum(),
+    };
+    Ok(weights.saturating_add(kv.blocks as u64 * kv.block_bytes as u64))
 }
 
 impl CandleEngine {
@@ -71,19 +119,8 @@ impl CandleEngine {
         let device = options.device.open()?;
         let kernels = options.kernels(&device)?;
         let width = architecture.hidden;
-        let wanted = options.context_length.unwrap_or(architecture.context_length);
-        let context_length = architecture.context_length.min(wanted);
-        let block_bytes = match kernels {
-            Some(kernels) => packed::kv_shape(&architecture, kernels).block_bytes(),
-            None => architecture.kv_block_bytes(options.block_tokens),
-        };
-        let useful = context_length.div_ceil(options.block_tokens) * options.max_batch;
-        let blocks = (options.kv_bytes / block_bytes).min(useful);
-        if blocks == 0 {
-            return Err(LoadError::Memory { needed: block_bytes, given: options.kv_bytes });
-        }
-        // A sequence can't be longer than all blocks together.
-        let context_length = context_length.min(blocks * options.block_tokens);
+        let Kv { context_length, blocks, block_bytes } = Kv::plan(&architecture, options, kernels)?;
+        let file_bytes = header.tensors.iter().map(|tensor| tensor.bytes).sum();
         let mut loader = Loader::open(path, header, device, progress)?;
         let (backend, vocab_size) = match kernels {
             Some(kernels) => {
@@ -106,7 +143,7 @@ impl CandleEngine {
             vocab_size,
             width,
         };
-        Ok(CandleEngine { backend, capabilities, block_bytes })
+        Ok(CandleEngine { backend, capabilities, block_bytes, file_bytes })
     }
 
     /// Returns where it computes, for the log.
@@ -155,6 +192,15 @@ impl CandleEngine {
             Backend::Kernels(decoder) => decoder.weight_bytes(),
             Backend::Candle(_) => 0,
         }
+    }
+
+    /// Returns the bytes that weights and all blocks of keys and values take together.
+    pub fn memory_bytes(&self) -> u64 {
+        let weights = match &self.backend {
+            Backend::Kernels(decoder) => decoder.weight_bytes() as u64,
+            Backend::Candle(_) => self.file_bytes,
+        };
+        weights + self.capabilities.blocks as u64 * self.block_bytes as u64
     }
 
     fn check_block(&self, block: BlockId) -> Result<(), EngineError> {

@@ -1,7 +1,7 @@
 //! A gateway's data plane: clients' requests to attempts, attempts' events to clients.
 
 use fleet::{
-    Ending, Patience, PatienceFacts, PatienceLimits, Route, RouteQuery, Slot, Step, Target, Verdict, route,
+    Ending, Patience, PatienceFacts, PatienceLimits, Placements, Route, RouteQuery, Slot, Step, Target, Verdict, route,
     worth_waiting,
 };
 use words::{Code, Error, Moment};
@@ -17,7 +17,8 @@ use crate::planted::Planted;
 use crate::relay::{Attempt, Relay, broken};
 use crate::talk::{Ask, Said};
 
-const PATIENCE: PatienceLimits = PatienceLimits { first_event: ms(25_000), stall: ms(5_000) };
+const PATIENCE: PatienceLimits =
+    PatienceLimits { first_event: ms(25_000), stall: ms(5_000), load_until: Moment::after_start(ms(3_600_000)) };
 
 /// Most events of one request that one input may cause, so that no loop is endless.
 const STEPS_MAX: usize = 200;
@@ -83,10 +84,12 @@ impl Gateway {
                 control_heard: node.map_or(Moment::ZERO, |node| node.heard_at),
                 inter_token_p99: p99.map_or(ms(0), |model| ms(u64::from(model.inter_token_p99_ms))),
                 begun: relay.journey.accepted() > 0,
+                coming: false,
             };
             let (count, text) = match attempt.patience.look(now, &PATIENCE, &facts) {
                 Verdict::WaitUntil(_) => continue,
                 Verdict::Stalled => (Count::Stalled, "the worker stood still"),
+                Verdict::StillLoading => (Count::Stalled, "the model is still on its way"),
                 Verdict::Unreachable => (Count::Unreachable, "the worker is out of reach"),
             };
             context.count(count);
@@ -197,8 +200,13 @@ impl Gateway {
         let Some(relay) = relays.get_mut(&client) else { return };
         let Some(attempt) = &relay.attempt else { return };
         let (successor, here) = (relay.journey.successor(), [attempt.slot]);
-        let query =
-            RouteQuery { model: &relay.order.model, tried: &here, wait_until: now, successor: successor.as_ref() };
+        let query = RouteQuery {
+            model: &relay.order.model,
+            tried: &here,
+            wait_until: now,
+            successor: successor.as_ref(),
+            placements: &Placements::default(),
+        };
         if let Route::Forward(_) = route(view, &query, |slot| sent[slot.0], now, rng) {
             context.count(Count::HandedOver);
             self.ended(context, clients, nodes, client, Ending::HandedOver);
@@ -266,6 +274,7 @@ impl Gateway {
             tried: relay.journey.tried(),
             wait_until: relay.journey.wait_until(),
             successor: successor.as_ref(),
+            placements: &Placements::default(),
         };
         match route(view, &query, |slot| sent[slot.0], now, rng) {
             Route::Forward(target) => {

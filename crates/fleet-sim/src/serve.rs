@@ -1,11 +1,9 @@
 //! A node's data plane: requests in, events out, offers to other nodes, and the end of what nobody reads.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use fleet::Origin;
-use inference::sampling::Sampling;
-use inference::{ChoiceStart, EventKind, FinishReason, RequestKey, Submission, Task};
+use inference::{ChoiceStart, EventKind, FinishReason, RequestKey, Submission};
 use rand::Rng;
 use words::{Code, GatewayId, ModelState, Moment};
 
@@ -102,19 +100,10 @@ impl Node {
         process.streams.next += 1;
         let key = RequestKey(process.streams.next);
         let submission = Submission {
-            request: key,
-            prompt: prompt.into(),
             choices,
-            first_choice: 0,
-            task: Task::Generate,
-            sampling: Sampling::GREEDY,
-            bias: Arc::default(),
-            constraint: None,
-            max_tokens: ask.order.max_tokens,
             stop: ask.order.stop.clone(),
             priority: ask.order.priority,
-            deadline: None,
-            salt: [0; 32],
+            ..Submission::new(key, prompt, ask.order.max_tokens)
         };
         let stream = Stream {
             conn,
@@ -190,8 +179,8 @@ impl Node {
                     }
                     context.send(stream.conn, ACCEPTOR, Message::Said(token));
                 }
-                // Nobody here asks for either.
-                EventKind::Scored { .. } | EventKind::Embedded { .. } => {}
+                // Nobody here asks for these.
+                EventKind::Scored { .. } | EventKind::Embedded { .. } | EventKind::Stopped { .. } => {}
                 EventKind::Done(_) if context.stormy() && context.rng.random_bool(0.005) => {
                     context.count(Count::LostEnd);
                     let conn = stream.conn;

@@ -3,6 +3,7 @@
 //! Before the first token a request may simply be tried elsewhere. From then on the client holds tokens, so only a
 //! *continuation* may follow: another worker of the same continue-fingerprint that goes on after the last accepted
 //! token. Hand-overs of leaving workers are free; crashes are counted, and two in a row without a new token are poison.
+//! What an engine says that nobody can continue binds the request to it: from then on its end is the request's.
 
 use std::time::Duration;
 
@@ -57,7 +58,8 @@ pub struct Successor {
 pub enum Step {
     /// Another attempt: from the start, or after the accepted tokens when there are any.
     Again,
-    /// Every choice has finished for a client that reads a stream: only the bookkeeping was lost.
+    /// The client of a stream has all that it will get, and is owed a proper end: every choice has finished and only the
+    /// bookkeeping was lost, or the request was cancelled.
     Complete,
     /// The request ends with this error.
     Fail(Error),
@@ -92,6 +94,8 @@ pub struct Journey {
     hand_backs: u32,
     continuations: u32,
     barren: u32,
+    /// Clients hold what nobody else can go on from.
+    bound: bool,
     poisoned: bool,
     wait_until: Moment,
     rollout: Option<RolloutId>,
@@ -113,6 +117,7 @@ impl Journey {
             hand_backs: 0,
             continuations: 0,
             barren: 0,
+            bound: false,
             poisoned: false,
             wait_until: now + limits.route_wait,
             rollout: None,
@@ -137,12 +142,23 @@ impl Journey {
         self.at_work = self.ran;
     }
 
+    /// The worker has begun to run the request.
+    pub fn runs(&mut self) {
+        (self.at_work, self.ran) = (true, true);
+    }
+
+    /// Takes what an attempt before the first token made of the request, from somebody who did not read it when it was
+    /// said. Must be told before the attempt's end, or a successor, is asked for.
+    pub fn originates(&mut self, origin: Origin) {
+        self.origin = Some(origin);
+    }
+
     /// Takes what the present attempt made of the request, which it says as it begins to run it.
     ///
     /// # Errors
     /// `ResumeMismatch` when an attempt that continues read something else than the one before.
     pub fn began(&mut self, origin: Origin) -> Result<(), Error> {
-        (self.at_work, self.ran) = (true, true);
+        self.runs();
         match self.origin {
             Some(known) if self.fence.begun() => {
                 let same = known.prompt_hash == origin.prompt_hash
@@ -175,6 +191,12 @@ impl Journey {
         Ok(())
     }
 
+    /// Takes words that are no tokens: the client has them, and only this attempt can go on from them.
+    pub fn bind(&mut self) {
+        (self.at_work, self.ran, self.bound) = (true, true, true);
+        self.barren = 0;
+    }
+
     /// Names the rollout that drives the request from its worker.
     pub fn driven_by(&mut self, rollout: Option<RolloutId>) {
         self.rollout = rollout.or(self.rollout.take());
@@ -184,6 +206,20 @@ impl Journey {
     pub fn ended(&mut self, now: Moment, ending: Ending, budget: &mut RetryBudget) -> Step {
         if self.fence.finished() && self.streamed {
             return Step::Complete;
+        }
+        if let Ending::Failed(error) | Ending::NobodyFound(error) = &ending
+            && error.code() == Code::Cancelled
+            && self.fence.begun()
+            && self.streamed
+        {
+            // What it has is its answer; one JSON can be made by a worker alone.
+            return Step::Complete;
+        }
+        if self.bound {
+            return Step::Fail(match ending {
+                Ending::Failed(error) | Ending::NobodyFound(error) => error,
+                Ending::HandedOver => Error::new(Code::StreamCut, "nobody else can go on with this answer"),
+            });
         }
         let error = match ending {
             Ending::HandedOver => return self.free(now, Error::new(Code::Draining, "the worker is leaving")),
@@ -299,6 +335,11 @@ impl Journey {
     /// Returns whether any token was accepted.
     pub fn begun(&self) -> bool {
         self.fence.begun()
+    }
+
+    /// Returns whether the client holds words that only the present attempt can go on from.
+    pub fn bound(&self) -> bool {
+        self.bound
     }
 
     /// Returns what each choice has.

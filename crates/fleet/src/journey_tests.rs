@@ -65,6 +65,18 @@ fn a_crash_is_worth_waiting_for_and_has_its_own_patience_and_a_considered_word_i
 }
 
 #[test]
+fn a_cancelled_request_goes_nowhere_else_and_a_client_with_tokens_keeps_them() {
+    let mut begun = running(true, 3);
+    assert!(matches!(begun.ended(at(5), failed(Code::Cancelled), &mut budget()), Step::Complete));
+    let nobody = Ending::NobodyFound(Error::new(Code::Cancelled, "x"));
+    assert!(matches!(running(true, 3).ended(at(5), nobody, &mut budget()), Step::Complete));
+    for (streamed, tokens) in [(true, 0), (false, 0), (false, 3)] {
+        let step = running(streamed, tokens).ended(at(5), failed(Code::Cancelled), &mut budget());
+        assert_eq!(code(&step), Some(Code::Cancelled), "{streamed} {tokens}");
+    }
+}
+
+#[test]
 fn before_the_first_token_nobody_needs_a_successor() {
     let mut journey = running(true, 0);
     assert!(matches!(journey.ended(at(5), failed(Code::UpstreamFailed), &mut budget()), Step::Again));
@@ -166,6 +178,25 @@ fn a_search_that_found_nobody_ends_the_request_and_is_no_second_crash() {
 }
 
 #[test]
+fn an_origin_that_is_read_late_binds_as_one_that_is_read_at_once() {
+    let mut journey = Journey::new(1, true, LIMITS, at(0));
+    let attempt = journey.open(Slot(0));
+    journey.runs();
+    assert_eq!(journey.accept(attempt, 0, 0, &[7], false), Ok(()));
+    assert!(journey.successor().is_none(), "nobody may go on with what nobody has read");
+    assert_eq!(
+        code(&journey.clone().ended(at(5), failed(Code::UpstreamFailed), &mut budget())),
+        Some(Code::UpstreamFailed)
+    );
+    journey.originates(origin());
+    assert!(matches!(journey.ended(at(5), failed(Code::UpstreamFailed), &mut budget()), Step::Again));
+    assert_eq!(journey.successor().map(|successor| successor.exact_fingerprint), Some(Fingerprint([3; 32])));
+    journey.open(Slot(1));
+    let other = Origin { continue_fingerprint: Fingerprint([9; 32]), ..origin() };
+    assert_eq!(journey.began(other).map_err(|error| error.code()), Err(Code::ResumeMismatch));
+}
+
+#[test]
 fn an_attempt_that_read_another_prompt_is_refused() {
     let mut journey = running(true, 3);
     assert!(matches!(journey.ended(at(5), Ending::HandedOver, &mut budget()), Step::Again));
@@ -206,5 +237,19 @@ proptest! {
         }
         let bound = u64::from(HAND_BACKS_MAX + CONTINUATIONS_MAX + LIMITS.retries_max) + 1;
         prop_assert!(attempts <= bound, "{attempts} attempts");
+    }
+}
+
+#[test]
+fn words_that_nobody_can_go_on_from_bind_a_request_to_its_attempt() {
+    for ending in [failed(Code::EngineFailed), failed(Code::Draining), Ending::HandedOver] {
+        let mut journey = Journey::new(1, true, LIMITS, at(0));
+        journey.open(Slot(0));
+        journey.reached();
+        assert!(!journey.bound());
+        journey.bind();
+        let wanted = if let Ending::Failed(error) = &ending { error.code() } else { Code::StreamCut };
+        assert_eq!(code(&journey.ended(at(5), ending, &mut budget())), Some(wanted));
+        assert!(journey.bound() && !journey.poisoned());
     }
 }

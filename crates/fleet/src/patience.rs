@@ -20,6 +20,8 @@ pub struct PatienceLimits {
     pub first_event: Duration,
     /// From then on, at least.
     pub stall: Duration,
+    /// Until when the load of the request's model is waited for.
+    pub load_until: Moment,
 }
 
 /// What the watch sees of the world.
@@ -31,6 +33,9 @@ pub struct PatienceFacts {
     pub inter_token_p99: Duration,
     /// The client has a token of it.
     pub begun: bool,
+    /// The worker says of itself that the request's model is on its way: that is a sign of life while its control plane
+    /// is heard.
+    pub coming: bool,
 }
 
 /// What to do.
@@ -42,6 +47,8 @@ pub enum Verdict {
     Stalled,
     /// Stream and control plane are both silent.
     Unreachable,
+    /// The model is still on its way, and the time to wait for it is over.
+    StillLoading,
 }
 
 /// The watch over one attempt.
@@ -57,6 +64,11 @@ impl Patience {
         Patience { heard: now, looked: now }
     }
 
+    /// Returns when to look first: no later than any verdict could fall.
+    pub fn first_look(&self, limits: &PatienceLimits) -> Moment {
+        (self.heard + LOOK_EVERY.min(limits.first_event).min(limits.stall)).min(limits.load_until)
+    }
+
     /// Takes a sign of life of the stream.
     pub fn heard(&mut self, now: Moment) {
         (self.heard, self.looked) = (now, now);
@@ -69,6 +81,12 @@ impl Patience {
             self.heard = now;
         }
         self.looked = now;
+        if facts.coming && now.since(facts.control_heard) < UNREACHABLE_AFTER {
+            if now >= limits.load_until {
+                return Verdict::StillLoading;
+            }
+            self.heard = now;
+        }
         let limit = if facts.begun {
             limits.stall.max(facts.inter_token_p99.saturating_mul(STALL_TIMES_P99))
         } else {
@@ -81,7 +99,9 @@ impl Patience {
         if silent >= UNREACHABLE_AFTER && now.since(facts.control_heard) >= UNREACHABLE_AFTER {
             return Verdict::Unreachable;
         }
-        Verdict::WaitUntil((self.heard + limit).min(now + LOOK_EVERY))
+        let next = (self.heard + limit).min(now + LOOK_EVERY);
+        // Not later than the end of the wait for a load, where that is still to come.
+        Verdict::WaitUntil(if now < limits.load_until { next.min(limits.load_until) } else { next })
     }
 }
 
@@ -90,7 +110,8 @@ mod tests {
     use super::*;
 
     const LIMITS: PatienceLimits =
-        PatienceLimits { first_event: Duration::from_secs(30), stall: Duration::from_secs(5) };
+        PatienceLimits { first_event: Duration::from_secs(30), stall: Duration::from_secs(5), load_until: LOAD_UNTIL };
+    const LOAD_UNTIL: Moment = Moment::after_start(Duration::from_secs(100));
 
     fn at(ms: u64) -> Moment {
         Moment::after_start(Duration::from_millis(ms))
@@ -98,11 +119,25 @@ mod tests {
 
     /// Looks as told until the verdict is not to wait; `control` says when the control plane was last heard.
     fn watch(begun: bool, p99: u64, control: impl Fn(Moment) -> Moment) -> (Moment, Verdict) {
+        watch_load(begun, p99, control, |_| false)
+    }
+
+    /// As `watch`; `coming` says when the model is said to be on its way.
+    fn watch_load(
+        begun: bool,
+        p99: u64,
+        control: impl Fn(Moment) -> Moment,
+        coming: impl Fn(Moment) -> bool,
+    ) -> (Moment, Verdict) {
         let mut patience = Patience::new(at(0));
         let mut now = at(0);
         loop {
-            let facts =
-                PatienceFacts { control_heard: control(now), inter_token_p99: Duration::from_millis(p99), begun };
+            let facts = PatienceFacts {
+                control_heard: control(now),
+                inter_token_p99: Duration::from_millis(p99),
+                begun,
+                coming: coming(now),
+            };
             match patience.look(now, &LIMITS, &facts) {
                 Verdict::WaitUntil(next) => {
                     assert!(next > now);
@@ -110,6 +145,22 @@ mod tests {
                 }
                 verdict => return (now, verdict),
             }
+        }
+    }
+
+    #[test]
+    fn the_first_look_is_no_later_than_any_verdict() {
+        for (first_event, stall) in [(30_000, 5_000), (100, 5_000), (30_000, 70), (1, 1)] {
+            let [first_event, stall] = [first_event, stall].map(Duration::from_millis);
+            let limits = PatienceLimits { first_event, stall, ..LIMITS };
+            let first = Patience::new(at(7)).first_look(&limits);
+            for begun in [false, true] {
+                let facts =
+                    PatienceFacts { control_heard: at(7), inter_token_p99: Duration::ZERO, begun, coming: false };
+                let mut patience = Patience::new(at(7));
+                assert!(matches!(patience.look(at(7), &limits, &facts), Verdict::WaitUntil(look) if look >= first));
+            }
+            assert!(first > at(7));
         }
     }
 
@@ -127,9 +178,18 @@ mod tests {
     }
 
     #[test]
+    fn a_model_on_its_way_is_a_sign_of_life_until_the_wait_is_over() {
+        assert_eq!(watch_load(false, 0, |now| now, |_| true), (LOAD_UNTIL, Verdict::StillLoading));
+        // From its end on a worker is held to its first token again.
+        assert_eq!(watch_load(false, 0, |now| now, |now| now < at(40_000)), (at(69_500), Verdict::Stalled));
+        // What a worker said that is out of reach since counts for nothing.
+        assert_eq!(watch_load(false, 0, |now| now.min(at(8_000)), |_| true), (at(13_500), Verdict::Unreachable));
+    }
+
+    #[test]
     fn a_gateway_that_slept_starts_its_timers_anew() {
         let mut patience = Patience::new(at(0));
-        let facts = PatienceFacts { control_heard: at(0), inter_token_p99: Duration::ZERO, begun: true };
+        let facts = PatienceFacts { control_heard: at(0), inter_token_p99: Duration::ZERO, begun: true, coming: false };
         assert_eq!(patience.look(at(60_000), &LIMITS, &facts), Verdict::WaitUntil(at(60_500)));
         assert_eq!(patience.look(at(60_500), &LIMITS, &facts), Verdict::WaitUntil(at(61_000)));
     }

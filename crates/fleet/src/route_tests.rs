@@ -42,7 +42,8 @@ fn view(statuses: Vec<Option<NodeStatus>>) -> FleetView {
 
 fn go(view: &FleetView, tried: &[Slot], now: Moment) -> Route {
     let id = ModelId::new("m").unwrap();
-    let query = RouteQuery { model: &id, tried, wait_until: at(1500), successor: None };
+    let query =
+        RouteQuery { model: &id, tried, wait_until: at(1500), successor: None, placements: &Placements::default() };
     route(view, &query, |_| 0, now, &mut SmallRng::seed_from_u64(1))
 }
 
@@ -75,7 +76,13 @@ fn a_burst_between_two_reports_is_spread() {
     let id = ModelId::new("m").unwrap();
     let (mut sent, mut rng) = ([0u32; 2], SmallRng::seed_from_u64(3));
     for _ in 0..40 {
-        let query = RouteQuery { model: &id, tried: &[], wait_until: at(0), successor: None };
+        let query = RouteQuery {
+            model: &id,
+            tried: &[],
+            wait_until: at(0),
+            successor: None,
+            placements: &Placements::default(),
+        };
         sent[slot(route(&fleet, &query, |s| sent[s.0], at(1100), &mut rng))] += 1;
     }
     assert_eq!(sent, [20, 20]);
@@ -145,7 +152,42 @@ fn a_model_is_unknown_only_when_everyone_was_asked() {
 fn a_loading_model_is_waited_for_and_then_named() {
     let fleet = view(vec![Some(status("n", NodeState::Ready, vec![model(ModelState::Loading, 0)]))]);
     assert!(matches!(go(&fleet, &[], at(1100)), Route::Wait(_)));
-    assert_eq!(code(go(&fleet, &[], at(1501))), Code::ModelLoading);
+    let Route::Reject(error) = go(&fleet, &[], at(1501)) else { panic!("not rejected") };
+    assert_eq!(error.code(), Code::ModelLoading);
+    assert_eq!(error.loading().map(|loading| loading.state), Some(ModelState::Loading));
+}
+
+fn on_demand(state: ModelState) -> ModelStatus {
+    let card = words::ModelCard { on_demand: true, memory_estimate: 10, ..Default::default() };
+    ModelStatus { card, ..model(state, 0) }
+}
+
+#[test]
+fn a_request_brings_a_model_of_the_catalogue_and_follows_its_load() {
+    let with = |name, model| Some(status(name, NodeState::Ready, vec![model]));
+    let room = |route| match route {
+        Route::Forward(target) => (target.slot.0, target.room),
+        other => panic!("not forwarded: {other:?}"),
+    };
+    let fleet = view(vec![with("a", model(ModelState::Absent, 0)), with("bb", on_demand(ModelState::Absent))]);
+    assert_eq!(room(go(&fleet, &[], at(1100))), (1, Some(Room::Free)));
+    assert!(matches!(go(&fleet, &[Slot(1)], at(1100)), Route::Wait(_)), "it waits for a newer view");
+    let fleet = view(vec![with("a", on_demand(ModelState::Absent)), with("bb", on_demand(ModelState::Warming))]);
+    assert_eq!(room(go(&fleet, &[], at(1100))), (1, Some(Room::Coming)));
+    assert!(matches!(go(&fleet, &[Slot(1)], at(1100)), Route::Wait(_)), "nor for a refusal of the one that loads it");
+    let fleet = view(vec![with("a", on_demand(ModelState::Warming)), with("bb", on_demand(ModelState::Ready))]);
+    assert_eq!(room(go(&fleet, &[], at(1100))), (1, None));
+    assert!(matches!(go(&fleet, &[Slot(1)], at(1100)), Route::Wait(_)), "one that serves is not loaded again");
+}
+
+#[test]
+fn a_model_that_failed_to_load_everywhere_is_refused_until_its_pause_is_over() {
+    let failed = || Some(status("a", NodeState::Ready, vec![on_demand(ModelState::Failed)]));
+    let fleet = view(vec![failed()]);
+    let Route::Reject(error) = go(&fleet, &[], at(1100)) else { panic!("not rejected") };
+    assert_eq!((error.code(), error.retry_after_seconds()), (Code::NoReplica, Some(10)));
+    let other = Some(status("bb", NodeState::Ready, vec![on_demand(ModelState::Absent)]));
+    assert_eq!(slot(go(&view(vec![failed(), other]), &[], at(1100))), 1);
 }
 
 #[test]
@@ -185,7 +227,7 @@ proptest! {
             fleet.observe(at(*heard), Slot(i), status(&name, state, vec![model(ModelState::Ready, *running)]));
         }
         let id = ModelId::new("m").unwrap();
-        let query = RouteQuery { model: &id, tried: &[Slot(0)], wait_until: at(0), successor: None };
+        let query = RouteQuery { model: &id, tried: &[Slot(0)], wait_until: at(0), successor: None, placements: &Placements::default() };
         if let Route::Forward(target) = route(&fleet, &query, |_| 0, at(now), &mut SmallRng::seed_from_u64(seed)) {
             let (state, running, heard) = nodes[target.slot.0];
             prop_assert!(state == 0 && now.saturating_sub(heard) <= 2000 && target.slot != Slot(0), "RT1");
@@ -221,7 +263,13 @@ fn a_continuation_goes_to_an_equal_worker_best_to_an_exact_one_that_was_restarte
         rollout: Some(words::RolloutId::new("r").unwrap()),
     };
     let go = |count: usize| {
-        let query = RouteQuery { model: &id, tried: &[], wait_until: at(0), successor: Some(&successor) };
+        let query = RouteQuery {
+            model: &id,
+            tried: &[],
+            wait_until: at(0),
+            successor: Some(&successor),
+            placements: &Placements::default(),
+        };
         let view = view(all[..count].to_vec());
         match route(&view, &query, |_| 0, at(1000), &mut SmallRng::seed_from_u64(1)) {
             Route::Forward(target) => target.node.to_string(),

@@ -1,12 +1,17 @@
 //! What a gateway knows of its fleet: the last status of each configured neuron, and how fresh it is.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use words::{DrainPhase, Intent, ModelId, ModelState, ModelStatus, Moment, NodeState, NodeStatus};
+use words::{DrainPhase, Intent, Loading, ModelId, ModelState, ModelStatus, Moment, NodeState, NodeStatus};
+
+use crate::catalogue::{self, Aliases};
 
 /// A neuron that said nothing for this long gets no new routes.
 pub const SILENT_AFTER: Duration = Duration::from_secs(2);
+/// A model whose load failed on a neuron is not loaded there again for this long, but by an order.
+pub const FAILED_PAUSE: Duration = Duration::from_secs(10);
 
 /// A configured neuron's place in the view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,6 +28,8 @@ pub struct NodeView {
     pub heard_at: Moment,
     /// Another live neuron uses the same node id.
     pub conflicted: bool,
+    /// When each model that it failed to load was first seen so.
+    pub failed: BTreeMap<ModelId, Moment>,
 }
 
 /// What a status did to the view.
@@ -41,14 +48,21 @@ pub enum Observation {
 #[derive(Clone, Debug, Default)]
 pub struct FleetView {
     nodes: Vec<NodeView>,
+    /// Made anew when a status changes.
+    aliases: Arc<Aliases>,
 }
 
 impl FleetView {
     /// Makes the view of a fleet that nothing is known of.
     pub fn new(control_addresses: impl IntoIterator<Item = String>) -> Self {
-        let node =
-            |control_address| NodeView { control_address, status: None, heard_at: Moment::ZERO, conflicted: false };
-        FleetView { nodes: control_addresses.into_iter().map(node).collect() }
+        let node = |control_address| NodeView {
+            control_address,
+            status: None,
+            heard_at: Moment::ZERO,
+            conflicted: false,
+            failed: BTreeMap::new(),
+        };
+        FleetView { nodes: control_addresses.into_iter().map(node).collect(), aliases: Arc::default() }
     }
 
     /// Takes a status, pushed or polled. Generations never go back (GN1): a later life of the process wins over
@@ -66,9 +80,18 @@ impl FleetView {
             Some(known) if status.incarnation.counter < known.incarnation.counter => return Observation::Stale,
             _ => true,
         };
+        if changed {
+            node.failed = failures(node, &status, now);
+        }
         node.status = Some(status);
         node.heard_at = now;
         self.mark_conflicts(now);
+        if changed {
+            let aliases = catalogue::aliases(self.nodes.iter().filter_map(|node| node.status.as_ref()));
+            if aliases != *self.aliases {
+                self.aliases = Arc::new(aliases);
+            }
+        }
         Observation::Fresh { changed }
     }
 
@@ -119,21 +142,29 @@ impl FleetView {
         self.nodes.iter().all(|node| node.status.is_some())
     }
 
-    /// Returns the models that the fleet lists, one entry a name, ready ones first.
-    pub fn models(&self) -> Vec<&ModelStatus> {
-        let mut found: Vec<&ModelStatus> = Vec::new();
-        for status in self.nodes.iter().filter_map(|node| node.status.as_ref()) {
-            for model in status.models.iter().filter(|model| listed(model.state)) {
-                match found.iter_mut().find(|known| known.id == model.id) {
-                    Some(known) if known.state != ModelState::Ready && model.state == ModelState::Ready => {
-                        *known = model
-                    }
-                    Some(_) => {}
-                    None => found.push(model),
-                }
-            }
+    /// Returns the models that the fleet has or that a request brings, one entry a name, in order of name: the replica
+    /// that is nearest to serving, with what a catalogue says of it.
+    pub fn models(&self) -> Vec<ModelStatus> {
+        catalogue::merged(self.nodes.iter().filter_map(|node| node.status.as_ref()))
+    }
+
+    /// Returns the id of the model that a name means which is no id itself; of several the first in order of name.
+    pub fn alias(&self, name: &ModelId) -> Option<&ModelId> {
+        if self.aliases.is_empty() {
+            return None;
         }
-        found
+        self.aliases.get(name)?.first()
+    }
+
+    /// Returns names that mean different models on different neurons, each with the ids.
+    pub fn ambiguous(&self) -> impl Iterator<Item = (&ModelId, Vec<&ModelId>)> {
+        let several = self.aliases.iter().filter(|(_, ids)| ids.len() > 1);
+        several.map(|(alias, ids)| (alias, ids.iter().collect()))
+    }
+
+    /// Returns how far the model's nearest load is; `None` where it serves, or none is to be waited for.
+    pub fn loading(&self, model: &ModelId) -> Option<Loading> {
+        catalogue::loading(self.nodes.iter().filter_map(|node| node.status.as_ref()?.model(model)))
     }
 
     /// Returns every model that some neuron has or is configured with, and how many may get new requests for it.
@@ -157,11 +188,25 @@ impl FleetView {
     }
 }
 
-fn listed(state: ModelState) -> bool {
-    !matches!(state, ModelState::Absent | ModelState::Unknown)
+/// Returns since when each failed model is known to have failed: a status that says so once more is no new failure.
+fn failures(known: &NodeView, status: &NodeStatus, now: Moment) -> BTreeMap<ModelId, Moment> {
+    let before = known.status.as_ref().filter(|before| before.incarnation == status.incarnation);
+    let failed = status.models.iter().filter(|model| model.state == ModelState::Failed);
+    let since = |model: &ModelStatus| {
+        let same = before
+            .and_then(|before| before.model(&model.id))
+            .is_some_and(|before| before.state == ModelState::Failed && before.since_unix_ms == model.since_unix_ms);
+        known.failed.get(&model.id).copied().filter(|_| same).unwrap_or(now)
+    };
+    failed.map(|model| (model.id.clone(), since(model))).collect()
 }
 
 impl NodeView {
+    /// Returns whether a load of the model failed here less than [`FAILED_PAUSE`] ago.
+    pub fn failed_lately(&self, model: &ModelId, now: Moment) -> bool {
+        self.failed.get(model).is_some_and(|since| now.since(*since) < FAILED_PAUSE)
+    }
+
     /// Returns whether new work may go there (RT1): fresh, unambiguous, open, and its data port known. A cordoned
     /// node is ready and not open; one that settles still is.
     pub fn routable(&self, now: Moment) -> Option<&NodeStatus> {

@@ -102,6 +102,16 @@ pub(crate) enum Act {
     Function(crate::Function),
 }
 
+impl Act {
+    /// Returns a command's argv and working directory.
+    pub(crate) fn command(&self) -> Option<(&[String], Option<&PathBuf>)> {
+        match self {
+            Act::Command { argv, directory, .. } => Some((argv, directory.as_ref())),
+            Act::Http { .. } | Act::Function(_) => None,
+        }
+    }
+}
+
 /// A hook that passed its checks.
 #[derive(Clone, Debug)]
 pub(crate) struct Hook {

@@ -144,6 +144,7 @@ pub(crate) async fn run(
                 environment,
                 directory: directory.clone(),
                 input: turn.json().to_string().into_bytes(),
+                ..Order::default()
             };
             service::command::run(&order, hook.timeout, line).await.map_err(HookFailure::Command)
         }

@@ -132,6 +132,10 @@ pub struct HookReport {
     pub source: String,
     /// The models it is for; empty for all.
     pub models: Vec<String>,
+    /// The program of a command, as it is written: macros are expanded when it runs.
+    pub program: Option<String>,
+    /// The command's working directory, where it has its own.
+    pub directory: Option<PathBuf>,
     /// Its bound.
     pub timeout_s: f64,
     /// What its failure means.
@@ -291,6 +295,8 @@ impl Hooks {
                 Source::Program => "program".to_string(),
             },
             models: hooks[i].models.clone(),
+            program: hooks[i].act.command().and_then(|(argv, _)| argv.first().cloned()),
+            directory: hooks[i].act.command().and_then(|(_, directory)| directory.cloned()),
             timeout_s: hooks[i].timeout.as_secs_f64(),
             on_failure: hooks[i].policy,
             runs: tallies[i].runs,

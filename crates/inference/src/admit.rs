@@ -217,7 +217,7 @@ impl Scheduler {
     }
 
     /// Tells the owner that its request left the queue, and what accepted ids had released.
-    fn announce(
+    pub(crate) fn announce(
         &mut self,
         request: RequestKey,
         found: usize,

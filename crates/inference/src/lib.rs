@@ -17,6 +17,7 @@ pub mod sampling;
 mod scheduler;
 mod sequence;
 mod step;
+mod stop;
 #[cfg(test)]
 mod test_kit;
 mod text;

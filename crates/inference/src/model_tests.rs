@@ -26,6 +26,7 @@ struct Wish {
 enum Action {
     Submit(Wish),
     Cancel(u64),
+    Stop(u64),
     Pause(u64, bool),
     Steps(usize),
     Fail,
@@ -49,6 +50,7 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         6 => wish().prop_map(Action::Submit),
         1 => (0u64..40).prop_map(Action::Cancel),
+        1 => (0u64..40).prop_map(Action::Stop),
         1 => ((0u64..40), any::<bool>()).prop_map(|(key, paused)| Action::Pause(key, paused)),
         8 => (1usize..6).prop_map(Action::Steps),
         1 => (0u8..4).prop_map(|n| if n == 0 { Action::Fail } else { Action::Steps(1) }),
@@ -65,7 +67,7 @@ fn live(actions: Vec<Action>, capabilities: Capabilities, limits: Limits) -> Res
     before.run_out();
     let kept = before.export();
     let mut wishes: BTreeMap<u64, (String, Wish)> = BTreeMap::new();
-    let mut cancelled = BTreeSet::new();
+    let (mut cancelled, mut stopped) = (BTreeSet::new(), BTreeSet::new());
     for (key, action) in (0..).zip(actions) {
         match action {
             Action::Submit(wish) => {
@@ -87,6 +89,11 @@ fn live(actions: Vec<Action>, capabilities: Capabilities, limits: Limits) -> Res
             Action::Cancel(target) => {
                 if rig.scheduler.cancel(RequestKey(target)) {
                     cancelled.insert(target);
+                }
+            }
+            Action::Stop(target) => {
+                if rig.scheduler.stop(RequestKey(target), &mut rig.events) {
+                    stopped.insert(target);
                 }
             }
             Action::Pause(target, paused) => rig.scheduler.set_paused(RequestKey(target), paused),
@@ -122,9 +129,20 @@ fn live(actions: Vec<Action>, capabilities: Capabilities, limits: Limits) -> Res
         for (choice, accepted) in (0..).zip(&wish.accepted) {
             let got = ids(&rig.events, *key, choice);
             prop_assert!(wanted[*accepted..].starts_with(&got), "ST2: a prefix of the oracle's");
-            prop_assert!(done(&rig.events, *key).is_none() || got.len() == limit - accepted, "a finished one is whole");
+            let whole = got.len() == limit - accepted;
+            prop_assert!(
+                stopped.contains(key) || done(&rig.events, *key).is_none() || whole,
+                "a finished one is whole"
+            );
+            let stops = |kind: &EventKind| matches!(kind, EventKind::Stopped { choice: c, .. } if *c == choice);
+            let stops = count(&rig.events, *key, stops);
+            prop_assert_eq!(stops, usize::from(stopped.contains(key) && !whole), "each choice has one end");
         }
-        if let Some(usage) = done(&rig.events, *key) {
+        if let (Some(usage), true) = (done(&rig.events, *key), stopped.contains(key)) {
+            let generated: usize =
+                (0..).zip(&wish.accepted).map(|(i, had)| had + ids(&rig.events, *key, i).len()).sum();
+            prop_assert_eq!(usage.completion_tokens, generated, "a stopped one is paid for what it said");
+        } else if let Some(usage) = done(&rig.events, *key) {
             let of_prompt: BTreeSet<usize> =
                 rig.computed[&(*key, 0)].iter().copied().filter(|position| *position < prompt.len()).collect();
             let never = prompt.len() - of_prompt.len();

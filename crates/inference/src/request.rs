@@ -123,6 +123,28 @@ pub struct Submission {
     pub salt: [u8; 32],
 }
 
+impl Submission {
+    /// Makes the plainest request: one choice from its start, likeliest tokens, and no end but `max_tokens`, the context
+    /// and what the caller adds. Of normal priority, without deadline, in the prefix cache that all share.
+    pub fn new(request: RequestKey, prompt: impl Into<Arc<[u32]>>, max_tokens: usize) -> Self {
+        Submission {
+            request,
+            prompt: prompt.into(),
+            choices: vec![ChoiceStart::default()],
+            first_choice: 0,
+            task: Task::Generate,
+            sampling: Sampling::GREEDY,
+            bias: Arc::default(),
+            constraint: None,
+            max_tokens,
+            stop: Arc::default(),
+            priority: Priority::Normal,
+            deadline: None,
+            salt: [0; 32],
+        }
+    }
+}
+
 /// What the scheduler bounds by itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -210,6 +232,13 @@ pub enum EventKind {
         choice: u32,
         /// [`crate::engine::Capabilities::width`] numbers.
         vector: Vec<f32>,
+    },
+    /// A choice ends early, because its request was stopped.
+    Stopped {
+        /// The choice.
+        choice: u32,
+        /// Text that its tokens had not released yet.
+        text: String,
     },
     /// Every choice has ended.
     Done(Usage),

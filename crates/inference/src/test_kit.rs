@@ -10,8 +10,7 @@ use words::Moment;
 use crate::engine::{Batch, BlockId, Capabilities, Engine, Row, SequenceId};
 use crate::fake::{FakeEngine, fake_next_token, fake_token_bytes};
 use crate::prefix::PrefixBlock;
-use crate::request::{ChoiceStart, Event, EventKind, Limits, Priority, RequestKey, Submission, Task, Usage};
-use crate::sampling::Sampling;
+use crate::request::{Event, EventKind, Limits, RequestKey, Submission, Usage};
 use crate::scheduler::Scheduler;
 
 pub(crate) fn capabilities() -> Capabilities {
@@ -42,21 +41,7 @@ pub(crate) fn scheduler(capabilities: Capabilities, limits: Limits) -> Scheduler
 }
 
 pub(crate) fn submission(key: u64, prompt: &str, max_tokens: usize) -> Submission {
-    Submission {
-        request: RequestKey(key),
-        prompt: prompt.bytes().map(u32::from).collect(),
-        choices: vec![ChoiceStart::default()],
-        first_choice: 0,
-        task: Task::Generate,
-        sampling: Sampling::GREEDY,
-        bias: Arc::new([]),
-        constraint: None,
-        max_tokens,
-        stop: Arc::default(),
-        priority: Priority::Normal,
-        deadline: None,
-        salt: [0; 32],
-    }
+    Submission::new(RequestKey(key), prompt.bytes().map(u32::from).collect::<Vec<u32>>(), max_tokens)
 }
 
 pub(crate) fn oracle(prompt: &str, count: usize) -> Vec<u32> {

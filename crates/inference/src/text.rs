@@ -159,6 +159,13 @@ impl Assembler {
         }
         text
     }
+
+    /// Releases what may still become a stop string, for an answer that ends early. Bytes of a character that is not
+    /// whole are no text yet, and are left out.
+    pub(crate) fn give_up(&mut self) -> String {
+        self.partial.clear();
+        std::mem::take(&mut self.held)
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ mod store;
 
 pub use disk::DiskOptions;
 pub use file::{FORMAT_VERSION, FileError};
-pub use store::{Counts, KvStore, Opened, Spilled};
+pub use store::{Counts, KvStore, Spilled};
 
 use inference::{PrefixHash, prefix_hash};
 

@@ -1,7 +1,7 @@
 //! Memory and disk as one store.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use inference::{PrefixHash, prefix_hash};
 use words::Fingerprint;
@@ -36,21 +36,12 @@ pub struct Spilled {
     pub error: Option<io::Error>,
 }
 
-/// The store and what to tell of its opening.
-#[derive(Debug)]
-pub struct Opened {
-    /// The store; without its disk when that can't be used.
-    pub store: KvStore,
-    /// Why the disk can't be used.
-    pub unusable: Option<io::Error>,
-}
-
 #[derive(Debug)]
 struct Inner {
     /// Held for a look-up; never while the disk works.
     ram: Mutex<Ram>,
-    /// Held while the disk works, and taken before `ram`.
-    disk: Option<Mutex<Disk>>,
+    /// There once its folder was read. Held while the disk works, and taken before `ram`.
+    disk: OnceLock<Mutex<Disk>>,
 }
 
 /// The store; cheap to clone.
@@ -64,15 +55,24 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl KvStore {
-    /// Opens a store with at most `ram_bytes` in memory, and on disk where there are options for it. Reads the folder.
-    pub fn open(ram_bytes: u64, disk: Option<DiskOptions>, now: u64) -> Opened {
-        let (disk, unusable) = match disk.map(|options| Disk::open(options, now)) {
-            Some(Ok(disk)) => (Some(disk), None),
-            Some(Err(error)) => (None, Some(error)),
-            None => (None, None),
-        };
-        let inner = Inner { ram: Mutex::new(Ram::new(ram_bytes)), disk: disk.map(Mutex::new) };
-        Opened { store: KvStore { inner: Arc::new(inner) }, unusable }
+    /// Makes a store with at most `ram_bytes` in memory, and no disk yet.
+    pub fn new(ram_bytes: u64) -> KvStore {
+        let inner = Inner { ram: Mutex::new(Ram::new(ram_bytes)), disk: OnceLock::new() };
+        KvStore { inner: Arc::new(inner) }
+    }
+
+    /// Adds a disk; what is in memory by then stays there. Reads the folder, which may take seconds, and holds up nobody
+    /// who uses the store meanwhile.
+    ///
+    /// # Errors
+    /// When the folder can't be used, or another process has it, or the store has a disk already: it goes on as before.
+    pub fn open_disk(&self, options: DiskOptions, now: u64) -> io::Result<()> {
+        let taken = |_| io::Error::new(io::ErrorKind::AlreadyExists, "the store has a folder already");
+        self.inner.disk.set(Mutex::new(Disk::open(options, now)?)).map_err(taken)
+    }
+
+    fn disk(&self) -> Option<MutexGuard<'_, Disk>> {
+        self.inner.disk.get().map(held)
     }
 
     /// Keeps the blocks of one engine in memory. They come hottest first and parents before children, as
@@ -110,7 +110,7 @@ impl KvStore {
         for chunk in tokens.chunks_exact(block_tokens.max(1)) {
             let hash = prefix_hash(parent.as_ref(), salt, chunk.iter().copied());
             if held(&self.inner.ram).get(&of, &hash).is_none() {
-                let block = self.inner.disk.as_ref().and_then(|disk| held(disk).read(&of, &hash, now));
+                let block = self.disk().and_then(|mut disk| disk.read(&of, &hash, now));
                 let Some(block) = block.filter(|block| block.tokens == chunk && block.salt == *salt) else { break };
                 let mut ram = held(&self.inner.ram);
                 if !std::mem::replace(&mut begun, true) {
@@ -126,27 +126,30 @@ impl KvStore {
         found
     }
 
-    /// Whether anything of this engine may be stored: a prompt need not be looked up otherwise.
-    pub fn is_empty(&self) -> bool {
-        let on_disk = self.inner.disk.as_ref().map_or(0, |disk| held(disk).len());
-        on_disk == 0 && held(&self.inner.ram).len() == 0
+    /// Whether anything is in memory: nothing needs to be looked up there otherwise. Never touches the disk.
+    pub fn in_memory(&self) -> bool {
+        held(&self.inner.ram).len() > 0
+    }
+
+    /// Whether anything is on disk: nothing needs to be brought from there otherwise. Waits while the disk works.
+    pub fn on_disk(&self) -> bool {
+        self.disk().is_some_and(|disk| disk.len() > 0)
     }
 
     /// Whether it has a disk.
     pub fn has_disk(&self) -> bool {
-        self.inner.disk.is_some()
+        self.inner.disk.get().is_some()
     }
 
     /// Writes what is in memory to disk, hottest first, as long as `time_left` says. Does nothing without a disk.
     pub fn spill(&self, now: u64, time_left: impl Fn() -> bool) -> Spilled {
         let blocks = held(&self.inner.ram).hottest();
         let mut spilled = Spilled { left: blocks.len(), ..Spilled::default() };
-        let Some(disk) = &self.inner.disk else { return spilled };
         for ((of, hash), block) in blocks {
             if !time_left() {
                 break;
             }
-            let mut disk = held(disk);
+            let Some(mut disk) = self.disk() else { break };
             match disk.write(&of, &hash, &block, now) {
                 Ok(written) => {
                     spilled.written += usize::from(written);
@@ -164,8 +167,7 @@ impl KvStore {
     /// Returns what it holds.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
-        if let Some(disk) = &self.inner.disk {
-            let disk = held(disk);
+        if let Some(disk) = self.disk() {
             (counts.disk_blocks, counts.disk_bytes, counts.damaged) = (disk.len(), disk.bytes(), disk.damaged());
         }
         let ram = held(&self.inner.ram);

@@ -35,9 +35,9 @@ fn disk(folder: &Path) -> DiskOptions {
 }
 
 fn open(folder: &Path, now: u64) -> KvStore {
-    let opened = KvStore::open(1 << 20, Some(disk(folder)), now);
-    assert!(opened.unusable.is_none(), "{:?}", opened.unusable);
-    opened.store
+    let store = KvStore::new(1 << 20);
+    store.open_disk(disk(folder), now).unwrap();
+    store
 }
 
 fn now() -> u64 {
@@ -76,6 +76,28 @@ fn a_chain_survives_a_swap_in_memory_and_a_restart_on_disk() {
     assert_eq!(store.prefetch(OF, &SALT, &other, SIZE, now()), 2, "the longest prefix");
     assert_eq!(store.prefetch(Fingerprint([8; 32]), &SALT, &tokens, SIZE, now()), 0, "another engine's");
     assert_eq!(store.prefetch(OF, &[1; 32], &tokens, SIZE, now()), 0, "another tenant's");
+}
+
+#[test]
+fn a_disk_that_comes_late_finds_what_was_kept_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new): (Vec<u32>, Vec<u32>) = ((0..8).collect(), (100..108).collect());
+    let store = open(folder.path(), now());
+    keep(&store, chain(&old));
+    store.spill(now(), || true);
+    drop(store);
+
+    let store = KvStore::new(1 << 20);
+    assert!(!store.in_memory() && !store.on_disk() && !store.has_disk());
+    keep(&store, chain(&new));
+    assert!(store.in_memory() && !store.on_disk());
+    assert_eq!(store.prefetch(OF, &SALT, &old, SIZE, now()), 0, "nobody has looked there yet");
+    store.open_disk(disk(folder.path()), now()).unwrap();
+    assert!(store.on_disk());
+    assert_eq!(store.prefetch(OF, &SALT, &old, SIZE, now()), 2);
+    assert_eq!(store.spill(now(), || true).written, 2);
+    let again = store.open_disk(disk(&folder.path().join("other")), now()).unwrap_err();
+    assert_eq!(again.kind(), std::io::ErrorKind::AlreadyExists);
 }
 
 #[test]
@@ -141,21 +163,23 @@ fn what_is_none_of_ours_is_left_alone_and_what_is_unfinished_goes() {
 fn a_second_process_on_the_folder_goes_without_it() {
     let folder = tempfile::tempdir().unwrap();
     let first = open(folder.path(), now());
-    let second = KvStore::open(1 << 20, Some(disk(folder.path())), now());
-    assert_eq!(second.unusable.unwrap().kind(), std::io::ErrorKind::ResourceBusy);
-    keep(&second.store, chain(&[1; 8]));
-    assert_eq!(second.store.spill(now(), || true).written, 0);
+    let second = KvStore::new(1 << 20);
+    let refused = second.open_disk(disk(folder.path()), now()).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ResourceBusy);
+    keep(&second, chain(&[1; 8]));
+    assert_eq!(second.spill(now(), || true).written, 0);
     drop(first);
-    assert!(KvStore::open(1 << 20, Some(disk(folder.path())), now()).unusable.is_none());
+    assert!(second.open_disk(disk(folder.path()), now()).is_ok());
+    assert_eq!(second.spill(now(), || true).written, 2, "what came in between is not lost");
 }
 
 #[test]
 fn an_unusable_folder_and_a_full_disk_lose_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
-    let opened = KvStore::open(1 << 20, Some(disk(&folder.path().join("file"))), now());
-    assert!(opened.unusable.is_some());
-    assert_eq!(keep(&opened.store, chain(&[1; 8])), 2);
+    let store = KvStore::new(1 << 20);
+    assert!(store.open_disk(disk(&folder.path().join("file")), now()).is_err());
+    assert_eq!(keep(&store, chain(&[1; 8])), 2);
 
     // A place where nothing can be written: the folder of this engine is a file.
     let store = open(folder.path(), now());
@@ -205,14 +229,19 @@ fn the_quota_holds_children_go_before_their_parents_and_old_ones_before_new() {
     let size = crate::file::HEADER_BYTES as u64 + 32 + 4 * SIZE as u64 + 400;
     let options = DiskOptions { bytes_max: 10 * size, ..disk(folder.path()) };
     let (old, new): (Vec<u32>, Vec<u32>) = ((0..32).collect(), (100..132).collect());
-    let store = KvStore::open(1 << 20, Some(options.clone()), now()).store;
+    let open = || {
+        let store = KvStore::new(1 << 20);
+        store.open_disk(options.clone(), now()).unwrap();
+        store
+    };
+    let store = open();
     keep(&store, chain(&old));
     assert_eq!(store.spill(now() - 100, || true).written, 8);
     keep(&store, chain(&new));
     store.spill(now(), || true);
     assert!(store.counts().disk_bytes <= options.bytes_max);
     drop(store);
-    let store = KvStore::open(1 << 20, Some(options), now()).store;
+    let store = open();
     assert_eq!(store.prefetch(OF, &SALT, &new, SIZE, now()), 8);
     let left = store.counts().disk_blocks - 8;
     assert!(left > 0 && left < 8, "{left}");
@@ -234,7 +263,7 @@ fn blocks_that_nobody_used_for_a_day_are_gone() {
 #[test]
 fn memory_holds_the_hottest_of_the_newest_and_never_more_than_its_bytes() {
     let size = chain(&[0; 4])[0].size();
-    let store = KvStore::open(10 * size, None, 0).store;
+    let store = KvStore::new(10 * size);
     let (first, second): (Vec<u32>, Vec<u32>) = ((0..24).collect(), (100..180).collect());
     assert_eq!(keep(&store, chain(&first)), 6);
     assert_eq!(keep(&store, chain(&second)), 10, "the older batch makes room, its own does not");

@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! Absent -load-> Fetching -> Loading -> Warming -> Ready -unload|drain-> Draining -> Unloading -> Absent
-//!   any step may fail -> Failed        Ready -device fault-> Recovering -> Loading
+//!   any step may fail -> Failed        Ready -device fault-> Recovering -> Loading -> Warming -> Ready
+//!                                                 ^- it does not come up again -'
+//!                                      Ready -nobody is in-> Unloading
 //! ```
+//! `model_life` says what is done in each state, and who is told what.
 
 use words::ModelState;
 
@@ -20,13 +23,15 @@ pub enum ModelInput {
     Warmed,
     /// Someone wants it gone, or the node drains.
     Unload,
+    /// Nobody is in, and nobody gets in any more: there is nothing to drain.
+    Close,
     /// Its last request has ended, or the budget has.
     Emptied,
     /// Its memory is free.
     Unloaded,
     /// The step in hand failed.
     Fail,
-    /// Its device failed under it.
+    /// Its device failed under it, or did not come up again.
     DeviceFault,
 }
 
@@ -61,7 +66,8 @@ pub fn next_model_state(from: ModelState, input: ModelInput) -> Result<ModelStat
         (S::Loading, I::Loaded) => Ok(S::Warming),
         (S::Warming, I::Warmed) => Ok(S::Ready),
         (S::Ready, I::Unload) => Ok(S::Draining),
-        (S::Ready, I::DeviceFault) => Ok(S::Recovering),
+        (S::Ready, I::Close) => Ok(S::Unloading),
+        (S::Ready | S::Loading | S::Warming, I::DeviceFault) => Ok(S::Recovering),
         // A load that is not over is cancelled at its next step.
         (S::Fetching | S::Loading | S::Warming | S::Recovering, I::Unload) => Ok(S::Unloading),
         (S::Failed, I::Unload) => Ok(S::Absent),
@@ -78,12 +84,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const INPUTS: [ModelInput; 9] = [
+    const INPUTS: [ModelInput; 10] = [
         ModelInput::Load,
         ModelInput::Fetched,
         ModelInput::Loaded,
         ModelInput::Warmed,
         ModelInput::Unload,
+        ModelInput::Close,
         ModelInput::Emptied,
         ModelInput::Unloaded,
         ModelInput::Fail,
@@ -122,6 +129,7 @@ mod tests {
                     ModelInput::Load => loading += 1,
                     ModelInput::Warmed => { loading -= 1; warmed = true }
                     ModelInput::Fail if state != ModelState::Unloading => loading = 0,
+                    ModelInput::DeviceFault => loading = 0,
                     ModelInput::Unload if state != ModelState::Ready => loading = 0,
                     _ => {}
                 }

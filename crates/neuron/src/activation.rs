@@ -16,6 +16,11 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// Longest such pause.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
+/// What a model is asked before it serves, where its entry says nothing.
+const WARM_WORDS: &str = "hello";
+/// Tokens of the answer.
+const WARM_TOKENS: usize = 2;
+
 /// Makes the load of a configured entry.
 ///
 /// # Errors
@@ -36,6 +41,14 @@ pub(crate) fn spec_of(entry: &ModelEntry) -> Result<LoadSpec, Error> {
         quant: entry.quant.clone(),
         device: entry.device.clone(),
         overrides,
+        process: entry.process.clone().map(std::sync::Arc::new),
+        context_length: entry.context_length,
+        memory: (entry.memory_mib as u64) << 20,
+        sampling: entry.sampling.unwrap_or_default(),
+        warmup: (
+            entry.warmup.clone().unwrap_or_else(|| WARM_WORDS.to_string()),
+            entry.warmup_tokens.map_or(WARM_TOKENS, |tokens| tokens as usize),
+        ),
     })
 }
 
@@ -87,7 +100,7 @@ async fn retry(spec: LoadSpec, models: Models) {
     loop {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY_MAX);
-        match models.load(spec.clone()).await {
+        match models.load(spec.clone(), false).await {
             Ok(()) => return tracing::info!(model = %spec.model_id, "default model loaded after a retry"),
             Err(LoadFailure { error, transient }) if transient || error.code() == Code::Draining => {
                 tracing::warn!(model = %spec.model_id, %error, "default model failed again; will retry");

@@ -18,6 +18,7 @@ use service::token;
 use service::traces::{TraceError, TraceSettings};
 use tokio::net::TcpListener;
 
+use crate::asking;
 use crate::check;
 use crate::fetch::{self, Downloads};
 use crate::metrics::{Families, Metrics};
@@ -49,6 +50,11 @@ enum Command {
         #[command(subcommand)]
         what: HooksCommand,
     },
+    /// Show what a running worker runs at its start, at each request and at its end, what its models went through, and how
+    /// its parts are.
+    Lifecycle(asking::LifecycleArgs),
+    /// Print the log of a model, or of the worker itself: what hooks and engines wrote.
+    Logs(asking::LogsArgs),
     /// Print all metrics that this program has, as a table.
     Metrics,
     /// Print what there is to know about the configuration.
@@ -114,6 +120,8 @@ pub fn main() -> ExitCode {
             let name = name_of(&options);
             run("neuron", &log, rehearse::test(args, options, name), |_| exit::CONFIG)
         }),
+        Command::Lifecycle(args) => Ok(asks(asking::lifecycle(args))),
+        Command::Logs(args) => Ok(asks(asking::logs(args))),
         Command::Metrics => metrics("neuron", Families::register).map(|table| {
             print!("{table}");
             exit::CLEAN
@@ -128,6 +136,12 @@ pub fn main() -> ExitCode {
         }),
     };
     ExitCode::from(code.unwrap_or_else(|code| code))
+}
+
+/// Runs a command that asks a worker something, with nothing but its own words on the terminal.
+fn asks(command: impl Future<Output = Result<u8, words::Error>>) -> u8 {
+    let quiet = LogOptions { filter: "warn".into(), ..LogOptions::default() };
+    run("neuron", &quiet, command, |_| exit::FAILURE)
 }
 
 /// Returns the node's name.
@@ -171,7 +185,8 @@ async fn serve(options: Options) -> Result<u8, NodeError> {
         hooks: Vec::new(),
         on_data_address: None,
     };
-    node::run(options, around).await
+    // Boxed: it is large, and moved through several hands.
+    Box::pin(node::run(options, around)).await
 }
 
 /// What the environment says of hubs.
@@ -181,7 +196,7 @@ fn environment() -> hub::Settings {
 
 #[allow(clippy::print_stdout)]
 async fn pull(args: PullArgs, options: Options) -> Result<u8, words::Error> {
-    let mut reference = pull::reference(&options.default_models, &args.model)?;
+    let mut reference = pull::reference(&options, &args.model)?;
     if let Some(revision) = &args.revision {
         reference = reference.with_revision(revision)?;
     }

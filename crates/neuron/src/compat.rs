@@ -34,7 +34,7 @@ fn finished_reason(outcome: &str) -> Option<&'static str> {
     match Code::from_text(outcome) {
         None if outcome == "length" => Some("length"),
         None => Some("stop"),
-        Some(Code::ClientClosed) => Some("abort"),
+        Some(Code::ClientClosed | Code::Cancelled) => Some("abort"),
         Some(_) => None,
     }
 }

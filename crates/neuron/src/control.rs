@@ -11,7 +11,9 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use control::proto;
 use control::proto::control_server::{Control, ControlServer};
-use control::{intent_order_from_proto, model_status_to_proto, node_status_to_proto, status_from_error};
+use control::{
+    inspection_to_proto, intent_order_from_proto, model_status_to_proto, node_status_to_proto, status_from_error,
+};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
@@ -21,13 +23,16 @@ use words::{Code, Error, GatewayId, Intent, ModelId, NodeState, RolloutId};
 use crate::compat;
 use crate::data::{HttpError, spec_from_request};
 use crate::fetch::Downloads;
+use crate::inspect::Inspector;
 use crate::life::LifeHandle;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::options::Options;
 use crate::publisher::Publisher;
-use crate::pull;
 use crate::sessions::{Session, Sessions};
+use crate::streams::{Asked, Streams, Which};
+use crate::turns::Turns;
+use crate::{logs, pull};
 
 /// A status goes out at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -35,6 +40,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const SILENT_MAX: Duration = Duration::from_secs(4);
 /// Statuses that wait for a gateway that reads slowly; one that lets them pile up is cut off.
 const STATUS_QUEUE: usize = 8;
+/// Most requests that a cancellation names in its answer; it counts them all.
+const CANCELLED_TOLD_MAX: usize = 1000;
 /// Most bytes of one control message.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
@@ -44,6 +51,9 @@ pub(crate) struct ControlPlane {
     pub(crate) publisher: Publisher,
     pub(crate) sessions: Sessions,
     pub(crate) models: Models,
+    pub(crate) streams: Streams,
+    pub(crate) turns: Turns,
+    pub(crate) inspector: Inspector,
     pub(crate) life: LifeHandle,
     pub(crate) downloads: Downloads,
     pub(crate) options: Arc<Options>,
@@ -55,13 +65,14 @@ pub(crate) struct ControlPlane {
 impl ControlPlane {
     fn authorise<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let shown = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
-        match (&self.token, shown) {
+        self.allow(shown).map_err(|error| status_from_error(&error))
+    }
+
+    fn allow(&self, shown: Option<&str>) -> Result<(), Error> {
+        match (&self.token, shown.and_then(|value| value.strip_prefix("Bearer "))) {
             (None, _) => Ok(()),
             (Some(token), Some(shown)) if token.matches(shown) => Ok(()),
-            (Some(_), _) => {
-                Err(status_from_error(&Error::new(Code::Unauthorized, "the control port needs the shared token")))
-            }
+            (Some(_), _) => Err(Error::new(Code::Unauthorized, "the control port needs the shared token")),
         }
     }
 }
@@ -76,6 +87,7 @@ fn status_message(status: &words::NodeStatus) -> proto::NodeMessage {
 impl Control for ControlPlane {
     type AttachStream = NodeStream;
     type PullModelStream = pull::PullStream;
+    type ModelLogsStream = logs::LogStream;
 
     async fn attach(&self, request: Request<Streaming<proto::GatewayMessage>>) -> Result<Response<NodeStream>, Status> {
         self.authorise(&request)?;
@@ -114,11 +126,11 @@ impl Control for ControlPlane {
             quant: given(message.quant),
             device: given(message.device),
             path: given(message.path),
+            make_room: Some(message.make_room),
         };
-        let spec =
-            spec_from_request(&self.options.default_models, request).map_err(|error| status_from_error(&error))?;
+        let spec = spec_from_request(&self.options, request).map_err(|error| status_from_error(&error))?;
         let id = spec.model_id.clone();
-        self.models.load(spec).await.map_err(|failure| status_from_error(&failure.error))?;
+        self.models.load(spec, message.make_room).await.map_err(|failure| status_from_error(&failure.error))?;
         let model = self.models.status(&id).as_ref().map(model_status_to_proto);
         Ok(Response::new(proto::LoadModelResponse { model }))
     }
@@ -128,7 +140,7 @@ impl Control for ControlPlane {
         request: Request<proto::PullModelRequest>,
     ) -> Result<Response<pull::PullStream>, Status> {
         self.authorise(&request)?;
-        let begun = pull::begin(&self.downloads, &self.options.default_models, &request.into_inner().model);
+        let begun = pull::begin(&self.downloads, &self.options, &request.into_inner().model);
         begun.map(Response::new).map_err(|error| status_from_error(&error))
     }
 
@@ -166,6 +178,55 @@ impl Control for ControlPlane {
         let status = released.map_err(|error| status_from_error(&error))?;
         Ok(Response::new(proto::ReleaseHoldResponse { status: Some(node_status_to_proto(&status)) }))
     }
+
+    async fn cancel_requests(
+        &self,
+        request: Request<proto::CancelRequestsRequest>,
+    ) -> Result<Response<proto::CancelRequestsResponse>, Status> {
+        self.authorise(&request)?;
+        let which = which(request.into_inner()).map_err(|error| status_from_error(&error))?;
+        let ended = self.streams.cancel(&which);
+        if !ended.is_empty() {
+            tracing::info!(?which, count = ended.len(), "cancelled");
+        }
+        let count = ended.len() as u32;
+        let running = |asked: Asked| proto::RunningRequest {
+            request_id: asked.request_id,
+            completion_id: asked.completion_id,
+            model_id: asked.model.to_string(),
+        };
+        let requests = ended.into_iter().take(CANCELLED_TOLD_MAX).map(running).collect();
+        Ok(Response::new(proto::CancelRequestsResponse { count, requests }))
+    }
+
+    async fn get_lifecycle(
+        &self,
+        request: Request<proto::GetLifecycleRequest>,
+    ) -> Result<Response<proto::GetLifecycleResponse>, Status> {
+        self.authorise(&request)?;
+        Ok(Response::new(inspection_to_proto(&self.inspector.look().await)))
+    }
+
+    async fn model_logs(&self, request: Request<proto::ModelLogsRequest>) -> Result<Response<logs::LogStream>, Status> {
+        self.authorise(&request)?;
+        let begun = logs::begin(&self.turns, &self.publisher, &request.into_inner());
+        begun.map(Response::new).map_err(|error| status_from_error(&error))
+    }
+}
+
+/// Reads which requests are meant.
+///
+/// # Errors
+/// `InvalidRequest` when none are, or the name is none.
+fn which(message: proto::CancelRequestsRequest) -> Result<Which, Error> {
+    use proto::cancel_requests_request::Which as Named;
+    let bad = |field: &str, error: words::IdError| Error::invalid(field, error.to_string());
+    match message.which {
+        Some(Named::RequestId(id)) if !id.is_empty() => Ok(Which::Id(id)),
+        Some(Named::ModelId(id)) => ModelId::new(id).map(Which::Model).map_err(|error| bad("model_id", error)),
+        Some(Named::GatewayId(id)) => GatewayId::new(id).map(Which::Gateway).map_err(|error| bad("gateway_id", error)),
+        _ => Err(Error::invalid("which", "say which requests: a request_id, a model_id or a gateway_id")),
+    }
 }
 
 /// Speaks with one gateway until either side leaves.
@@ -184,6 +245,7 @@ async fn speak(
         let reply = tokio::select! {
             message = inbound.message() => {
                 silent_at = tokio::time::Instant::now() + SILENT_MAX;
+                session.heard();
                 let Ok(Some(message)) = message else { return };
                 match message.message {
                     Some(Message::Ack(ack)) => {
@@ -221,6 +283,7 @@ pub(crate) fn router(plane: ControlPlane) -> Router {
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/api/lifecycle", get(lifecycle))
         .with_state(plane);
     tonic::service::Routes::new(grpc).into_axum_router().merge(probes)
 }
@@ -232,6 +295,15 @@ async fn readyz(State(plane): State<ControlPlane>) -> impl IntoResponse {
     let (state, intent, activation) = (status.state, status.intent, &status.activation);
     let progress = format!("{state:?}, intent {intent:?}, default models {}/{}\n", activation.done, activation.total);
     (code, progress)
+}
+
+/// `GET /api/lifecycle`: the inspector's snapshot, under the token of the port's orders, for it names commands and paths.
+async fn lifecycle(
+    State(plane): State<ControlPlane>,
+    headers: header::HeaderMap,
+) -> Result<axum::Json<words::Inspection>, HttpError> {
+    plane.allow(headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()))?;
+    Ok(axum::Json(plane.inspector.look().await))
 }
 
 /// What a scrape may ask for.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lifecycle::{Drain, DrainBudget, DrainFacts, DrainStep, OFFER_EVERY, OFFERS_MAX};
 use service::clock::Clock;
+use tokio::sync::watch;
 use words::{Code, DrainPhase};
 
 use crate::metrics::Metrics;
@@ -11,16 +12,18 @@ use crate::ready::ReadyModel;
 use crate::streams::Streams;
 
 /// Hands queued requests back, lets running ones end or go elsewhere within the budget, and cuts the rest; without a
-/// budget at once. Returns how many were cut.
+/// budget, or once `hurry` says so, at once. Returns how many were cut.
 pub(crate) async fn empty(
     model: &ReadyModel,
     budget: Option<DrainBudget>,
+    mut hurry: watch::Receiver<bool>,
     clock: Clock,
     streams: &Streams,
     metrics: &Metrics,
 ) -> usize {
     let now = DrainBudget { settle_max: Duration::ZERO, handoff: None, deadline: Duration::ZERO, cut_max: CUT_MAX };
-    let mut drain = Drain::begin_closed(clock.now(), budget.unwrap_or(now));
+    let mut hurried = *hurry.borrow() || budget.is_none();
+    let mut drain = Drain::begin_closed(clock.now(), budget.filter(|_| !hurried).unwrap_or(now));
     let mut load = model.engine.watch();
     let mut cut = 0;
     model.engine.hand_back();
@@ -41,9 +44,17 @@ pub(crate) async fn empty(
                     metrics.handoffs_offered.inc_by(made as u64);
                     wake = wake.min(clock.instant(clock.now() + OFFER_EVERY));
                 }
-                // An engine whose thread has ended has nothing left.
-                if let Ok(Err(_)) = tokio::time::timeout_at(wake, load.changed()).await {
-                    return cut;
+                tokio::select! {
+                    // An engine whose thread has ended has nothing left.
+                    changed = tokio::time::timeout_at(wake, load.changed()) => {
+                        if let Ok(Err(_)) = changed {
+                            return cut;
+                        }
+                    }
+                    Ok(_) = hurry.wait_for(|hurry| *hurry), if !hurried => {
+                        hurried = true;
+                        drain = Drain::begin_closed(clock.now(), now);
+                    }
                 }
             }
         }

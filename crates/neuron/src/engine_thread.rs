@@ -13,12 +13,13 @@ use std::time::Duration;
 use inference::engine::{Batch, Engine, EngineError, Outputs};
 use inference::{Event, EventKind, Load, RequestKey, Scheduler, Submission};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, watch};
-use words::{Code, Error, Fingerprint};
+use tokio::sync::{mpsc, oneshot, watch};
+use words::{Code, Error, Fingerprint, Moment};
 
 use crate::crumbs::Crumbs;
 use crate::keeper::Keeper;
 use crate::metrics::ModelMetrics;
+use crate::process::Queue;
 use service::clock::Clock;
 
 /// How often a thread with nothing but paused sequences looks whether a reader has caught up.
@@ -33,45 +34,87 @@ pub(crate) enum Message {
     Event(EventKind),
 }
 
+#[derive(Debug)]
 enum Command {
     Submit(Box<Submission>, Fingerprint, mpsc::Sender<Message>),
     Cancel(RequestKey),
+    End(RequestKey),
     HandBack,
     FailAll(Code, &'static str),
     Stop,
 }
 
-/// The way to an engine thread; cheap to clone.
+/// What takes commands: an engine's thread, or the queue to an external engine.
+#[derive(Clone, Debug)]
+enum Inbox {
+    Thread(Sender<Command>),
+    Queue(Queue),
+}
+
+impl Inbox {
+    fn send(&self, command: Command) {
+        match (self, command) {
+            // A thread that is gone has ended everything already.
+            (Inbox::Thread(inbox), command) => _ = inbox.send(command),
+            (Inbox::Queue(_), Command::Submit(_, _, events)) => {
+                let error = Error::internal("an external engine takes requests at its queue alone");
+                let _ = events.try_send(Message::Refused(error));
+            }
+            (Inbox::Queue(queue), Command::Cancel(request)) => queue.cancel(request),
+            (Inbox::Queue(queue), Command::End(request)) => queue.end(request),
+            (Inbox::Queue(queue), Command::HandBack) => queue.hand_back(),
+            (Inbox::Queue(queue), Command::FailAll(code, message)) => queue.fail_all(code, message),
+            (Inbox::Queue(queue), Command::Stop) => queue.stop(),
+        }
+    }
+}
+
+/// The way to an engine; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct EngineHandle {
-    inbox: Sender<Command>,
+    inbox: Inbox,
     load: watch::Receiver<Load>,
     turns: Arc<AtomicU64>,
+    /// When the last step ended, or the thread began: milliseconds of the program's clock.
+    stepped: Arc<AtomicU64>,
 }
 
 /// Cancels requests when it is dropped, whoever drops it and why.
 #[derive(Debug)]
 pub(crate) struct CancelGuard {
-    inbox: Sender<Command>,
+    inbox: Inbox,
     requests: Vec<RequestKey>,
+}
+
+impl CancelGuard {
+    /// Ends the requests properly: their events go on to the end, which comes before the next step.
+    pub(crate) fn end(&self) {
+        for request in &self.requests {
+            self.inbox.send(Command::End(*request));
+        }
+    }
 }
 
 impl Drop for CancelGuard {
     fn drop(&mut self) {
         for request in self.requests.drain(..) {
-            // A thread that is gone has cancelled everything already.
-            let _ = self.inbox.send(Command::Cancel(request));
+            self.inbox.send(Command::Cancel(request));
         }
     }
 }
 
 impl EngineHandle {
+    /// Makes the way to an external engine.
+    pub(crate) fn of_queue(queue: Queue) -> Self {
+        EngineHandle { load: queue.watch(), turns: queue.turns(), stepped: queue.stepped(), inbox: Inbox::Queue(queue) }
+    }
+
     /// Submits a request, which breadcrumbs know by `name`; its events, or its refusal, come out of the receiver. What
     /// cancels it is [`EngineHandle::guard`].
     pub(crate) fn submit(&self, submission: Submission, name: Fingerprint, queue: usize) -> mpsc::Receiver<Message> {
         let (events, receiver) = mpsc::channel(queue);
         // When the thread is gone the sender is dropped with the command, and the receiver ends.
-        let _ = self.inbox.send(Command::Submit(Box::new(submission), name, events));
+        self.inbox.send(Command::Submit(Box::new(submission), name, events));
         receiver
     }
 
@@ -80,24 +123,39 @@ impl EngineHandle {
         CancelGuard { inbox: self.inbox.clone(), requests }
     }
 
+    /// Ends a request properly, if it is known here; see [`CancelGuard::end`].
+    pub(crate) fn end(&self, request: RequestKey) {
+        self.inbox.send(Command::End(request));
+    }
+
     /// Hands queued requests back to their owners as `Draining`.
     pub(crate) fn hand_back(&self) {
-        let _ = self.inbox.send(Command::HandBack);
+        self.inbox.send(Command::HandBack);
     }
 
     /// Ends every request with `code`.
     pub(crate) fn fail_all(&self, code: Code, message: &'static str) {
-        let _ = self.inbox.send(Command::FailAll(code, message));
+        self.inbox.send(Command::FailAll(code, message));
     }
 
     /// Ends the thread after its running step; what still runs is failed.
     pub(crate) fn stop(&self) {
-        let _ = self.inbox.send(Command::Stop);
+        self.inbox.send(Command::Stop);
     }
 
     /// Returns how many turns the thread has made: one that does not rise is stuck in its step.
     pub(crate) fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Returns when the last step ended, or the thread began.
+    pub(crate) fn stepped(&self) -> Moment {
+        Moment::after_start(Duration::from_millis(self.stepped.load(Ordering::Relaxed)))
+    }
+
+    /// Whether the thread is there.
+    pub(crate) fn alive(&self) -> bool {
+        self.load.has_changed().is_ok()
     }
 
     /// Returns a reader of the load.
@@ -134,21 +192,41 @@ struct EngineLoop {
     outlets: BTreeMap<RequestKey, Outlet>,
     load: watch::Sender<Load>,
     turns: Arc<AtomicU64>,
+    stepped: Arc<AtomicU64>,
+}
+
+/// A thread that was started.
+pub(crate) struct Started {
+    pub(crate) handle: EngineHandle,
+    pub(crate) thread: JoinHandle<()>,
+    /// Ends with the thread, however that ends.
+    pub(crate) ended: oneshot::Receiver<()>,
 }
 
 /// Starts the thread.
 ///
 /// # Errors
 /// When the system gives no thread.
-pub(crate) fn spawn(name: &str, clock: Clock, own: Own) -> Result<(EngineHandle, JoinHandle<()>), Error> {
+pub(crate) fn spawn(name: &str, clock: Clock, own: Own) -> Result<Started, Error> {
     let (sender, inbox) = channel();
     let (load, watch) = watch::channel(own.scheduler.load());
     let turns = Arc::new(AtomicU64::new(0));
-    let state = EngineLoop { own, clock, inbox, outlets: BTreeMap::new(), load, turns: turns.clone() };
+    let stepped = Arc::new(AtomicU64::new(millis(clock.now())));
+    let (outlets, turns_made, steps_made) = (BTreeMap::new(), turns.clone(), stepped.clone());
+    let state = EngineLoop { own, clock, inbox, outlets, load, turns: turns_made, stepped: steps_made };
     // Linux shows the first 15 bytes of a thread's name.
     let thread = std::thread::Builder::new().name(format!("engine {name}"));
-    let thread = thread.spawn(move || state.run()).map_err(Error::internal)?;
-    Ok((EngineHandle { inbox: sender, load: watch, turns }, thread))
+    let (alive, ended) = oneshot::channel::<()>();
+    let thread = thread.spawn(move || {
+        let _alive = alive;
+        state.run();
+    });
+    let handle = EngineHandle { inbox: Inbox::Thread(sender), load: watch, turns, stepped };
+    Ok(Started { handle, thread: thread.map_err(Error::internal)?, ended })
+}
+
+pub(crate) fn millis(moment: Moment) -> u64 {
+    moment.since(Moment::ZERO).as_millis() as u64
 }
 
 enum Turn {
@@ -183,6 +261,7 @@ impl EngineLoop {
                         self.own.scheduler.step_failed(&batch, &mut events);
                     }
                 }
+                self.stepped.store(millis(self.clock.now()), Ordering::Relaxed);
             }
             idle &= !self.deliver(&mut events);
             self.publish_load();
@@ -256,6 +335,7 @@ impl EngineLoop {
                 self.outlets.remove(&request);
                 self.own.scheduler.cancel(request);
             }
+            Command::End(request) => drop(self.own.scheduler.stop(request, events)),
             Command::HandBack => self.own.scheduler.hand_back(events),
             Command::FailAll(code, message) => self.own.scheduler.fail_all(code, message, events),
             Command::Stop => return Turn::Stop,
@@ -387,8 +467,8 @@ mod tests {
             crumbs: Crumbs::begin(None, &model),
             metrics: metrics.model("m"),
         };
-        let (clock, turns) = (Clock::start(), Arc::default());
-        let mut engine = EngineLoop { own, clock, inbox, outlets: BTreeMap::new(), load, turns };
+        let (clock, turns, stepped) = (Clock::start(), Arc::default(), Arc::default());
+        let mut engine = EngineLoop { own, clock, inbox, outlets: BTreeMap::new(), load, turns, stepped };
         let (queue, mut reader) = mpsc::channel(1);
         let (request, name) = (RequestKey(1), Fingerprint::default());
         engine.outlets.insert(request, Outlet { name, queue, overflow: VecDeque::new() });

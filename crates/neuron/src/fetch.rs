@@ -1,13 +1,13 @@
 //! Models from a hub: what is told of a download while it runs, and that it ends with those who want it.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hub::{Hub, HubError, Pulled, Reference, Settings, Source};
 use service::clock::Clock;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use words::{Code, Error, Moment};
 
 use crate::harness::{DEFAULT_HARNESS, LoadFailure};
@@ -105,14 +105,14 @@ impl Downloads {
         &self,
         model: &str,
         reference: &Reference,
-        cancelled: &AtomicBool,
+        cancelled: &watch::Receiver<bool>,
         show: impl Fn(u32),
     ) -> Result<PathBuf, LoadFailure> {
         let seen = AtomicU64::new(0);
         let work = self.fetch(model, reference, false, |pulled| seen.store(permille(pulled), Ordering::Relaxed));
         let look = async {
             let mut shown = 0;
-            while !cancelled.load(Ordering::Acquire) {
+            while !*cancelled.borrow() {
                 let now = seen.load(Ordering::Relaxed);
                 if now != shown {
                     show(now as u32);

@@ -45,6 +45,9 @@ impl Keeper {
 
     /// Takes back the longest prefix of a request that the store has in memory and the engine has not.
     pub(crate) fn restore(&self, submission: &Submission, scheduler: &mut Scheduler, engine: &mut dyn Engine) {
+        if !self.store.in_memory() {
+            return;
+        }
         let accepted = submission.choices.first().filter(|_| submission.choices.len() == 1);
         let accepted = accepted.map_or(&[][..], |choice| choice.accepted.as_slice());
         let tokens: Vec<u32> = submission.prompt.iter().chain(accepted).copied().collect();
@@ -76,8 +79,12 @@ impl Keeper {
 
     /// Brings what the disk has of a prompt into memory. Blocks on the disk.
     pub(crate) fn prefetch(&self, prompt: &[u32], salt: &[u8; 32]) {
-        if !self.store.is_empty() {
+        if self.store.on_disk() {
             self.store.prefetch(self.of, salt, prompt, self.block_tokens, self.clock.unix_seconds());
         }
     }
 }
+
+#[cfg(all(test, feature = "candle"))]
+#[path = "keeper_tests.rs"]
+mod tests;

@@ -8,6 +8,7 @@
 //! [`node`] wires the parts and owns the order of things: control port, activation, data port, drain, exit.
 
 mod activation;
+mod asking;
 mod canary;
 mod check;
 mod cli;
@@ -20,14 +21,19 @@ mod emptying;
 mod engine_thread;
 mod fetch;
 mod harness;
+mod history;
+mod inspect;
 mod keeper;
+mod kv;
 mod life;
+mod logs;
 mod manager;
 mod metrics;
 mod models;
 pub mod node;
 pub mod options;
 mod pace;
+mod process;
 mod publisher;
 mod pull;
 mod ready;
@@ -35,6 +41,7 @@ mod rehearse;
 mod sampling;
 mod sessions;
 mod state_dir;
+mod stopped;
 mod streams;
 mod turns;
 

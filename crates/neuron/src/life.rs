@@ -18,6 +18,7 @@ use words::{
 
 use crate::activation::activate;
 use crate::canary;
+use crate::kv::StoredKv;
 use crate::manager::Manager;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -112,6 +113,7 @@ pub(crate) struct Parts {
     pub(crate) manager: Manager,
     pub(crate) options: Arc<Options>,
     pub(crate) state_dir: Option<StateDir>,
+    pub(crate) kv: StoredKv,
     pub(crate) port: DataPort,
 }
 
@@ -136,15 +138,12 @@ pub(crate) struct Life {
     /// The generation of the last publication, which gateways acknowledge.
     announced: Generation,
     exit: Option<ExitKind>,
-    /// When the time of everything that unloads is over.
-    hooks_by: Option<Moment>,
 }
 
 impl Life {
     pub(crate) fn new(machine: NodeLife, parts: Parts) -> Self {
         parts.gate.close();
-        let mut life =
-            Life { machine, parts, data: None, work: None, announced: Generation(0), exit: None, hooks_by: None };
+        let mut life = Life { machine, parts, data: None, work: None, announced: Generation(0), exit: None };
         life.publish();
         life
     }
@@ -159,13 +158,16 @@ impl Life {
         mut commands: mpsc::Receiver<Command>,
     ) -> Result<Ended, NodeError> {
         let load = self.machine.loads_defaults().then(|| self.load());
-        let turns = self.parts.turns.clone();
+        let (turns, kv) = (self.parts.turns.clone(), self.parts.kv.clone());
         self.work = Some(Box::pin(async move {
-            match (turns.of_node(HookEvent::Startup).await, load) {
-                (Err(error), _) => Done::NotStarted(error),
+            let done = match (turns.of_node(HookEvent::Startup).await, load) {
+                (Err(error), _) => return Done::NotStarted(error),
                 (Ok(()), Some(load)) => load.await,
                 (Ok(()), None) => Done::Activated(Ok(())),
-            }
+            };
+            // So that the first request ever served finds the KV of the life before, too.
+            kv.opened().await;
+            done
         }));
         let mut in_flight = self.parts.gate.watch();
         let mut acks = self.parts.sessions.watch();
@@ -176,8 +178,11 @@ impl Life {
             acks.mark_unchanged();
             self.rest().await;
             if let Some(kind) = self.exit {
-                let hooks_by = self.hooks_by.unwrap_or(self.now() + self.parts.options.drain.unload_max());
-                let deadman = self.parts.manager.into_deadman();
+                let (now, unload_max) = (self.now(), self.parts.options.drain.unload_max());
+                let guarded = self.parts.manager.into_deadman();
+                // The hooks of the process's end have what is left of the time that the exit was given.
+                let hooks_by = guarded.as_ref().map_or(now + unload_max, |(by, _)| *by);
+                let deadman = guarded.map(|(_, deadman)| deadman);
                 return Ok(Ended { cut: kind == ExitKind::StreamsCut, data: self.data, deadman, hooks_by });
             }
             let wake = self.machine.wake_at().map(|at| self.parts.clock.instant(at));
@@ -342,12 +347,7 @@ impl Life {
                 Act::Offer { open_at_most } => self.offer(open_at_most),
                 Act::Withdraw => self.parts.streams.withdraw(),
                 Act::Cut => self.cut(),
-                Act::Unload => {
-                    // The hooks of the process's end have what unloading leaves of its time.
-                    self.hooks_by =
-                        self.machine.is_leaving().then(|| self.now() + self.parts.options.drain.unload_max());
-                    self.work = Some(self.unload());
-                }
+                Act::Unload => self.work = Some(self.unload()),
                 Act::Load => self.work = Some(self.load()),
                 Act::RunCanary(canary) => {
                     let asked = canary::ask(self.parts.models.clone(), self.parts.clock, canary);
@@ -387,7 +387,7 @@ impl Life {
     fn load(&self) -> Work {
         let Parts { options, models, publisher, .. } = &self.parts;
         let (options, models, publisher) = (options.clone(), models.clone(), publisher.clone());
-        Box::pin(async move { Done::Activated(activate(&options.default_models, &models, &publisher).await) })
+        Box::pin(async move { Done::Activated(activate(&options.at_start(), &models, &publisher).await) })
     }
 
     /// Unloads every model, all at once, each within the bound; one that fails never keeps the rest.

@@ -95,9 +95,9 @@ impl Manager {
         self.supervision.look(self.clock.now(), mark, one_line(status, in_flight));
     }
 
-    /// Returns the deadman, still armed.
-    pub(crate) fn into_deadman(self) -> Option<Deadman> {
-        self.deadman.map(|(_, deadman)| deadman)
+    /// Returns the moment by which this life should be over, and the deadman behind it, still armed.
+    pub(crate) fn into_deadman(self) -> Option<(Moment, Deadman)> {
+        self.deadman
     }
 }
 

@@ -3,14 +3,14 @@
 use hooks::HookMetrics;
 use inference::{EventKind, Load};
 use service::metrics::prometheus::{
-    CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec,
+    CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
 };
 use service::metrics::{
     LATENCY_SECONDS, MetricsError, REQUEST_SECONDS, Registry, TIME_PER_OUTPUT_TOKEN_SECONDS, total,
 };
 use service::server::ServerMetrics;
 use service::traces::TraceMetrics;
-use words::{NodeState, NodeStatus};
+use words::{NodeMemory, NodeState, NodeStatus};
 
 /// Everything that a worker registers.
 pub(crate) struct Families {
@@ -58,6 +58,7 @@ pub(crate) struct Metrics {
     drain_remaining: Gauge,
     requests: IntCounterVec,
     disconnects: IntCounterVec,
+    cancelled: IntCounterVec,
     unknown_fields: IntCounterVec,
     prompt_tokens: IntCounterVec,
     generation_tokens: IntCounterVec,
@@ -77,6 +78,14 @@ pub(crate) struct Metrics {
     prefix_hits: IntCounterVec,
     restored_blocks: IntCounterVec,
     load_seconds: CounterVec,
+    engine_restarts: IntCounterVec,
+    loads: IntCounterVec,
+    swap_seconds: HistogramVec,
+    load_wait_seconds: HistogramVec,
+    evictions: IntCounterVec,
+    ttl_unloads: IntCounterVec,
+    memory_budget: IntGauge,
+    memory_used: IntGauge,
     download_bytes: IntCounterVec,
     download_seconds: CounterVec,
     downloads: IntCounterVec,
@@ -97,6 +106,9 @@ impl Metrics {
         let model = &["model"];
         let counter = |name: &str, help: &str| {
             registry.counter_vec(name, help, &[]).map(|family| family.with_label_values::<&str>(&[]))
+        };
+        let gauge = |name: &str, help: &str| {
+            registry.gauge_vec(name, help, &[]).map(|family| family.with_label_values::<&str>(&[]))
         };
         let parts = |name: &str, help: &str| registry.histogram_vec(name, help, model, REQUEST_SECONDS);
         Ok(Metrics {
@@ -122,6 +134,11 @@ impl Metrics {
                 "neuron_client_disconnects_total",
                 "Requests whose client (or gateway) left before the end.",
                 model,
+            )?,
+            cancelled: registry.counter_vec(
+                "neuron_requests_cancelled_total",
+                "Requests that an operator cancelled, by how they were named: id, model or gateway.",
+                &["model", "reason"],
             )?,
             unknown_fields: registry.counter_vec(
                 "neuron_unknown_request_fields_total",
@@ -196,6 +213,43 @@ impl Metrics {
                 "Time spent loading, warm-up included.",
                 model,
             )?,
+            loads: registry.counter_vec(
+                "neuron_model_loads_total",
+                "Loads that ended, by outcome: ok, failed, cancelled, or no_room for one that did not fit or found no room in time.",
+                &["model", "outcome"],
+            )?,
+            swap_seconds: registry.histogram_vec(
+                "neuron_model_swap_seconds",
+                "From the word that a model is wanted until it serves: its files, its wait for room, its load and warm-up.",
+                model,
+                REQUEST_SECONDS,
+            )?,
+            load_wait_seconds: registry.histogram_vec(
+                "neuron_model_load_wait_seconds",
+                "What a request waited for its model, where that had to be loaded.",
+                model,
+                REQUEST_SECONDS,
+            )?,
+            evictions: registry.counter_vec(
+                "neuron_model_evictions_total",
+                "Times a model without work was unloaded to make room for another.",
+                model,
+            )?,
+            ttl_unloads: registry.counter_vec(
+                "neuron_model_ttl_unloads_total",
+                "Times a model was unloaded because nobody asked for it for its time.",
+                model,
+            )?,
+            memory_budget: gauge("neuron_memory_budget_bytes", "Memory for all models together; 0: unknown.")?,
+            memory_used: gauge(
+                "neuron_memory_used_bytes",
+                "Memory that loaded models take, and that is set aside for those that load.",
+            )?,
+            engine_restarts: registry.counter_vec(
+                "neuron_engine_restarts_total",
+                "Times an engine that had ended by itself was started again.",
+                model,
+            )?,
             download_bytes: registry.counter_vec(
                 "neuron_download_bytes_total",
                 "Bytes of model files that came over the network.",
@@ -233,6 +287,11 @@ impl Metrics {
         self.disconnects.with_label_values(&[model]).inc();
     }
 
+    /// Counts a request that was cancelled.
+    pub(crate) fn cancelled(&self, model: &str, reason: &str) {
+        self.cancelled.with_label_values(&[model, reason]).inc();
+    }
+
     /// Counts fields nobody knows.
     pub(crate) fn unknown_fields(&self, model: &str, count: usize) {
         if count > 0 {
@@ -240,9 +299,41 @@ impl Metrics {
         }
     }
 
-    /// Adds a load's time.
-    pub(crate) fn loaded(&self, model: &str, seconds: f64) {
+    /// Adds a load's own time, and that since it was wanted.
+    pub(crate) fn loaded(&self, model: &str, seconds: f64, since_wanted: f64) {
         self.load_seconds.with_label_values(&[model]).inc_by(seconds);
+        self.swap_seconds.with_label_values(&[model]).observe(since_wanted);
+    }
+
+    /// Adds what a request waited for its model's load.
+    pub(crate) fn waited_for_load(&self, model: &str, seconds: f64) {
+        self.load_wait_seconds.with_label_values(&[model]).observe(seconds);
+    }
+
+    /// Counts a load's end.
+    pub(crate) fn load_ended(&self, model: &str, outcome: &str) {
+        self.loads.with_label_values(&[model, outcome]).inc();
+    }
+
+    /// Counts a model that made room.
+    pub(crate) fn evicted(&self, model: &str) {
+        self.evictions.with_label_values(&[model]).inc();
+    }
+
+    /// Counts a model whose time without a request is over.
+    pub(crate) fn ttl_over(&self, model: &str) {
+        self.ttl_unloads.with_label_values(&[model]).inc();
+    }
+
+    /// Shows what models may take and take.
+    pub(crate) fn show_memory(&self, memory: NodeMemory) {
+        self.memory_budget.set(i64::try_from(memory.budget).unwrap_or(i64::MAX));
+        self.memory_used.set(i64::try_from(memory.used).unwrap_or(i64::MAX));
+    }
+
+    /// Counts the restart of an engine that was lost.
+    pub(crate) fn engine_restarted(&self, model: &str) {
+        self.engine_restarts.with_label_values(&[model]).inc();
     }
 
     /// Adds bytes of model files.

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use hooks::{FunctionHook, HookConfigError};
 use hyper_util::service::TowerToHyperService;
-use kv_store::KvStore;
 use lifecycle::{HookEvent, NodeLife};
 use rand::Rng;
 use service::exit;
@@ -17,21 +16,24 @@ use service::token::{Token, TokenError, guard};
 use service::traces::{Program, TraceError, TraceSettings, Traces};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use words::{Incarnation, ModelId, ModelStatus, Moment, NodeId, NodeStatus};
+use words::{Incarnation, NodeId, NodeStatus};
 
 use crate::control::{ControlPlane, router as control_router};
 use crate::crumbs::Crumbs;
 use crate::data::{DataPlane, router as data_router};
 use crate::fetch::{self, Downloads};
 use crate::harness::Harnesses;
+use crate::inspect::Inspector;
+use crate::kv::StoredKv;
 use crate::life::{self, Life, Parts};
 use crate::manager::Manager;
 use crate::metrics::Families;
 use crate::models::{self, Models};
-use crate::options::{KvStoreOptions, Options, SHUTDOWN_MAX};
+use crate::options::{Options, SHUTDOWN_MAX};
 use crate::publisher::Publisher;
 use crate::sessions::Sessions;
 use crate::state_dir::StateDir;
+use crate::stopped::StopTeller;
 use crate::streams::Streams;
 use crate::turns::Turns;
 use service::clock::Clock;
@@ -117,8 +119,7 @@ fn first_status(options: &Options, host_name: &str, state_dir: Option<&StateDir>
         tracing::warn!(prompts = crumbs.len(), "the life before this one crashed while it ran these");
     }
     // Gateways know from them that a model exists, before it is loaded and while the node is drained.
-    let ids = options.default_models.iter().filter_map(|entry| ModelId::new(entry.id.clone()).ok());
-    let models = ids.map(ModelStatus::absent).collect();
+    let models = models::configured(options);
     Ok(NodeStatus { version: env!("CARGO_PKG_VERSION").into(), crumbs, models, ..status })
 }
 
@@ -130,37 +131,6 @@ pub fn guard_control(options: &Options) -> Result<Option<Token>, NodeError> {
     let token = options.control.token_file.as_deref().map(Token::read).transpose()?;
     guard("the control port", options.control.bind, token.as_ref())?;
     Ok(token)
-}
-
-/// Opens the KV store; what can't be used of it is said once, and goes without.
-fn open_store(options: &KvStoreOptions, clock: Clock) -> KvStore {
-    let opened = KvStore::open((options.ram_mib as u64) << 20, options.disk(), clock.unix_seconds());
-    if let Some(error) = opened.unusable {
-        tracing::warn!(%error, folder = ?options.folder, "KV is kept in memory alone: its folder can't be used");
-    }
-    let counts = opened.store.counts();
-    if counts.damaged > 0 {
-        tracing::warn!(files = counts.damaged, "stored KV was damaged or of another version, and is removed");
-    }
-    if counts.disk_blocks > 0 {
-        tracing::info!(blocks = counts.disk_blocks, bytes = counts.disk_bytes, "KV of an earlier life is there");
-    }
-    opened.store
-}
-
-/// Writes what is kept in memory to disk, until `by`.
-async fn spill(store: KvStore, clock: Clock, by: Moment) {
-    if !store.has_disk() || store.counts().ram_blocks == 0 {
-        return;
-    }
-    let work = tokio::task::spawn_blocking(move || store.spill(clock.unix_seconds(), || clock.now() < by));
-    match work.await {
-        Ok(spilled) => {
-            let (written, left) = (spilled.written, spilled.left);
-            tracing::info!(written, left, error = ?spilled.error, "KV written for the next life");
-        }
-        Err(error) => tracing::error!(%error, "KV could not be written"),
-    }
 }
 
 /// How often loads are looked at between the heartbeats.
@@ -227,42 +197,56 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let Families { worker: metrics, control: control_metrics, data: data_metrics, .. } = families;
     let program = Program { name: "neuron", version: env!("CARGO_PKG_VERSION"), instance: first.node.as_str() };
     let (traces, exporting) = Traces::start(&around.traces, program, families.traces)?;
-    let publisher = Publisher::new(first);
+    let publisher = Publisher::new(first.clone(), clock);
     let (sessions, gate, streams) = (Sessions::new(clock), Gate::new(), Streams::default());
     let settings = fetch::settings(around.hub, &options.harness.candle);
     let downloads = Downloads::new(settings, clock, metrics.clone());
-    let name = publisher.snapshot().node;
-    let turns = Turns::new(&options, name.as_str(), around.hooks, clock, families.hooks)?;
-    let ids = options.default_models.iter().filter_map(|entry| ModelId::new(entry.id.clone()).ok());
-    let (hooks_max, unload_max) = (ids.map(|id| turns.longest_stop(&id)).max(), options.drain.unload_max());
-    if hooks_max.is_some_and(|longest| longest > unload_max) {
-        tracing::warn!(?hooks_max, ?unload_max, "hooks of a model's end may take longer than drain.unload_max_s");
+    let turns = Turns::new(&options, first.node.as_str(), around.hooks, clock, families.hooks)?;
+    let (end_max, unload_max) = (turns.longest_end(&options), options.drain.unload_max());
+    if end_max > unload_max {
+        let message = "hooks of a model's end, and the stop of its engine, may take longer than drain.unload_max_s";
+        tracing::warn!(?end_max, ?unload_max, message);
     }
-    let kv = open_store(&options.kv_store, clock);
+    let kv = StoredKv::open(&options.kv_store, clock);
     let models = Models::new(models::Parts {
-        harnesses: Harnesses::new(&options.harness),
-        scheduler: options.scheduler,
+        harnesses: Harnesses::new(&options, clock),
+        options: Arc::new(options.clone()),
+        budget: crate::check::memory_budget(&options),
         clock,
         metrics: metrics.clone(),
         publisher: publisher.clone(),
         streams: streams.clone(),
         downloads: downloads.clone(),
         turns: turns.clone(),
-        kv: (kv.clone(), options.kv_store.keep_max()),
-        state_dir: options.node.state_dir.clone(),
+        kv: kv.store(),
     });
-    let first = publisher.snapshot();
     let (intent, budget_s) = (machine.intent(), options.drain.exit_budget().as_secs_f64());
     let version = first.version;
     tracing::info!(node = %first.node, incarnation = %first.incarnation, version, ?intent, budget_s, "worker starting");
     let (life, commands) = life::inbox();
+    let options_shared = Arc::new(options.clone());
+    let inspector = Inspector {
+        clock,
+        options: options_shared.clone(),
+        publisher: publisher.clone(),
+        models: models.clone(),
+        sessions: sessions.clone(),
+        turns: turns.clone(),
+        kv: kv.store(),
+        state_dir: state_dir.clone(),
+        control: control_metrics.clone(),
+        data: data_metrics.clone(),
+    };
     let plane = ControlPlane {
         publisher: publisher.clone(),
         sessions: sessions.clone(),
         models: models.clone(),
+        streams: streams.clone(),
+        turns: turns.clone(),
+        inspector,
         life,
         downloads,
-        options: Arc::new(options.clone()),
+        options: options_shared,
         token: token.clone(),
         registry,
         metrics: metrics.clone(),
@@ -275,6 +259,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         models: models.clone(),
         gate: gate.clone(),
         streams: streams.clone(),
+        stopped: StopTeller::start(turns.clone(), models.clone()),
         publisher: publisher.clone(),
         metrics: metrics.clone(),
         traces,
@@ -301,12 +286,13 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         manager: Manager::new(clock, around.notifier),
         options: Arc::new(options),
         state_dir,
+        kv: kv.clone(),
         port,
     };
     let (unload_max, keep_max) = (parts.options.drain.unload_max(), parts.options.kv_store.keep_max());
     let ended = Life::new(machine, parts).run(&mut around.signals, commands).await;
     let hooks_by = ended.as_ref().map_or(clock.now() + unload_max, |ended| ended.hooks_by);
-    spill(kv, clock, hooks_by.min(clock.now() + keep_max)).await;
+    kv.spill(hooks_by.min(clock.now() + keep_max)).await;
     if tokio::time::timeout_at(clock.instant(hooks_by), turns.of_node(HookEvent::Shutdown)).await.is_err() {
         tracing::warn!("the hooks of the shutdown took too long and were ended");
     }

@@ -1,6 +1,6 @@
 //! Everything an operator can set on a worker.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,8 +12,12 @@ use serde::{Deserialize, Serialize};
 use service::config::UnusableOption;
 use service::server::ServerOptions;
 use service::telemetry::LogOptions;
-use wire::output::Overrides;
-use words::{ModelId, NodeId};
+use words::NodeId;
+
+mod models;
+mod process;
+pub use models::{MemoryOptions, ModelEntry, SamplingOptions};
+pub use process::{EndpointName, ProcessOptions};
 
 /// The worker's configuration.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -31,8 +35,12 @@ pub struct Options {
     pub scheduler: SchedulerOptions,
     /// The harnesses' own settings.
     pub harness: HarnessOptions,
-    /// Models loaded at start, one after another, in this order.
+    /// The catalogue: models that a request loads when they are absent, and whose names clients are shown.
+    pub models: Vec<ModelEntry>,
+    /// Models loaded at start, one after another, in this order. One that says nothing but its id is that of the catalogue.
     pub default_models: Vec<ModelEntry>,
+    /// What models may take.
+    pub memory: MemoryOptions,
     /// Commands that a restart may run once everything is unloaded, by name.
     pub upgrade: BTreeMap<String, UpgradeOptions>,
     /// What outlives a model's memory of what it has computed.
@@ -71,6 +79,8 @@ pub struct DataOptions {
     pub commit_after_ms: u64,
     /// Events that wait for a slow reader before its sequence pauses.
     pub event_queue: usize,
+    /// Longest wait of a request for its model's load, and of a load for its memory, in seconds.
+    pub load_wait_s: f64,
     /// The listener's limits and timeouts.
     pub server: ServerOptions,
 }
@@ -84,8 +94,16 @@ impl Default for DataOptions {
             body_timeout_ms: 30_000,
             commit_after_ms: 5_000,
             event_queue: 64,
+            load_wait_s: 600.0,
             server: ServerOptions::default(),
         }
+    }
+}
+
+impl DataOptions {
+    /// Returns the longest wait for a load.
+    pub fn load_wait(&self) -> Duration {
+        seconds(self.load_wait_s)
     }
 }
 
@@ -165,6 +183,9 @@ impl DrainOptions {
 
 /// Longest wait for connections to close once everything is unloaded.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(2);
+
+/// The harness of external engines.
+pub(crate) const PROCESS_HARNESS: &str = "process";
 
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
@@ -275,7 +296,8 @@ impl KvStoreOptions {
 pub struct HarnessOptions {
     /// The in-process engine.
     pub candle: CandleOptions,
-    /// The paced oracle engine, for tests.
+    /// The paced oracle engine, for tests; only builds with the feature `fake` know it.
+    #[cfg_attr(not(feature = "fake"), serde(skip))]
     pub fake: FakeOptions,
 }
 
@@ -335,47 +357,21 @@ pub struct FakeOptions {
     pub context_length: usize,
     /// The process aborts in a step that begins a prompt with this byte in it; 0: never.
     pub crash_byte: u8,
+    /// What a model takes that says nothing of it, in MiB.
+    pub memory_mib: usize,
 }
 
 impl Default for FakeOptions {
     fn default() -> Self {
-        FakeOptions { step_ms: 0, prefill_ms: 0, load_ms: 0, failing_loads: 0, context_length: 8192, crash_byte: 0 }
-    }
-}
-
-/// A model that is loaded at start, or by name later.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ModelEntry {
-    /// The name clients use.
-    pub id: String,
-    /// The harness: 'candle' (the default) or 'fake'.
-    pub harness: Option<String>,
-    /// A GGUF file, a folder with one, or a model on a hub: `org/repo[:QUANT][@REVISION]`, which is fetched once. What
-    /// begins with '/', '.' or '~', ends in '.gguf' or is there is a path; 'hf://' before it makes anything a reference.
-    /// When absent, an id of the form 'org/repo' is one.
-    pub path: Option<PathBuf>,
-    /// Which file of several, such as 'Q8_0'.
-    pub quant: Option<String>,
-    /// 'auto' (the default), 'cpu', 'cuda' or 'cuda:N'.
-    pub device: Option<String>,
-    /// The form of its tool calls: 'auto' (the default: told by its chat template), 'hermes', 'llama', 'mistral' or
-    /// 'none'.
-    pub tool_parser: Option<String>,
-    /// The form of its reasoning: 'auto' (the default: told by its chat template), 'think' or 'none'.
-    pub reasoning_parser: Option<String>,
-    /// Whether the worker refuses to start without it.
-    pub required: bool,
-}
-
-impl ModelEntry {
-    /// Reads what is said of calls and reasoning.
-    ///
-    /// # Errors
-    /// [`UnusableOption`] with the key alone.
-    pub fn overrides(&self) -> Result<Overrides, UnusableOption> {
-        let read = Overrides::read(self.tool_parser.as_deref(), self.reasoning_parser.as_deref());
-        read.map_err(|(key, words)| UnusableOption { key: key.into(), problem: format!("must be {words}") })
+        FakeOptions {
+            step_ms: 0,
+            prefill_ms: 0,
+            load_ms: 0,
+            failing_loads: 0,
+            context_length: 8192,
+            crash_byte: 0,
+            memory_mib: 0,
+        }
     }
 }
 
@@ -403,20 +399,9 @@ impl Options {
         }
         self.data.server.check("data.server")?;
         self.control.server.check("control.server")?;
-        let mut seen = BTreeSet::new();
-        for (i, model) in self.default_models.iter().enumerate() {
-            let key = format!("default_models[{i}].id");
-            if let Err(error) = ModelId::new(model.id.clone()) {
-                return wrong(&key, error.to_string());
-            }
-            if let Err(UnusableOption { key, problem }) = model.overrides() {
-                return wrong(&format!("default_models[{i}].{key}"), problem);
-            }
-            if !seen.insert(&model.id) {
-                return wrong(&key, format!("'{}' is there twice", model.id));
-            }
-        }
+        models::check(self)?;
         let mut spans = vec![
+            ("data.load_wait_s".to_string(), self.data.load_wait_s),
             ("drain.handoff_s".to_string(), self.drain.handoff_s),
             ("drain.deadline_s".to_string(), self.drain.deadline_s),
             ("drain.unload_max_s".to_string(), self.drain.unload_max_s),
@@ -448,6 +433,7 @@ impl Options {
             ("data.event_queue", self.data.event_queue, 1, 1 << 16),
             ("data.max_body_bytes", self.data.max_body_bytes, 1024, 1 << 30),
             ("harness.fake.context_length", self.harness.fake.context_length, 16, 1 << 20),
+            ("harness.fake.memory_mib", self.harness.fake.memory_mib, 0, models::MEMORY_MIB_MAX),
             ("harness.candle.threads", self.harness.candle.threads, 0, 256),
             ("harness.candle.kv_cache_mib", self.harness.candle.kv_cache_mib, 1, 1 << 22),
         ];

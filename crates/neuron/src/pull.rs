@@ -11,7 +11,7 @@ use tonic::Status;
 use words::{Code, Error};
 
 use crate::fetch::{Downloads, source_of};
-use crate::options::ModelEntry;
+use crate::options::Options;
 
 /// How often a caller hears of it.
 const TELL_EVERY: Duration = Duration::from_millis(500);
@@ -25,8 +25,8 @@ pub(crate) type PullStream = Pin<Box<dyn Stream<Item = Result<proto::PullProgres
 ///
 /// # Errors
 /// `InvalidRequest` when it is neither, or the entry's files are none of a hub.
-pub(crate) fn reference(entries: &[ModelEntry], model: &str) -> Result<Reference, Error> {
-    let Some(entry) = entries.iter().find(|entry| entry.id == model) else {
+pub(crate) fn reference(options: &Options, model: &str) -> Result<Reference, Error> {
+    let Some(entry) = options.entry(model) else {
         return Ok(Reference::parse(model)?);
     };
     match source_of(entry)? {
@@ -43,8 +43,8 @@ pub(crate) fn reference(entries: &[ModelEntry], model: &str) -> Result<Reference
 ///
 /// # Errors
 /// As [`reference`], and `Overloaded` while as many run as may.
-pub(crate) fn begin(downloads: &Downloads, entries: &[ModelEntry], model: &str) -> Result<PullStream, Error> {
-    let reference = reference(entries, model)?;
+pub(crate) fn begin(downloads: &Downloads, options: &Options, model: &str) -> Result<PullStream, Error> {
+    let reference = reference(options, model)?;
     let place = downloads.place()?;
     let (out, messages) = mpsc::channel(QUEUE);
     let downloads = downloads.clone();
@@ -95,16 +95,18 @@ async fn run(downloads: &Downloads, reference: &Reference, out: mpsc::Sender<Res
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::options::ModelEntry;
 
     #[test]
     fn a_configured_name_means_its_entry_and_every_other_a_reference() {
         let entry =
             |id: &str, path: &str| ModelEntry { id: id.into(), path: Some(path.into()), ..ModelEntry::default() };
-        let entries = [entry("m", "org/repo:Q8_0"), entry("org/local", "/srv/m.gguf")];
-        assert_eq!(reference(&entries, "m").unwrap().to_string(), "org/repo:Q8_0");
-        assert_eq!(reference(&entries, "org/other").unwrap().to_string(), "org/other");
+        let models = vec![entry("m", "org/repo:Q8_0"), entry("org/local", "/srv/m.gguf")];
+        let options = Options { models, ..Options::default() };
+        assert_eq!(reference(&options, "m").unwrap().to_string(), "org/repo:Q8_0");
+        assert_eq!(reference(&options, "org/other").unwrap().to_string(), "org/other");
         for nothing in ["org/local", "x", ""] {
-            assert_eq!(reference(&entries, nothing).unwrap_err().code(), Code::InvalidRequest, "{nothing}");
+            assert_eq!(reference(&options, nothing).unwrap_err().code(), Code::InvalidRequest, "{nothing}");
         }
     }
 }

@@ -37,7 +37,11 @@ pub(crate) struct TestArgs {
     pub(crate) config: ConfigArgs,
 }
 
-fn turns(options: &Options, node: &str) -> Result<Turns, Error> {
+/// Reads the hooks as a worker would.
+///
+/// # Errors
+/// When one can't be run as it is written.
+pub(crate) fn turns(options: &Options, node: &str) -> Result<Turns, Error> {
     let metrics = HookMetrics::register(&Registry::new(), "neuron").map_err(Error::internal)?;
     let turns = Turns::new(options, node, Vec::new(), Clock::start(), metrics);
     turns.map_err(|error| Error::invalid(error.place.clone(), error.to_string()))
@@ -79,7 +83,7 @@ pub(crate) async fn test(args: TestArgs, options: Options, node: String) -> Resu
     };
     let (ended, log) = match &model {
         Some(id) => {
-            let entry = options.default_models.iter().find(|entry| entry.id == id.as_str());
+            let entry = options.entry(id.as_str());
             let harness = entry.and_then(|entry| entry.harness.as_deref()).unwrap_or(DEFAULT_HARNESS);
             (turns.of_model(event, id, harness, Value::Null).await, turns.log(id))
         }

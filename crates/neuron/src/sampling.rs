@@ -4,14 +4,17 @@ use inference::sampling::Sampling;
 use wire::generation::Generation;
 use wire::private::ResolvedSampling;
 
-/// What a model's files say about generation.
+/// What is said of a model's generation: by its operator, else by its files.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Defaults {
     pub(crate) temperature: Option<f32>,
     pub(crate) top_p: Option<f32>,
     pub(crate) top_k: Option<u32>,
     pub(crate) min_p: Option<f32>,
+    pub(crate) presence: Option<f32>,
+    pub(crate) frequency: Option<f32>,
     pub(crate) repetition: Option<f32>,
+    pub(crate) max_tokens: Option<u32>,
 }
 
 /// Folds the three layers. `room` is what the context leaves for the answer; `fallback_max` of 0 means all of it.
@@ -29,9 +32,9 @@ pub(crate) fn resolve(
         top_k: request.top_k.or(defaults.top_k).unwrap_or(0),
         min_p: request.min_p.or(defaults.min_p).unwrap_or(0.0).clamp(0.0, 1.0),
         seed: request.seed.unwrap_or(seed),
-        max_tokens: request.max_tokens.unwrap_or(fallback_max).min(room).max(1),
-        presence: request.shaping.presence.unwrap_or(0.0),
-        frequency: request.shaping.frequency.unwrap_or(0.0),
+        max_tokens: request.max_tokens.or(defaults.max_tokens).unwrap_or(fallback_max).min(room).max(1),
+        presence: request.shaping.presence.or(defaults.presence).unwrap_or(0.0),
+        frequency: request.shaping.frequency.or(defaults.frequency).unwrap_or(0.0),
         repetition: request.shaping.repetition.or(defaults.repetition).unwrap_or(1.0),
         min_tokens: request.shaping.min_tokens,
     }

@@ -18,6 +18,8 @@ struct Attached {
     /// Which of the gateway's sessions it is: a late end of an old one must not end the new one.
     number: u64,
     acked: Generation,
+    /// When it said something last.
+    heard: Moment,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +68,12 @@ impl Sessions {
         over
     }
 
+    /// Returns how long each attached gateway has been silent.
+    pub(crate) fn silences(&self, now: Moment) -> Vec<(String, Duration)> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.attached.iter().map(|(gateway, session)| (gateway.to_string(), now.since(session.heard))).collect()
+    }
+
     fn names(&self) -> BTreeSet<GatewayId> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).attached.keys().cloned().collect()
     }
@@ -82,14 +90,24 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) fn attach(gateway: GatewayId, sessions: &Sessions, publisher: &Publisher) -> Self {
         tracing::info!(%gateway, "gateway attached");
+        let now = sessions.clock.now();
         let number = sessions.edit(|table| {
             table.next += 1;
             table.lost.remove(&gateway);
-            table.attached.insert(gateway.clone(), Attached { number: table.next, acked: Generation(0) });
+            table.attached.insert(gateway.clone(), Attached { number: table.next, acked: Generation(0), heard: now });
             table.next
         });
         publisher.change(|status| status.gateways = sessions.names());
         Session { gateway, number, sessions: sessions.clone(), publisher: publisher.clone() }
+    }
+
+    /// Takes a sign of life; wakes nobody.
+    pub(crate) fn heard(&self) {
+        let now = self.sessions.clock.now();
+        let mut table = self.sessions.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = table.attached.get_mut(&self.gateway).filter(|known| known.number == self.number) {
+            known.heard = now;
+        }
     }
 
     /// Takes an acknowledgement.
@@ -132,7 +150,7 @@ mod tests {
         let (clock, id) = (Clock::start(), GatewayId::new("g").unwrap());
         let sessions = Sessions::new(clock);
         let status = NodeStatus::new(NodeId::new("n").unwrap(), Incarnation::default());
-        let publisher = Publisher::new(status);
+        let publisher = Publisher::new(status, clock);
         let attach = || Session::attach(id.clone(), &sessions, &publisher);
         let (old, new) = (attach(), attach());
         new.ack(5);

@@ -7,6 +7,8 @@ use std::time::Duration;
 use lifecycle::Record;
 
 const STARTS: &str = "starts";
+/// Written and removed by whoever asks whether the folder can be written.
+const PROBE: &str = "probe";
 const RECORD: &str = "intent.json";
 /// Longest wait for the disk. What takes longer is refused, though the disk may still take it.
 const WRITE_MAX: Duration = Duration::from_secs(5);
@@ -70,6 +72,20 @@ impl StateDir {
         })
     }
 
+    /// Says why nothing can be written there, if so; asks the disk, off the runtime.
+    pub(crate) async fn unwritable(&self, longest: Duration) -> Option<String> {
+        let path = self.path.join(PROBE);
+        let write = tokio::task::spawn_blocking(move || {
+            std::fs::write(&path, b"")?;
+            std::fs::remove_file(&path)
+        });
+        match tokio::time::timeout(longest, write).await {
+            Ok(Ok(written)) => written.err().map(|error| error.to_string()),
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("the disk took longer than {longest:?}")),
+        }
+    }
+
     /// Writes a record down, off the runtime; on disk once this returns.
     ///
     /// # Errors
@@ -113,6 +129,9 @@ mod tests {
         std::fs::write(folder.path().join(RECORD), "{\"epoch\":").unwrap();
         let error = dir.read_record().unwrap_err();
         assert!(error.kind() == ErrorKind::InvalidData && error.to_string().contains(RECORD), "{error}");
-        assert!(StateDir::new(&folder.path().join("gone")).write_record(&record).await.is_err());
+        let gone = StateDir::new(&folder.path().join("gone"));
+        assert!(gone.write_record(&record).await.is_err());
+        let longest = Duration::from_secs(5);
+        assert!(dir.unwritable(longest).await.is_none() && gone.unwritable(longest).await.is_some());
     }
 }

@@ -13,7 +13,7 @@ use service::clock::Clock;
 use service::ring::LogRing;
 use words::{Code, Error, ModelId, ModelState};
 
-use crate::options::Options;
+use crate::options::{ModelEntry, Options, ProcessOptions};
 
 /// Bytes of log that are kept of one model, and of the node.
 const LOG_BYTES: usize = 256 << 10;
@@ -31,6 +31,8 @@ struct Inner {
     node_log: LogRing,
     /// Held for one look-up.
     logs: Mutex<BTreeMap<ModelId, LogRing>>,
+    /// Process ids and ports of external engines. Held for one look-up.
+    engines: Mutex<BTreeMap<ModelId, (u32, u16)>>,
     own: Arc<str>,
 }
 
@@ -62,6 +64,7 @@ impl Turns {
             port: AtomicU16::new(options.data.bind.port()),
             node_log: LogRing::new(LOG_BYTES),
             logs: Mutex::default(),
+            engines: Mutex::default(),
             own: Arc::from("neuron"),
         };
         Ok(Turns { inner: Arc::new(inner) })
@@ -72,13 +75,27 @@ impl Turns {
         self.inner.port.store(port, Ordering::Relaxed);
     }
 
+    fn engines(&self) -> MutexGuard<'_, BTreeMap<ModelId, (u32, u16)>> {
+        self.inner.engines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells hooks from now on which process serves a model, and at which port; `None`: none of its own.
+    pub(crate) fn served_by(&self, id: &ModelId, engine: Option<(u32, u16)>) {
+        let mut engines = self.engines();
+        match engine {
+            Some(engine) => _ = engines.insert(id.clone(), engine),
+            None => _ = engines.remove(id),
+        }
+    }
+
     fn turn(&self, event: HookEvent, model: Option<(&ModelId, &str)>, detail: Value) -> Turn {
-        let port = self.inner.port.load(Ordering::Relaxed);
+        let engine = model.and_then(|(id, _)| self.engines().get(id).copied());
+        let (pid, port) = engine.unwrap_or((std::process::id(), self.inner.port.load(Ordering::Relaxed)));
         Turn {
             event,
             node: self.inner.node.clone(),
             state_dir: self.inner.state_dir.clone(),
-            pid: std::process::id(),
+            pid,
             model: model.map(|(id, _)| id.to_string()),
             harness: model.map(|(_, harness)| harness.to_string()),
             port: Some(port).filter(|port| *port > 0),
@@ -110,10 +127,20 @@ impl Turns {
         ended.map_err(|stopped| Error::new(Code::HookFailed, stopped.to_string()))
     }
 
-    /// Returns the longest time that the hooks of a model's end can take.
-    pub(crate) fn longest_stop(&self, id: &ModelId) -> Duration {
-        let longest = |event| self.inner.hooks.longest(event, Some(id.as_str()));
-        longest(HookEvent::BeforeStop) + longest(HookEvent::AfterUnload)
+    /// Returns the longest time that the end of a configured model can take: that of its hooks, and of the
+    /// stop of an engine of another program.
+    pub(crate) fn longest_end(&self, options: &Options) -> Duration {
+        let end = |entry: &ModelEntry| {
+            let longest = |event| self.inner.hooks.longest(event, Some(&entry.id));
+            let grace = entry.process.as_ref().map_or(Duration::ZERO, ProcessOptions::stop_grace);
+            longest(HookEvent::BeforeStop) + grace + longest(HookEvent::AfterUnload)
+        };
+        options.entries().map(end).max().unwrap_or_default()
+    }
+
+    /// Returns the longest time that the hooks of the process's end can take.
+    pub(crate) fn longest_shutdown(&self) -> Duration {
+        self.inner.hooks.longest(HookEvent::Shutdown, None)
     }
 
     fn logs(&self) -> MutexGuard<'_, BTreeMap<ModelId, LogRing>> {
@@ -127,6 +154,11 @@ impl Turns {
             logs.pop_first();
         }
         logs.entry(id.clone()).or_insert_with(|| LogRing::new(LOG_BYTES)).clone()
+    }
+
+    /// Returns a model's log if it has one yet.
+    pub(crate) fn known_log(&self, id: &ModelId) -> Option<LogRing> {
+        self.logs().get(id).cloned()
     }
 
     /// Returns the log of the node's own hooks.

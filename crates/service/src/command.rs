@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::fs::{Access, access};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
@@ -27,6 +28,33 @@ pub struct Order {
     pub directory: Option<PathBuf>,
     /// What it reads on its standard input.
     pub input: Vec<u8>,
+    /// Its process group is killed also when this process dies without a word. That takes a small process of its own, a
+    /// shell that waits for this one's end.
+    pub guarded: bool,
+}
+
+/// Finds a signal that may ask a process to stop, by its name, with or without 'SIG'.
+pub fn stop_signal(name: &str) -> Option<Signal> {
+    Some(match name.strip_prefix("SIG").unwrap_or(name) {
+        "TERM" => Signal::TERM,
+        "INT" => Signal::INT,
+        "QUIT" => Signal::QUIT,
+        "HUP" => Signal::HUP,
+        "USR1" => Signal::USR1,
+        "USR2" => Signal::USR2,
+        "KILL" => Signal::KILL,
+        _ => return None,
+    })
+}
+
+/// Finds a program as a command does: where it says, or in the folders of PATH. `None` when nothing there can be run.
+pub fn find_program(program: &str) -> Option<PathBuf> {
+    let runs = |path: &PathBuf| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+    if program.contains('/') {
+        return Some(PathBuf::from(program)).filter(runs);
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders).map(|folder| folder.join(program)).find(runs)
 }
 
 /// Why a command did not succeed.
@@ -76,12 +104,27 @@ pub struct Running {
     program: String,
     child: Child,
     leader: Option<Pid>,
+    /// Ends with this process, and kills the group then. Dropped before the group's number may be anybody else's.
+    guard: Option<Child>,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
     }
+}
+
+/// Waits for the end of its standard input, which only the death of this process brings, and kills the group then.
+const GUARD: &str = "cat >/dev/null; kill -s KILL -- \"-$1\"";
+
+/// Starts the guard of a process group.
+fn guard(leader: Pid) -> Option<Child> {
+    let mut command = Command::new("sh");
+    command.args(["-c", GUARD, "guard"]).arg(leader.as_raw_nonzero().to_string());
+    // Not in this process's group: what a terminal sends there must not end the guard first.
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).kill_on_drop(true);
+    let started = command.spawn();
+    started.inspect_err(|error| tracing::warn!(%error, "no guard: what is started may outlive a kill -9")).ok()
 }
 
 impl Running {
@@ -107,7 +150,13 @@ impl Running {
             _ => CommandFailure::NotStarted(program.clone(), error.to_string()),
         })?;
         let leader = child.id().and_then(|id| Pid::from_raw(id as i32));
-        Ok(Running { program: program.clone(), child, leader })
+        let guard = leader.filter(|_| order.guarded).and_then(guard);
+        Ok(Running { program: program.clone(), child, leader, guard })
+    }
+
+    /// Lets its standard input end.
+    pub fn close_input(&mut self) {
+        self.child.stdin = None;
     }
 
     /// Returns its process id, until it was waited for.
@@ -138,6 +187,9 @@ impl Running {
             let seen = move || waitid(WaitId::Pid(leader), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
             tokio::task::spawn_blocking(seen).await.map_err(std::io::Error::other)??;
             self.signal(Signal::KILL);
+            if let Some(mut guard) = self.guard.take() {
+                let _ = guard.kill().await;
+            }
             self.leader = None;
         }
         self.child.wait().await

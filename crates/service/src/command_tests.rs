@@ -85,3 +85,25 @@ async fn a_hundred_megabytes_of_output_take_no_memory_and_one_endless_line_is_cu
     assert_eq!(ended.await, Ok(()));
     assert_eq!((count, longest), (104_857_600 / 17 + 1, LINE_BYTES_MAX));
 }
+
+#[tokio::test]
+async fn a_guarded_command_and_its_children_end_with_whoever_started_it() {
+    let order = Order { guarded: true, ..shell("sleep 1000 & echo begun; wait") };
+    let mut running = Running::start(&order).unwrap();
+    let (out, _err) = running.outputs();
+    let mut out = Lines::new(out);
+    assert!(out.fill().await > 0);
+    // The guard sees no more of a death than the end of its input.
+    running.guard.as_mut().unwrap().stdin = None;
+    let ended = tokio::time::timeout(MINUTE, running.ended()).await.unwrap();
+    assert_eq!(running.judge(ended), Err(CommandFailure::Signalled("sh".into(), 9)));
+    assert_eq!(out.fill().await, 0, "its child holds the pipe no more");
+}
+
+#[test]
+fn programs_are_found_as_commands_find_them() {
+    assert!(find_program("sh").is_some_and(|path| path.is_absolute()));
+    assert_eq!(find_program("/bin/sh"), Some("/bin/sh".into()));
+    assert_eq!(find_program("/etc/passwd"), None);
+    assert_eq!(find_program("no-such-program-anywhere"), None);
+}

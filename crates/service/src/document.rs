@@ -28,6 +28,8 @@ enum Form {
     List,
     /// Once for each name.
     Named,
+    /// Once or not at all.
+    Maybe,
 }
 
 /// One table of keys.
@@ -36,6 +38,12 @@ struct Table<'a> {
     text: &'a str,
     form: Form,
     keys: Vec<Key<'a>>,
+}
+
+/// Returns what an optional table is, where a schema is one.
+fn optional<'a>(root: &'a Value, schema: &'a Value) -> Option<&'a Value> {
+    let some = schema["anyOf"].as_array()?.iter().find(|schema| schema["type"] != "null")?;
+    Some(resolve(root, some)).filter(|schema| schema["properties"].is_object())
 }
 
 fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
@@ -78,9 +86,13 @@ fn walk<'a>(
         let target = resolve(root, property);
         let words = if text(property).is_empty() { text(target) } else { text(property) };
         let path = if table.path.is_empty() { name.clone() } else { format!("{}.{name}", table.path) };
-        let default = defaults.and_then(|defaults| defaults.get(name));
+        // Tables that may be absent have no defaults but those of their keys.
+        let own = Some(&property["default"]).filter(|default| table.form == Form::Maybe && !default.is_null());
+        let default = defaults.and_then(|defaults| defaults.get(name)).or(own);
         let (items, named) = (resolve(root, &target["items"]), resolve(root, &target["additionalProperties"]));
-        if target["properties"].is_object() {
+        if let Some(target) = optional(root, property) {
+            below.push((target, None, Table { path, text: words, form: Form::Maybe, keys: Vec::new() }));
+        } else if target["properties"].is_object() {
             let table = Table { path, text: words, form: Form::One, keys: Vec::new() };
             below.push((target, default, table));
         } else if items["properties"].is_object() {
@@ -139,7 +151,7 @@ pub fn example_toml<T: JsonSchema + Serialize + Default>(program: &str) -> Strin
             ("", _) => {}
             (path, Form::One) => _ = writeln!(out, "[{path}]"),
             (path, Form::List) => _ = writeln!(out, "# [[{path}]]"),
-            (path, Form::Named) => _ = writeln!(out, "# [{path}]"),
+            (path, Form::Named | Form::Maybe) => _ = writeln!(out, "# [{path}]"),
         }
         for key in &table.keys {
             comment(&mut out, key.text);
@@ -161,7 +173,7 @@ pub fn reference_markdown<T: JsonSchema + Serialize + Default>(program: &str) ->
     for table in tables(&root, &defaults) {
         let heading = match (table.path.as_str(), table.form) {
             ("", _) => "Top level".to_string(),
-            (path, Form::One | Form::Named) => format!("`[{path}]`"),
+            (path, Form::One | Form::Named | Form::Maybe) => format!("`[{path}]`"),
             (path, Form::List) => format!("`[[{path}]]`"),
         };
         let _ =

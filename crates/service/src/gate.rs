@@ -14,7 +14,9 @@ pub struct GateState {
     pub in_flight: usize,
 }
 
-/// The gate of one node. Readers watch it; only guards and its owner's `set` change it.
+/// The gate of one node. Readers watch it; only guards and its owner's `set` change it. They wake for each request that
+/// begins or ends while not everybody is let in: nobody waits for the count of an open gate, and a busy one would wake
+/// them thousands of times a second.
 #[derive(Clone, Debug)]
 pub struct Gate {
     state: Arc<watch::Sender<GateState>>,
@@ -50,10 +52,11 @@ impl Gate {
 
     fn admit(&self, canary_of: Option<&RolloutId>) -> Option<Admission> {
         // The look and the count are one step: nobody slips in between a close and the count that its owner reads.
-        let admitted = self.state.send_if_modified(|state| {
-            let admitted = state.door.admits(canary_of);
+        let mut admitted = false;
+        self.state.send_if_modified(|state| {
+            admitted = state.door.admits(canary_of);
             state.in_flight += usize::from(admitted);
-            admitted
+            admitted && state.door != Door::All
         });
         admitted.then(|| Admission { gate: self.clone() })
     }
@@ -81,7 +84,10 @@ impl Gate {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.gate.state.send_modify(|state| state.in_flight -= 1);
+        self.gate.state.send_if_modified(|state| {
+            state.in_flight -= 1;
+            state.door != Door::All
+        });
     }
 }
 
@@ -101,6 +107,21 @@ mod tests {
         assert_eq!(gate.in_flight(), 0);
         gate.set(Door::All);
         assert!(gate.enter().is_some(), "a gate that was closed can be opened again");
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_the_last_request_of_a_closed_gate_hears_of_it() {
+        let gate = Gate::new();
+        let (first, second) = (gate.enter().unwrap(), gate.enter().unwrap());
+        let mut watch = gate.watch();
+        drop(first);
+        assert!(!watch.has_changed().unwrap(), "an open gate wakes nobody");
+        gate.close();
+        watch.mark_unchanged();
+        let waiting = tokio::spawn(async move { watch.wait_for(|state| state.in_flight == 0).await.map(drop) });
+        tokio::task::yield_now().await;
+        drop(second);
+        waiting.await.unwrap().unwrap();
     }
 
     #[test]

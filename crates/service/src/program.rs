@@ -104,10 +104,13 @@ pub fn run<E: std::fmt::Display>(
     main: impl Future<Output = Result<u8, E>>,
     code_of: impl Fn(&E) -> u8,
 ) -> u8 {
-    if let Err(error) = telemetry::init(log) {
-        complain(program, &error);
-        return exit::CONFIG;
-    }
+    let log = match telemetry::init(log) {
+        Ok(log) => log,
+        Err(error) => {
+            complain(program, &error);
+            return exit::CONFIG;
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -118,6 +121,7 @@ pub fn run<E: std::fmt::Display>(
     let code = match runtime.block_on(main) {
         Ok(code) => code,
         Err(error) => {
+            log.flush();
             complain(program, &error);
             code_of(&error)
         }

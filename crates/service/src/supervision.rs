@@ -84,7 +84,8 @@ impl<M: PartialEq> Supervision<M> {
             self.status = status;
         }
         if let Some(every) = self.look_every()
-            && self.beaten_at.is_none_or(|at| now >= at + every)
+            // A look that comes a moment early must not wait for the next one: by then the span may be over.
+            && self.beaten_at.is_none_or(|at| now >= at + every / 2)
         {
             self.notifier.watchdog();
             self.beaten_at = Some(now);
@@ -174,6 +175,9 @@ mod tests {
             life.look(at(ms), 0, String::new());
         }
         assert_eq!(heard.all(), ["WATCHDOG=1"; 3]);
+        let (mut life, heard) = supervised(Some("4000000"));
+        [0, 1999, 3998, 5997].into_iter().for_each(|ms| life.look(at(ms), 0, String::new()));
+        assert_eq!(heard.all(), ["WATCHDOG=1"; 4], "a look is a moment early, and none is left out for it");
         let (mut life, heard) = supervised(None);
         life.look(at(0), 0, String::new());
         assert!(heard.all().is_empty() && life.look_every().is_none());

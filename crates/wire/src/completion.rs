@@ -19,6 +19,10 @@ pub struct Identity {
     pub model: String,
 }
 
+/// How a cancelled choice says so: OpenAI's finish reasons have no word for it, so they say what clients know to handle,
+/// and vLLM's `stop_reason` beside them why.
+pub(crate) const CANCELLED: (&str, &str) = ("length", "cancelled");
+
 #[derive(Serialize)]
 struct Chunk<'a> {
     id: &'a str,
@@ -36,6 +40,8 @@ struct ChunkChoice<'a> {
     delta: Delta<'a>,
     logprobs: Option<ChatLogprobs<'a>>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<&'static str>,
 }
 
 #[derive(Default, Serialize)]
@@ -153,7 +159,7 @@ impl ChatEncoder {
     }
 
     fn choice(&self, index: u32, delta: Delta<'_>, finish_reason: Option<&'static str>) -> Bytes {
-        self.chunk(&[ChunkChoice { index, delta, logprobs: None, finish_reason }], None)
+        self.chunk(&[ChunkChoice { index, delta, logprobs: None, finish_reason, stop_reason: None }], None)
     }
 
     /// The role event, first of each choice. The content is null so far when it may stay so: not `plain`.
@@ -186,12 +192,18 @@ impl ChatEncoder {
 
     fn scored(&self, index: u32, delta: Delta<'_>, scored: Option<&[TokenLogprob]>) -> Bytes {
         let logprobs = scored.map(ChatLogprobs);
-        self.chunk(&[ChunkChoice { index, delta, logprobs, finish_reason: None }], None)
+        self.chunk(&[ChunkChoice { index, delta, logprobs, finish_reason: None, stop_reason: None }], None)
     }
 
     /// The finish event, last of each choice.
     pub fn finish(&self, choice: u32, reason: &'static str) -> Bytes {
         self.choice(choice, Delta::default(), Some(reason))
+    }
+
+    /// The finish event of a choice that was cancelled.
+    pub fn cancelled(&self, index: u32) -> Bytes {
+        let (finish_reason, stop_reason) = (Some(CANCELLED.0), Some(CANCELLED.1));
+        self.chunk(&[ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason, stop_reason }], None)
     }
 
     /// The usage event, after every finish; `None` when the client did not ask for it.
@@ -239,6 +251,7 @@ struct Folded {
     calls: Vec<(String, String)>,
     scored: Option<Vec<TokenLogprob>>,
     finish: Option<&'static str>,
+    stop_reason: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -257,6 +270,8 @@ struct CompletionChoice<'a> {
     message: Message<'a>,
     logprobs: Option<ChatLogprobs<'a>>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -307,6 +322,13 @@ impl Folder {
         }
     }
 
+    /// Ends a choice that was cancelled.
+    pub fn cancelled(&mut self, choice: u32) {
+        if let Some(folded) = self.choices.get_mut(choice as usize) {
+            (folded.finish, folded.stop_reason) = (Some(CANCELLED.0), Some(CANCELLED.1));
+        }
+    }
+
     fn message<'a>(&'a self, choice: u32, folded: &'a Folded) -> Message<'a> {
         let some = |text: &'a str| Some(text).filter(|text| !text.is_empty());
         let calls = (0..).zip(&folded.calls);
@@ -328,6 +350,7 @@ impl Folder {
             message: self.message(index, folded),
             logprobs: folded.scored.as_deref().map(ChatLogprobs),
             finish_reason: folded.finish,
+            stop_reason: folded.stop_reason,
         });
         let completion = Completion {
             id: &self.identity.id,
@@ -399,6 +422,20 @@ mod tests {
                 .unwrap(),
             wanted
         );
+    }
+
+    #[test]
+    fn a_cancelled_choice_says_so_beside_a_reason_that_every_client_knows() {
+        let choice = |value: &Value| (value["finish_reason"].clone(), value["stop_reason"].clone());
+        let chunk = data(&ChatEncoder::new(identity(), false).cancelled(0));
+        let mut folder = Folder::new(identity(), 2, true, false);
+        folder.finish(0, "length");
+        folder.cancelled(1);
+        let whole: Value = serde_json::from_str(&folder.done(Usage::default())).unwrap();
+        for cancelled in [&chunk["choices"][0], &whole["choices"][1]] {
+            assert_eq!(choice(cancelled), (json!("length"), json!("cancelled")));
+        }
+        assert!(!whole["choices"][0].as_object().unwrap().contains_key("stop_reason"));
     }
 
     #[test]

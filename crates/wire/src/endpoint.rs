@@ -57,7 +57,7 @@ impl Endpoint {
             Endpoint::Embeddings => "embd",
             Endpoint::Tokenize | Endpoint::Detokenize => "tok",
         };
-        format!("{prefix}-{random:032x}")
+        words::random_name(prefix, random)
     }
 
     /// Returns its name in traces, as OpenTelemetry's conventions have it where they do.
@@ -117,6 +117,14 @@ impl Encoder {
         match self {
             Encoder::Chat(encoder) => encoder.finish(choice, reason),
             Encoder::Text(encoder) => encoder.finish(choice, reason),
+        }
+    }
+
+    /// The finish event of a choice that was cancelled.
+    pub fn cancelled(&self, choice: u32) -> Bytes {
+        match self {
+            Encoder::Chat(encoder) => encoder.cancelled(choice),
+            Encoder::Text(encoder) => encoder.cancelled(choice),
         }
     }
 
@@ -184,6 +192,20 @@ impl Fold {
             Fold::Text(folder) => folder.finish(choice, reason),
             Fold::Embeddings(_) => {}
         }
+    }
+
+    /// Ends a choice that was cancelled.
+    pub fn cancelled(&mut self, choice: u32) {
+        match self {
+            Fold::Chat(folder) => folder.cancelled(choice),
+            Fold::Text(folder) => folder.cancelled(choice),
+            Fold::Embeddings(_) => {}
+        }
+    }
+
+    /// Whether what came so far may be an answer: of embeddings all or none are.
+    pub fn divisible(&self) -> bool {
+        !matches!(self, Fold::Embeddings(_))
     }
 
     /// Returns the whole answer.

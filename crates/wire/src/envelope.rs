@@ -2,20 +2,20 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use words::{Code, Error};
+use words::{Code, Error, Loading, ModelState};
 
 use crate::private::ERROR_HEADER;
 use crate::sse::data_event;
 
 /// `{"error": {...}}`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ErrorEnvelope {
     /// The error.
     pub error: ErrorObject,
 }
 
-/// OpenAI's error object. Every key is present, `null` where nothing is known.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// OpenAI's error object. Every key of OpenAI's is present, `null` where nothing is known.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ErrorObject {
     /// Words for a person.
     pub message: String,
@@ -26,6 +26,41 @@ pub struct ErrorObject {
     pub param: Option<String>,
     /// What a program may tell it by.
     pub code: Option<String>,
+    /// How far the load is that the request waited for; not OpenAI's, and only there with `model_loading`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loading: Option<LoadingObject>,
+}
+
+/// How far a load is, as clients read it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoadingObject {
+    /// Where the model is: `absent` while it waits for memory, `fetching`, `loading`, `warming`, `recovering`.
+    pub state: ModelState,
+    /// Share of the load that is done, from 0 to 1.
+    pub progress: f64,
+    /// Seconds that it still takes, where that can be estimated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_s: Option<f64>,
+}
+
+impl From<Loading> for LoadingObject {
+    fn from(loading: Loading) -> Self {
+        LoadingObject {
+            state: loading.state,
+            progress: f64::from(loading.progress_permille.min(1000)) / 1000.0,
+            eta_s: loading.eta_ms.map(|ms| ms as f64 / 1000.0),
+        }
+    }
+}
+
+impl From<LoadingObject> for Loading {
+    fn from(object: LoadingObject) -> Self {
+        Loading {
+            state: object.state,
+            progress_permille: (object.progress.clamp(0.0, 1.0) * 1000.0).round() as u32,
+            eta_ms: object.eta_s.map(|seconds| (seconds.max(0.0) * 1000.0).round() as u64),
+        }
+    }
 }
 
 impl From<&Error> for ErrorEnvelope {
@@ -37,6 +72,7 @@ impl From<&Error> for ErrorEnvelope {
                 kind: row.kind.to_string(),
                 param: error.param().map(str::to_string),
                 code: Some(row.code.to_string()),
+                loading: error.loading().map(LoadingObject::from),
             },
         }
     }
@@ -85,4 +121,40 @@ pub fn check_media_type(content_type: &str) -> Result<(), Error> {
     }
     let message = format!("the content type must be application/json, it is '{essence}'");
     Err(Error::new(Code::UnsupportedMediaType, message))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn value(error: &Error) -> Value {
+        serde_json::from_slice(&ErrorResponse::from(error).body).unwrap()
+    }
+
+    #[test]
+    fn a_load_is_told_beside_openais_keys_and_read_back() {
+        let loading = Loading { state: ModelState::Loading, progress_permille: 420, eta_ms: Some(3_250) };
+        let error = Error::new(Code::ModelLoading, "soon").while_loading(loading);
+        let body = value(&error);
+        let wanted = json!({"state": "loading", "progress": 0.42, "eta_s": 3.25});
+        assert_eq!((&body["error"]["loading"], &body["error"]["code"]), (&wanted, &json!("model_loading")));
+        let response = ErrorResponse::from(&error);
+        assert_eq!(response.status, 503);
+        assert!(response.headers.contains(&("retry-after", "4".to_string())), "{:?}", response.headers);
+        let read: ErrorEnvelope = serde_json::from_value(body).unwrap();
+        assert_eq!(read.error.loading.map(Loading::from), Some(loading));
+        let event = String::from_utf8(error_event(&error).to_vec()).unwrap();
+        assert!(event.starts_with("data: ") && event.contains("\"eta_s\":3.25"), "{event}");
+    }
+
+    #[test]
+    fn an_estimate_is_told_only_where_there_is_one_and_a_load_only_of_a_load() {
+        let loading = Loading { state: ModelState::Absent, progress_permille: 0, eta_ms: None };
+        let body = value(&Error::new(Code::ModelLoading, "soon").while_loading(loading));
+        assert_eq!(body["error"]["loading"], json!({"state": "absent", "progress": 0.0}));
+        let plain = value(&Error::new(Code::Draining, "bye"));
+        assert_eq!(plain["error"].as_object().unwrap().len(), 4, "{plain}");
+    }
 }

@@ -81,10 +81,20 @@ const fn bookkeeping(name: &'static str, kind: Kind) -> Field {
     Field { name, kind, treatment: Treatment::Bookkeeping }
 }
 
-/// Every field of OpenAI's chat completion request, then the extensions.
-pub const CHAT: &[Field] = &[
+/// The fields of one kind of request: groups of rows, some of which other kinds have too. No field is in two groups.
+pub type Table = &'static [&'static [Field]];
+
+/// What every request to a model has.
+const ASK: &[Field] = &[
     honoured("model", Kind::Text),
-    honoured("messages", Kind::List),
+    bookkeeping("user", Kind::Text),
+    honoured("service_tier", Kind::Text),
+    // An extension, with vLLM's name and meaning.
+    honoured("cache_salt", Kind::Text),
+];
+
+/// What every request has that generates tokens.
+const GENERATION: &[Field] = &[
     honoured("stream", Kind::Bool),
     honoured("stream_options", Kind::Object),
     honoured("temperature", Kind::Number),
@@ -92,101 +102,88 @@ pub const CHAT: &[Field] = &[
     honoured("seed", Kind::Integer),
     honoured("stop", Kind::TextOrList),
     honoured("max_tokens", Kind::Integer),
-    honoured("max_completion_tokens", Kind::Integer),
     honoured("n", Kind::Integer),
     honoured("frequency_penalty", Kind::Number),
     honoured("presence_penalty", Kind::Number),
     honoured("logit_bias", Kind::Object),
-    honoured("logprobs", Kind::Bool),
-    honoured("top_logprobs", Kind::Integer),
-    // text, json_object, json_schema; as an extension regex, with its pattern.
-    honoured("response_format", Kind::Object),
-    // Of type function; for models whose template takes tools, and whose calls can be told from text.
-    honoured("tools", Kind::List),
-    honoured("tool_choice", Kind::TextOrObject),
-    // False: a choice ends with its first call.
-    honoured("parallel_tool_calls", Kind::Bool),
-    refused("functions", Kind::List, &["[]"]),
-    refused("function_call", Kind::TextOrObject, &[r#""none""#, r#""auto""#]),
-    refused("modalities", Kind::List, &[r#"["text"]"#]),
-    refused("audio", Kind::Object, &[]),
-    refused("prediction", Kind::Object, &[]),
-    // A variable of the chat template; none and minimal turn thinking off where the template knows how.
-    honoured("reasoning_effort", Kind::Text),
-    refused("verbosity", Kind::Text, &[r#""medium""#]),
-    refused("web_search_options", Kind::Object, &[]),
-    refused("moderation", Kind::Object, &[]),
-    bookkeeping("user", Kind::Text),
-    bookkeeping("metadata", Kind::Object),
-    bookkeeping("store", Kind::Bool),
-    honoured("service_tier", Kind::Text),
-    bookkeeping("safety_identifier", Kind::Text),
-    bookkeeping("prompt_cache_key", Kind::Text),
-    bookkeeping("prompt_cache_retention", Kind::Text),
-    bookkeeping("prompt_cache_options", Kind::Object),
     // Extensions, with vLLM's names and meanings.
     honoured("top_k", Kind::Integer),
     honoured("min_p", Kind::Number),
-    honoured("cache_salt", Kind::Text),
-    honoured("repetition_penalty", Kind::Number),
-    honoured("min_tokens", Kind::Integer),
-    honoured("ignore_eos", Kind::Bool),
-    honoured("stop_token_ids", Kind::List),
-    // Further variables of the chat template, but for those that the server sets.
-    honoured("chat_template_kwargs", Kind::Object),
-    // What the answer must be, one of: json, json_object, regex, choice, grammar.
-    honoured("structured_outputs", Kind::Object),
-    // The same, as vLLM had it before.
-    honoured("guided_json", Kind::TextOrObject),
-    honoured("guided_regex", Kind::Text),
-    honoured("guided_choice", Kind::List),
-    honoured("guided_grammar", Kind::Text),
-];
-
-/// Every field of OpenAI's text completion request, then the extensions.
-pub const COMPLETION: &[Field] = &[
-    honoured("model", Kind::Text),
-    honoured("prompt", Kind::TextOrList),
-    honoured("best_of", Kind::Integer),
-    honoured("echo", Kind::Bool),
-    honoured("frequency_penalty", Kind::Number),
-    honoured("logit_bias", Kind::Object),
-    honoured("logprobs", Kind::Integer),
-    honoured("max_tokens", Kind::Integer),
-    honoured("n", Kind::Integer),
-    honoured("presence_penalty", Kind::Number),
-    honoured("seed", Kind::Integer),
-    honoured("stop", Kind::TextOrList),
-    honoured("stream", Kind::Bool),
-    honoured("stream_options", Kind::Object),
-    refused("suffix", Kind::Text, &[]),
-    honoured("temperature", Kind::Number),
-    honoured("top_p", Kind::Number),
-    bookkeeping("user", Kind::Text),
-    // Extensions, with vLLM's names and meanings.
-    honoured("service_tier", Kind::Text),
-    honoured("top_k", Kind::Integer),
-    honoured("min_p", Kind::Number),
-    honoured("cache_salt", Kind::Text),
     honoured("repetition_penalty", Kind::Number),
     honoured("min_tokens", Kind::Integer),
     honoured("ignore_eos", Kind::Bool),
     honoured("stop_token_ids", Kind::List),
 ];
 
-/// Every field of OpenAI's embedding request, then the extensions.
-pub const EMBEDDING: &[Field] = &[
-    honoured("model", Kind::Text),
-    honoured("input", Kind::TextOrList),
-    honoured("encoding_format", Kind::Text),
-    honoured("dimensions", Kind::Integer),
-    bookkeeping("user", Kind::Text),
-    honoured("service_tier", Kind::Text),
-    honoured("cache_salt", Kind::Text),
+/// Every field of OpenAI's chat completion request, and the extensions.
+pub const CHAT: Table = &[
+    ASK,
+    GENERATION,
+    &[
+        honoured("messages", Kind::List),
+        honoured("max_completion_tokens", Kind::Integer),
+        honoured("logprobs", Kind::Bool),
+        honoured("top_logprobs", Kind::Integer),
+        // text, json_object, json_schema; as an extension regex, with its pattern.
+        honoured("response_format", Kind::Object),
+        // Of type function; for models whose template takes tools, and whose calls can be told from text.
+        honoured("tools", Kind::List),
+        honoured("tool_choice", Kind::TextOrObject),
+        // False: a choice ends with its first call.
+        honoured("parallel_tool_calls", Kind::Bool),
+        refused("functions", Kind::List, &["[]"]),
+        refused("function_call", Kind::TextOrObject, &[r#""none""#, r#""auto""#]),
+        refused("modalities", Kind::List, &[r#"["text"]"#]),
+        refused("audio", Kind::Object, &[]),
+        refused("prediction", Kind::Object, &[]),
+        // A variable of the chat template; none and minimal turn thinking off where the template knows how.
+        honoured("reasoning_effort", Kind::Text),
+        refused("verbosity", Kind::Text, &[r#""medium""#]),
+        refused("web_search_options", Kind::Object, &[]),
+        refused("moderation", Kind::Object, &[]),
+        bookkeeping("metadata", Kind::Object),
+        bookkeeping("store", Kind::Bool),
+        bookkeeping("safety_identifier", Kind::Text),
+        bookkeeping("prompt_cache_key", Kind::Text),
+        bookkeeping("prompt_cache_retention", Kind::Text),
+        bookkeeping("prompt_cache_options", Kind::Object),
+        // Further variables of the chat template, but for those that the server sets.
+        honoured("chat_template_kwargs", Kind::Object),
+        // What the answer must be, one of: json, json_object, regex, choice, grammar.
+        honoured("structured_outputs", Kind::Object),
+        // The same, as vLLM had it before.
+        honoured("guided_json", Kind::TextOrObject),
+        honoured("guided_regex", Kind::Text),
+        honoured("guided_choice", Kind::List),
+        honoured("guided_grammar", Kind::Text),
+    ],
+];
+
+/// Every field of OpenAI's text completion request, and the extensions.
+pub const COMPLETION: Table = &[
+    ASK,
+    GENERATION,
+    &[
+        honoured("prompt", Kind::TextOrList),
+        honoured("best_of", Kind::Integer),
+        honoured("echo", Kind::Bool),
+        honoured("logprobs", Kind::Integer),
+        refused("suffix", Kind::Text, &[]),
+    ],
+];
+
+/// Every field of OpenAI's embedding request, and the extensions.
+pub const EMBEDDING: Table = &[
+    ASK,
+    &[
+        honoured("input", Kind::TextOrList),
+        honoured("encoding_format", Kind::Text),
+        honoured("dimensions", Kind::Integer),
+    ],
 ];
 
 /// Every field of vLLM's request for the tokens of a text or of messages.
-pub const TOKENIZE: &[Field] = &[
+pub const TOKENIZE: Table = &[&[
     honoured("model", Kind::Text),
     honoured("prompt", Kind::Text),
     honoured("messages", Kind::List),
@@ -198,19 +195,24 @@ pub const TOKENIZE: &[Field] = &[
     refused("chat_template_kwargs", Kind::Object, &["{}"]),
     refused("mm_processor_kwargs", Kind::Object, &["{}"]),
     refused("tools", Kind::List, &["[]"]),
-];
+]];
 
 /// Every field of vLLM's request for the text of tokens.
-pub const DETOKENIZE: &[Field] = &[honoured("model", Kind::Text), honoured("tokens", Kind::List)];
+pub const DETOKENIZE: Table = &[&[honoured("model", Kind::Text), honoured("tokens", Kind::List)]];
+
+/// Lists the rows of a table.
+pub(crate) fn rows(table: Table) -> impl Iterator<Item = &'static Field> {
+    table.iter().copied().flatten()
+}
 
 /// Checks every field of `request` against the table; returns how many were unknown.
 ///
 /// # Errors
 /// `InvalidRequest` for a wrong type, `UnsupportedParameter` for a value that would have to be ignored.
-pub fn check(table: &[Field], request: &Map<String, Value>) -> Result<usize, Error> {
+pub fn check(table: Table, request: &Map<String, Value>) -> Result<usize, Error> {
     let mut unknown = 0;
     for (name, value) in request {
-        let Some(field) = table.iter().find(|field| field.name == name) else {
+        let Some(field) = rows(table).find(|field| field.name == name) else {
             unknown += 1;
             continue;
         };
@@ -254,6 +256,17 @@ mod tests {
     }
 
     #[test]
+    fn no_field_of_a_request_has_two_rows() {
+        for table in [CHAT, COMPLETION, EMBEDDING, TOKENIZE, DETOKENIZE] {
+            let mut names: Vec<&str> = rows(table).map(|field| field.name).collect();
+            let all = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), all);
+        }
+    }
+
+    #[test]
     fn null_and_defaults_pass_and_unknown_fields_are_counted() {
         let request = json!({"n": 1, "presence_penalty": 0.0, "tools": null, "response_format": {"type": "text"},
             "user": "u", "of_tomorrow": 1, "also": {}});
@@ -293,7 +306,7 @@ mod tests {
                 }
             }
             assert!(names.len() > least, "the document was not understood: {names:?}");
-            let missing: Vec<_> = names.iter().filter(|name| !table.iter().any(|field| field.name == *name)).collect();
+            let missing: Vec<_> = names.iter().filter(|name| !rows(table).any(|field| field.name == *name)).collect();
             assert!(missing.is_empty(), "fields of {request} without a row: {missing:?}");
         }
     }

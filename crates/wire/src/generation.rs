@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use words::{Code, Error, ModelId};
 
-use crate::fields::{self, Field};
+use crate::fields::{self, Table};
 use crate::private::{RESUME_FIELD, Resume};
 use crate::shaping::Shaping;
 
@@ -79,7 +79,7 @@ impl Checked {
     ///
     /// # Errors
     /// `InvalidRequest` with the field in `param`, or `UnsupportedParameter`.
-    pub(crate) fn read(body: &[u8], table: &[Field]) -> Result<Self, Error> {
+    pub(crate) fn read(body: &[u8], table: Table) -> Result<Self, Error> {
         let value: Value = serde_json::from_slice(body).map_err(|error| malformed(body, &error))?;
         let Value::Object(mut map) = value else {
             return Err(Error::new(Code::InvalidRequest, "the request body must be a JSON object"));

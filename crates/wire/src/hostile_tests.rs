@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use words::Code;
 
 use crate::chat::ChatRequest;
+use crate::fields::{CHAT, rows};
 use crate::generation::DEPTH_MAX;
 use crate::private::{LINE_PREFIX, Line, strip};
 use crate::{EventSplitter, Peek, without_private_fields};
@@ -62,7 +63,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 }
 
 fn field() -> impl Strategy<Value = String> {
-    let known: Vec<String> = crate::fields::CHAT.iter().map(|field| field.name.to_string()).collect();
+    let known: Vec<String> = rows(CHAT).map(|field| field.name.to_string()).collect();
     prop_oneof![8 => proptest::sample::select(known), 1 => "[a-z_]{1,8}"]
 }
 

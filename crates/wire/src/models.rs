@@ -1,7 +1,7 @@
 //! `GET /v1/models` (OpenAI) and `GET /models` (a neuron's own list).
 
 use serde::{Deserialize, Serialize};
-use words::{ModelState, ModelStatus};
+use words::{ModelId, ModelState, ModelStatus};
 
 /// OpenAI's model object, with what a client can use of the rest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,11 +12,25 @@ pub struct Model {
     pub object: String,
     /// Unix seconds.
     pub created: u64,
-    /// Who serves it.
+    /// Who made it, where a catalogue says so; else who serves it.
     pub owned_by: String,
     /// Most tokens of prompt and answer together, by vLLM's name; absent while unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_model_len: Option<u32>,
+    /// Other names that requests may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<ModelId>,
+    /// Such as `qwen3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<String>,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// What it is good at, in its operator's words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+    /// Where it is: `ready`, or on its way, or `absent` until a request brings it.
+    pub state: ModelState,
 }
 
 impl From<&ModelStatus> for Model {
@@ -25,8 +39,13 @@ impl From<&ModelStatus> for Model {
             id: status.id.to_string(),
             object: "model".into(),
             created: status.created,
-            owned_by: "cortex".into(),
+            owned_by: status.card.provider.clone().unwrap_or_else(|| "cortex".into()),
             max_model_len: (status.context_length > 0).then_some(status.context_length),
+            aliases: status.card.aliases.clone(),
+            family: status.card.family.clone(),
+            description: status.card.description.clone(),
+            capabilities: status.card.capabilities.clone(),
+            state: status.state,
         }
     }
 }
@@ -67,6 +86,9 @@ pub struct LoadRequest {
     /// absent, or the name itself when it has the form `org/repo`.
     #[serde(default)]
     pub path: Option<String>,
+    /// Whether models without work and without a pin may be unloaded where memory is short; so it is when absent.
+    #[serde(default)]
+    pub make_room: Option<bool>,
 }
 
 /// `POST /models/unload`.

@@ -1,7 +1,9 @@
 //! What a gateway reads of a request: enough to route it, and to finish it where a worker could not.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use memchr::memchr;
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
@@ -10,13 +12,14 @@ use words::{Error, ModelId};
 use crate::endpoint::Endpoint;
 use crate::generation::{CHOICES_MAX, choices, malformed};
 use crate::private::RESUME_FIELD;
+use crate::skim;
 
 /// What a gateway needs to know of a request to route it, and to finish it where a worker could not. Everything else is checked by the worker.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 pub struct Peek<'a> {
     /// The model's name.
     #[serde(borrow, default)]
-    pub model: Option<std::borrow::Cow<'a, str>>,
+    pub model: Option<Cow<'a, str>>,
     /// Whether the answer is a stream.
     #[serde(default)]
     pub stream: Option<bool>,
@@ -93,6 +96,52 @@ impl<'a> Peek<'a> {
     /// # Errors
     /// `InvalidRequest` when the body is no JSON object or one of the fields has the wrong type.
     pub fn parse(body: &'a [u8]) -> Result<Self, Error> {
+        Self::skim(body).map_or_else(|| Self::whole(body), Ok)
+    }
+
+    /// Reads what [`Peek::whole`] would, or nothing: a long body is mostly texts, and to find their ends is the work.
+    pub(crate) fn skim(body: &'a [u8]) -> Option<Self> {
+        let (mut peek, mut seen) = (Peek::default(), 0u8);
+        skim::fields(body, |name, value| {
+            let bit = match name {
+                b"model" => {
+                    peek.model = match one::<Option<&str>>(value) {
+                        Some(plain) => plain.map(Cow::Borrowed),
+                        None => one(value)?,
+                    };
+                    1
+                }
+                b"stream" => {
+                    peek.stream = one(value)?;
+                    2
+                }
+                b"n" => {
+                    peek.n = one(value)?;
+                    4
+                }
+                b"prompt" => {
+                    peek.prompt = prompts(value)?;
+                    8
+                }
+                b"stream_options" => {
+                    peek.stream_options = one(value)?;
+                    16
+                }
+                b"cortex_resume" => {
+                    peek.resume = one(value)?;
+                    32
+                }
+                _ => return Some(()),
+            };
+            let twice = seen & bit != 0;
+            seen |= bit;
+            (!twice).then_some(())
+        })?;
+        Some(peek)
+    }
+
+    /// The meaning of [`Peek::parse`].
+    pub(crate) fn whole(body: &'a [u8]) -> Result<Self, Error> {
         serde_json::from_slice(body).map_err(|error| malformed(body, &error))
     }
 
@@ -132,6 +181,16 @@ impl<'a> Peek<'a> {
     }
 }
 
+fn one<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Option<T> {
+    serde_json::from_slice(value).ok()
+}
+
+/// A text is one prompt, whatever it says.
+fn prompts(value: &[u8]) -> Option<Prompts> {
+    let plain = value.starts_with(b"\"") && memchr(b'\\', value).is_none() && std::str::from_utf8(value).is_ok();
+    if plain { Some(Prompts(1)) } else { one(value) }
+}
+
 /// Removes the private field from a client's body.
 ///
 /// # Errors
@@ -142,11 +201,47 @@ pub fn without_private_fields(body: &[u8]) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(&map).map_err(Error::internal)
 }
 
+/// Puts the model's own id in the place of another name of it; every other byte stays.
+///
+/// # Errors
+/// `InvalidRequest` when the body is no JSON object.
+pub fn with_model(body: &[u8], id: &ModelId) -> Result<Vec<u8>, Error> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        /// A name without escapes, which is a piece of the body, between two quotes.
+        model: &'a str,
+    }
+    let name = Value::from(id.as_str());
+    if let Ok(Named { model }) = serde_json::from_slice(body)
+        && let Some(quote) = (model.as_ptr() as usize).checked_sub(body.as_ptr() as usize + 1)
+        && let Some((before, rest)) = body.split_at_checked(quote)
+        && let Some(after) = rest.get(model.len() + 2..)
+    {
+        return Ok([before, name.to_string().as_bytes(), after].concat());
+    }
+    let mut map: Map<String, Value> = serde_json::from_slice(body).map_err(|error| malformed(body, &error))?;
+    map.insert("model".into(), name);
+    serde_json::to_vec(&map).map_err(Error::internal)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn an_alias_is_replaced_and_nothing_else() {
+        let id = ModelId::new("org/a\"b").unwrap();
+        for (body, wanted) in [
+            (r#"{"b": 1.50, "model" : "x", "a":["model"]}"#, r#"{"b": 1.50, "model" : "org/a\"b", "a":["model"]}"#),
+            (r#"{"model":"é","stream":true}"#, r#"{"model":"org/a\"b","stream":true}"#),
+            (r#"{"b":1,"model":"\u0078","a":2}"#, r#"{"b":1,"model":"org/a\"b","a":2}"#),
+        ] {
+            assert_eq!(String::from_utf8(with_model(body.as_bytes(), &id).unwrap()).unwrap(), wanted);
+        }
+        assert!(with_model(b"[]", &id).is_err());
+    }
 
     #[test]
     fn every_prompt_of_a_list_has_its_answers() {

@@ -8,6 +8,7 @@
 //! | `:cx p {text}` | progress while queued, loading or prefilling, each second |
 //! | `:cx t A C I ids F R` | tokens: attempt, choice, index of the first id, ids by comma, finish (see [`Finish`]; `-`: none), tokens of the choice's reasoning so far |
 //! | `:cx u P C H R` | usage: prompt tokens, completion tokens, prompt tokens found in the cache, tokens of reasoning |
+//! | `:cx w N` | something of the answer that nobody else can go on from, N tokens of it, as far as they are counted |
 //! | `:cx + ` | this event and the next one are one: neither counts without the other |
 //! | `:cx h ` | the worker is leaving; whoever knows another one may take the stream there |
 //! | `:cx r {json}` | [`Refusal`]: this worker will not go on; the stream ends here |
@@ -174,6 +175,24 @@ impl From<Refusal> for Error {
     }
 }
 
+/// A [`Meta`] as it stands in its line. A gateway needs to know what it says only where an attempt fails or leaves, so it
+/// keeps the text, and reads it then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetaText(Box<str>);
+
+impl MetaText {
+    /// Reads it; `None` when it is no meta.
+    pub fn read(&self) -> Option<Meta> {
+        serde_json::from_str(&self.0).ok()
+    }
+}
+
+impl From<&Meta> for MetaText {
+    fn from(meta: &Meta) -> Self {
+        MetaText(serde_json::to_string(meta).unwrap_or_default().into())
+    }
+}
+
 /// The finish that a token line carries: `stop`, `length` or `tool_calls`.
 pub type Finish = Option<&'static str>;
 
@@ -181,7 +200,7 @@ pub type Finish = Option<&'static str>;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Line {
     /// `m`
-    Meta(Box<Meta>),
+    Meta(MetaText),
     /// `p`
     Progress(String),
     /// `t`
@@ -201,6 +220,8 @@ pub enum Line {
     },
     /// `u`
     Usage(Usage),
+    /// `w`
+    Words(u32),
     /// `+`
     More,
     /// `h`
@@ -213,7 +234,7 @@ impl Line {
     /// Appends the line, line feed included.
     pub fn write(&self, out: &mut Vec<u8>) {
         let text = match self {
-            Line::Meta(meta) => format!("m {}", serde_json::to_string(meta).unwrap_or_default()),
+            Line::Meta(meta) => format!("m {}", meta.0),
             Line::Progress(text) => format!("p {}", text.replace(['\r', '\n'], " ")),
             Line::Tokens { attempt, choice, index, ids, finish, reasoning } => {
                 let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
@@ -222,6 +243,7 @@ impl Line {
             Line::Usage(Usage { prompt, completion, cached, reasoning }) => {
                 format!("u {prompt} {completion} {cached} {reasoning}")
             }
+            Line::Words(tokens) => format!("w {tokens}"),
             Line::More => "+ ".to_string(),
             Line::Offer => "h ".to_string(),
             Line::Refusal(refusal) => format!("r {}", serde_json::to_string(refusal).unwrap_or_default()),
@@ -241,40 +263,57 @@ impl Line {
 
     /// Reads a line without its prefix and line feed; `None` for one that a newer version speaks.
     pub fn parse(text: &[u8]) -> Option<Line> {
-        let text = std::str::from_utf8(text).ok()?;
-        let (kind, rest) = text.split_once(' ')?;
+        let (kind, rest) = text.split_at_checked(2)?;
+        let text = || std::str::from_utf8(rest).ok();
         match kind {
-            "m" => serde_json::from_str(rest).ok().map(|meta| Line::Meta(Box::new(meta))),
-            "+" => Some(Line::More),
-            "h" => Some(Line::Offer),
-            "p" => Some(Line::Progress(rest.to_string())),
-            "r" => serde_json::from_str(rest).ok().map(Line::Refusal),
-            "u" => {
-                let mut words = rest.split(' ');
-                let mut number = || words.next()?.parse().ok();
-                let (prompt, completion) = (number()?, number()?);
+            b"m " => Some(Line::Meta(MetaText(text()?.into()))),
+            b"+ " => Some(Line::More),
+            b"h " => Some(Line::Offer),
+            b"p " => Some(Line::Progress(text()?.to_string())),
+            b"r " => serde_json::from_slice(rest).ok().map(Line::Refusal),
+            b"w " => number(rest).map(Line::Words),
+            b"u " => {
+                let mut words = rest.split(|byte| *byte == b' ');
+                let mut next = || number(words.next()?);
+                let (prompt, completion) = (next()?, next()?);
                 // An older worker says less.
-                let (cached, reasoning) = (number().unwrap_or(0), number().unwrap_or(0));
+                let (cached, reasoning) = (next().unwrap_or(0), next().unwrap_or(0));
                 Some(Line::Usage(Usage { prompt, completion, cached, reasoning }))
             }
-            "t" => {
-                let mut words = rest.split(' ');
-                let mut number = || words.next()?.parse().ok();
-                let (attempt, choice, index) = (number()?, number()?, number()?);
-                let ids = words.next()?.split(',').map(|id| id.parse().ok()).collect::<Option<Vec<u32>>>()?;
+            b"t " => {
+                let mut words = rest.split(|byte| *byte == b' ');
+                let mut next = || number(words.next()?);
+                let (attempt, choice, index) = (next()?, next()?, next()?);
+                let ids = numbers(words.next()?)?;
                 let finish = match words.next()? {
-                    "-" => None,
-                    "stop" => Some("stop"),
-                    "length" => Some("length"),
-                    "tool_calls" => Some("tool_calls"),
+                    b"-" => None,
+                    b"stop" => Some("stop"),
+                    b"length" => Some("length"),
+                    b"tool_calls" => Some("tool_calls"),
                     _ => return None,
                 };
-                let reasoning = words.next().and_then(|number| number.parse().ok()).unwrap_or(0);
+                let reasoning = words.next().and_then(number).unwrap_or(0);
                 Some(Line::Tokens { attempt, choice, index, ids, finish, reasoning })
             }
             _ => None,
         }
     }
+}
+
+/// Reads a whole decimal number.
+fn number(text: &[u8]) -> Option<u32> {
+    let digit = |byte: u8| byte.is_ascii_digit().then(|| u32::from(byte - b'0'));
+    let (first, rest) = text.split_first()?;
+    rest.iter().try_fold(digit(*first)?, |value, byte| value.checked_mul(10)?.checked_add(digit(*byte)?))
+}
+
+/// Reads numbers with commas between them.
+fn numbers(text: &[u8]) -> Option<Vec<u32>> {
+    let mut numbers = Vec::with_capacity(memchr::memchr_iter(b',', text).count() + 1);
+    for word in text.split(|byte| *byte == b',') {
+        numbers.push(number(word)?);
+    }
+    Some(numbers)
 }
 
 /// Takes the private lines off the front of an event; what stays is the client's, empty when nothing was.
@@ -324,10 +363,11 @@ mod tests {
     #[test]
     fn every_line_survives_its_text_and_is_stripped_by_slicing() {
         let lines = vec![
-            Line::Meta(Box::new(meta())),
+            Line::Meta(MetaText::from(&meta())),
             Line::Progress("queued 3".into()),
             Line::Tokens { attempt: 2, choice: 1, index: 17, ids: vec![5, 600], finish: None, reasoning: 3 },
             Line::Tokens { attempt: 2, choice: 0, index: 1, ids: vec![7], finish: Some("tool_calls"), reasoning: 0 },
+            Line::Words(3),
             Line::More,
             Line::Offer,
             Line::Usage(Usage { prompt: 4, completion: 9, cached: 3, reasoning: 2 }),
@@ -339,6 +379,41 @@ mod tests {
         let mut read = Vec::new();
         assert_eq!(strip(&event.into(), &mut read), "data: {}\n\n");
         assert_eq!(read, lines);
+    }
+
+    #[test]
+    fn a_meta_is_read_from_its_line_when_it_is_asked() {
+        let Some(Line::Meta(text)) = Line::parse(&[b"m ", serde_json::to_vec(&meta()).unwrap().as_slice()].concat())
+        else {
+            panic!("no meta");
+        };
+        assert_eq!(text.read(), Some(meta()));
+        let Some(Line::Meta(nonsense)) = Line::parse(b"m {}") else { panic!("no meta") };
+        assert_eq!(nonsense.read(), None);
+    }
+
+    #[test]
+    fn what_is_no_line_is_none() {
+        for text in [
+            "",
+            "t",
+            "t ",
+            "t 1",
+            "t 1 0 0  - 0",
+            "t 1 0 0 5, - 0",
+            "t 1 0 0 4294967296 - 0",
+            "t 1 0 0 5 soon 0",
+            "t -1 0 0 5 - 0",
+            "t 1 0 +0 5 - 0",
+            "u 1",
+            "u x 1",
+            "x 1",
+            "m",
+        ] {
+            assert_eq!(Line::parse(text.as_bytes()), None, "{text:?}");
+        }
+        let most = Line::Tokens { attempt: 1, choice: 0, index: 0, ids: vec![u32::MAX], finish: None, reasoning: 0 };
+        assert_eq!(Line::parse(b"t 1 0 0 4294967295 -"), Some(most), "an older worker says less");
     }
 
     #[test]

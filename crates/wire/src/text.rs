@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use words::{Code, Error};
 
-use crate::completion::{Identity, Usage, UsageObject};
+use crate::completion::{CANCELLED, Identity, Usage, UsageObject};
 use crate::fields;
 use crate::generation::{CHOICES_MAX, Checked, Generation};
 use crate::logprobs::{self, TextLogprobs, TokenLogprob};
@@ -111,6 +111,8 @@ struct Choice<'a> {
     index: u32,
     logprobs: Option<TextLogprobs<'a>>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<&'static str>,
 }
 
 fn json(identity: &Identity, choices: Vec<Choice<'_>>, usage: Option<Option<UsageObject>>) -> String {
@@ -157,7 +159,11 @@ impl TextEncoder {
     }
 
     fn chunk(&self, text: &str, index: u32, scored: Option<&[TokenLogprob]>, finish: Option<&'static str>) -> Bytes {
-        let choice = Choice { text, index, logprobs: scored.map(TextLogprobs), finish_reason: finish };
+        let logprobs = scored.map(TextLogprobs);
+        self.event(Choice { text, index, logprobs, finish_reason: finish, stop_reason: None })
+    }
+
+    fn event(&self, choice: Choice<'_>) -> Bytes {
         data_event(&json(&self.identity, vec![choice], self.include_usage.then_some(None)))
     }
 
@@ -175,6 +181,12 @@ impl TextEncoder {
     /// The finish event, last of each choice.
     pub fn finish(&self, choice: u32, reason: &'static str) -> Bytes {
         self.chunk("", choice, None, Some(reason))
+    }
+
+    /// The finish event of a choice that was cancelled.
+    pub fn cancelled(&self, index: u32) -> Bytes {
+        let (finish_reason, stop_reason) = (Some(CANCELLED.0), Some(CANCELLED.1));
+        self.event(Choice { text: "", index, logprobs: None, finish_reason, stop_reason })
     }
 
     /// The usage event, after every finish; `None` when the client did not ask for it.
@@ -195,6 +207,7 @@ struct Folded {
     text: String,
     scored: Option<Vec<TokenLogprob>>,
     finish: Option<&'static str>,
+    stop_reason: Option<&'static str>,
 }
 
 impl TextFolder {
@@ -204,6 +217,7 @@ impl TextFolder {
             text: echo.of(choice as u32).to_string(),
             scored: scored.then(Vec::new),
             finish: None,
+            stop_reason: None,
         };
         TextFolder { identity, choices: (0..choices).map(begin).collect() }
     }
@@ -229,6 +243,13 @@ impl TextFolder {
         }
     }
 
+    /// Ends a choice that was cancelled.
+    pub fn cancelled(&mut self, choice: u32) {
+        if let Some(folded) = self.choices.get_mut(choice as usize) {
+            (folded.finish, folded.stop_reason) = (Some(CANCELLED.0), Some(CANCELLED.1));
+        }
+    }
+
     /// Returns the whole answer.
     pub fn done(&self, usage: Usage) -> String {
         let choices = (0..).zip(&self.choices).map(|(index, folded)| Choice {
@@ -236,6 +257,7 @@ impl TextFolder {
             index,
             logprobs: folded.scored.as_deref().map(TextLogprobs),
             finish_reason: folded.finish,
+            stop_reason: folded.stop_reason,
         });
         json(&self.identity, choices.collect(), Some(Some(usage.into())))
     }

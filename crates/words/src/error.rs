@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
+use crate::ModelState;
+
 /// Whether trying again can help, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
@@ -110,6 +112,8 @@ codes! {
     RateLimited => (429, ResourceExhausted, "rate_limit_error", "rate_limit_exceeded", SOON);
     /// The client went away; nobody reads this answer.
     ClientClosed => (499, Cancelled, "client_error", "client_closed_request", Retry::Never);
+    /// Somebody who may cancelled the request before it had a token. Not 409, which clients try again by themselves.
+    Cancelled => (499, Cancelled, "cancelled", "request_cancelled", Retry::Never);
     /// A fault of ours.
     Internal => (500, Internal, "server_error", "internal_error", Retry::Never);
     /// The engine failed under the request; its worker recovers or is replaced.
@@ -122,6 +126,8 @@ codes! {
     UpstreamFailed => (502, Unavailable, "server_error", "upstream_failed", Retry::Elsewhere);
     /// Queues are full.
     Overloaded => (503, Unavailable, "server_error", "overloaded", Retry::Elsewhere);
+    /// The model does not fit into this worker's memory, or found no room in time.
+    InsufficientMemory => (503, ResourceExhausted, "server_error", "insufficient_memory", Retry::Elsewhere);
     /// The model is on its way.
     ModelLoading => (503, Unavailable, "server_error", "model_loading", LATER);
     /// The worker or gateway takes no new work.
@@ -143,6 +149,20 @@ impl Code {
     }
 }
 
+/// How far the load is that a request waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loading {
+    /// Where the model is.
+    pub state: ModelState,
+    /// Share of the load that is done, in thousandths.
+    pub progress_permille: u32,
+    /// Time that it still takes, in milliseconds, where that can be estimated.
+    pub eta_ms: Option<u64>,
+}
+
+/// Longest time after which a client is told to come back for a load.
+const LOADING_RETRY_MAX: Duration = Duration::from_secs(300);
+
 /// A failure on its way to whoever asked.
 ///
 /// `message` is public. `source` is internal: logged once where the error is consumed, never serialised.
@@ -152,13 +172,14 @@ pub struct Error {
     message: String,
     param: Option<String>,
     retry_after: Option<Duration>,
+    loading: Option<Loading>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
     /// Makes an error with its public message.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Error { code, message: message.into(), param: None, retry_after: None, source: None }
+        Error { code, message: message.into(), param: None, retry_after: None, loading: None, source: None }
     }
 
     /// Makes a fault of ours: the public message says nothing, the source says it all.
@@ -192,6 +213,16 @@ impl Error {
         self
     }
 
+    /// Says how far the load is that the request waited for; where its end can be estimated, a retry may help then.
+    #[must_use]
+    pub fn while_loading(mut self, loading: Loading) -> Self {
+        self.loading = Some(loading);
+        if let Some(eta) = loading.eta_ms {
+            self.retry_after = Some(Duration::from_millis(eta).min(LOADING_RETRY_MAX));
+        }
+        self
+    }
+
     /// Returns the code.
     pub fn code(&self) -> Code {
         self.code
@@ -205,6 +236,11 @@ impl Error {
     /// Returns the field at fault.
     pub fn param(&self) -> Option<&str> {
         self.param.as_deref()
+    }
+
+    /// Returns how far the load is that the request waited for.
+    pub fn loading(&self) -> Option<Loading> {
+        self.loading
     }
 
     /// Returns what a retry can do.
@@ -246,6 +282,18 @@ mod tests {
             assert_eq!(Code::from_text(code.row().code), Some(*code));
         }
         assert_eq!(Code::from_text("of_tomorrow"), None);
+    }
+
+    #[test]
+    fn a_load_with_an_end_in_sight_says_when_to_come_back() {
+        let error = |eta_ms| {
+            let loading = Loading { state: ModelState::Loading, progress_permille: 400, eta_ms };
+            Error::new(Code::ModelLoading, "x").while_loading(loading)
+        };
+        assert_eq!(error(Some(2_100)).retry_after_seconds(), Some(3));
+        assert_eq!(error(Some(u64::MAX)).retry_after_seconds(), Some(300));
+        assert_eq!(error(None).retry_after_seconds(), Error::new(Code::ModelLoading, "x").retry_after_seconds());
+        assert_eq!(error(None).loading().map(|loading| loading.progress_permille), Some(400));
     }
 
     #[test]

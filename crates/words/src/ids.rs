@@ -26,6 +26,19 @@ fn check(what: &'static str, text: &str, limit: usize, allowed: fn(char) -> bool
     Err(IdError { what, problem })
 }
 
+/// Makes a name of a prefix and 128 random bits, as 32 hexadecimal digits behind a dash.
+pub fn random_name(prefix: &str, bits: u128) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut name = String::with_capacity(prefix.len() + 33);
+    name.push_str(prefix);
+    name.push('-');
+    for byte in bits.to_be_bytes() {
+        name.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        name.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    name
+}
+
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $what:literal, $limit:literal, $allowed:expr) => {
         $(#[$doc])*
@@ -203,6 +216,12 @@ mod tests {
         assert!(ModelId::new("Qwen/Qwen3-0.6B").is_ok());
         assert!(ModelId::new("a b").is_err());
         assert!(RequestId::new("x".repeat(129)).is_err());
+    }
+
+    #[test]
+    fn a_random_name_has_all_its_digits() {
+        assert_eq!(random_name("req", 0xab), format!("req-{:032x}", 0xab));
+        assert_eq!(random_name("a", u128::MAX), format!("a-{:032x}", u128::MAX));
     }
 
     #[test]

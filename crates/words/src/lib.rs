@@ -4,12 +4,16 @@
 
 mod error;
 mod ids;
+mod inspection;
 mod intent;
 mod moment;
 mod status;
 
-pub use error::{Code, Error, GrpcCode, Retry, Row};
-pub use ids::{Epoch, Fingerprint, GatewayId, Generation, IdError, Incarnation, ModelId, NodeId, RequestId, RolloutId};
+pub use error::{Code, Error, GrpcCode, Loading, Retry, Row};
+pub use ids::{
+    Epoch, Fingerprint, GatewayId, Generation, IdError, Incarnation, ModelId, NodeId, RequestId, RolloutId, random_name,
+};
+pub use inspection::{ComponentHealth, Health, Inspection, ItemRun, LaneItem, ModelHistory, StateChange};
 pub use intent::{Canary, Door, HandoffPolicy, Intent, IntentOrder, RolloutClaim};
 pub use moment::Moment;
 pub use status::{

@@ -34,7 +34,8 @@ enum Chore {
     },
     /// Check the house rules.
     Tidy,
-    /// Run real processes for long while workers are killed or restarted: soak kill | soak rollout [--json].
+    /// Run real processes for long while workers are killed or restarted, or swap models: soak kill | rollout | swap
+    /// [--json].
     Soak {
         /// Passed on.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -98,13 +99,17 @@ fn soak(arguments: &[String]) -> Result<()> {
     run(cargo().arg("run").arg("--quiet").args(build).args(["--bin", "soak", "--"]).args(arguments))
 }
 
-/// Runs a benchmark. The gateway's needs the gateway beside it, and no engine, which takes long to build.
+/// Runs a benchmark. The gateway's needs the gateway beside it, and no engine, which takes long to build; that of stored
+/// KV needs the worker.
 fn bench(arguments: &[String]) -> Result<()> {
     let mut command = cargo();
     command.args(["run", "--release", "-p", "bench"]);
     if arguments.first().is_some_and(|name| ["gateway", "hostile"].contains(&name.as_str())) {
         run(cargo().args(["build", "--release", "-p", "cortex"]))?;
         command.arg("--no-default-features");
+    }
+    if arguments.first().is_some_and(|name| name == "kv") {
+        run(cargo().args(["build", "--release", "-p", "neuron"]))?;
     }
     run(command.arg("--").args(arguments))
 }

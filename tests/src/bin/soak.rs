@@ -23,6 +23,42 @@ enum Run {
     Kill(KillArgs),
     /// Rolling restarts of the whole fleet under a steady load.
     Rollout(RolloutArgs),
+    /// More models than memory under a mixed load.
+    Swap(SwapArgs),
+}
+
+#[derive(Debug, Args)]
+struct SwapArgs {
+    /// How long clients ask, in seconds.
+    #[arg(long, default_value_t = 120)]
+    seconds: u64,
+    /// Workers.
+    #[arg(long, default_value_t = 2)]
+    neurons: usize,
+    /// Models in the catalogue of each.
+    #[arg(long, default_value_t = 5)]
+    models: usize,
+    /// Models that each has memory for.
+    #[arg(long, default_value_t = 2)]
+    resident: usize,
+    /// Time a load takes, in milliseconds.
+    #[arg(long, default_value_t = 400)]
+    load_ms: u64,
+    /// How long a model that is never without work serves on while another waits for its memory, in milliseconds.
+    #[arg(long, default_value_t = 2_000)]
+    turn_ms: u64,
+    /// Gateways.
+    #[arg(long, default_value_t = 1)]
+    gateways: usize,
+    /// Clients at once, over all gateways.
+    #[arg(long, default_value_t = 12)]
+    clients: usize,
+    /// Most tokens of an answer; one takes 10 ms.
+    #[arg(long, default_value_t = 60)]
+    tokens: u32,
+    /// Chooses models, lengths and pauses.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
 }
 
 #[derive(Debug, Args)]
@@ -95,6 +131,21 @@ async fn run(run: Run) -> anyhow::Result<Value> {
                 rollout_max: Duration::from_secs(args.rollout_max_s),
             };
             soak::rollout(&fleet, options).await
+        }
+        Run::Swap(args) => {
+            let options = soak::SwapOptions {
+                span: Duration::from_secs(args.seconds),
+                neurons: args.neurons,
+                models: args.models,
+                resident: args.resident,
+                load: Duration::from_millis(args.load_ms),
+                turn: Duration::from_millis(args.turn_ms),
+                gateways: args.gateways,
+                clients: args.clients,
+                tokens: args.tokens,
+                seed: args.seed,
+            };
+            soak::swap(&fleet, options).await
         }
         Run::Kill(args) => {
             let options = soak::KillOptions {

@@ -1,12 +1,14 @@
-//! Long runs against real processes: what clients see while workers are killed or restarted under them.
+//! Long runs against real processes: what clients see while workers are killed or restarted under them, or swap models.
 
 mod kill;
 mod load;
 mod rollout;
+mod swap;
 
 pub use kill::{KillOptions, kill};
 pub use load::{Load, Tally};
 pub use rollout::{RolloutOptions, rollout};
+pub use swap::{SwapOptions, swap};
 
 use std::time::Duration;
 

@@ -8,10 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use engine_candle::{Arithmetic, CandleEngine, KernelOptions, KvType};
 use inference::engine::Engine;
-use inference::sampling::Sampling;
-use inference::{
-    ChoiceStart, EventKind, Limits, Priority, RequestKey, Scheduler, StopRules, Submission, Task, TokenBytes,
-};
+use inference::{EventKind, Limits, RequestKey, Scheduler, Submission, TokenBytes};
 use words::Moment;
 
 use super::run::{load, token};
@@ -56,21 +53,7 @@ impl Rig {
     }
 
     fn submit(&mut self, key: u64, prompt: Vec<u32>, max_tokens: usize) -> Result<()> {
-        let submission = Submission {
-            request: RequestKey(key),
-            prompt: prompt.into(),
-            choices: vec![ChoiceStart::default()],
-            first_choice: 0,
-            task: Task::Generate,
-            sampling: Sampling::GREEDY,
-            bias: Arc::new([]),
-            constraint: None,
-            max_tokens,
-            stop: Arc::new(StopRules::default()),
-            priority: Priority::Normal,
-            deadline: None,
-            salt: [0; 32],
-        };
+        let submission = Submission::new(RequestKey(key), prompt, max_tokens);
         Ok(self.scheduler.submit(Moment::ZERO, submission)?)
     }
 

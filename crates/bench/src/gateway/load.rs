@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -30,6 +31,46 @@ pub(super) fn request(stream: bool, max_tokens: usize, pace: Duration, prompt: u
         body.len()
     );
     (head + &body).into_bytes().into()
+}
+
+/// What the load alone is told.
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// Whom to ask.
+    #[arg(long)]
+    to: SocketAddr,
+    /// Connections.
+    #[arg(long, default_value_t = 32)]
+    connections: usize,
+    /// Bytes of each prompt.
+    #[arg(long, default_value_t = 20)]
+    prompt: usize,
+    /// Streams instead of whole answers.
+    #[arg(long)]
+    stream: bool,
+    /// Tokens of each answer.
+    #[arg(long, default_value_t = 16)]
+    tokens: usize,
+    /// Microseconds between two tokens.
+    #[arg(long, default_value_t = 0)]
+    pace_us: u64,
+    /// For how long.
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+}
+
+/// Asks for a while, and says how many answers and events there were.
+#[allow(clippy::print_stdout)]
+pub(crate) fn load(args: &LoadArgs) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let request = request(args.stream, args.tokens, Duration::from_micros(args.pace_us), args.prompt);
+        let mut crowd = Crowd::gather(args.to, args.connections, &request).await?;
+        tokio::time::sleep(Duration::from_secs_f64(args.seconds.max(0.0))).await;
+        crowd.check().await?;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        println!("{} answers, {} events", count(&crowd.seen.answers), count(&crowd.seen.events));
+        Ok(())
+    })
 }
 
 /// What all clients have seen.

@@ -17,11 +17,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::report::{Report, median};
 pub(crate) use hostile::{HostileArgs, attack};
 use load::{Client, Crowd, Sample, Seen, request, warm};
+pub(crate) use load::{LoadArgs, load};
+use peer::Shape;
 pub(crate) use peer::{PeerArgs, forward};
 use process::{Program, free_address};
 use worker::TOKENS_MAX;
@@ -45,6 +47,9 @@ pub(crate) struct GatewayArgs {
     /// Only the cells whose name has this in it.
     #[arg(long, default_value = "")]
     only: String,
+    /// In our place the bare forwarder in another shape: what that would give, at most.
+    #[arg(long)]
+    shape: Option<Shape>,
     /// One line of JSON a cell.
     #[arg(long)]
     json: bool,
@@ -137,11 +142,21 @@ impl Field {
     fn start(args: &GatewayArgs) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let (worker, control) = start_worker(folder.path())?;
-        let (ours, _) = start_cortex(args.cortex.as_deref(), folder.path(), control, "")?;
-        let address = free_address()?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["gateway-peer", "--listen", &address.to_string(), "--to", &worker.address.to_string()]);
-        let mut programs = vec![ours, Program::start(&mut command, address, &folder.path().join("peer.log"))?];
+        let peer = |shape: Option<Shape>| {
+            let address = free_address()?;
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args(["gateway-peer", "--listen", &address.to_string(), "--to", &worker.address.to_string()]);
+            let name = shape.and_then(|shape| Some(shape.to_possible_value()?.get_name().to_string()));
+            if let Some(name) = name {
+                command.args(["--shape", &name]);
+            }
+            Program::start(&mut command, address, &folder.path().join("peer.log"))
+        };
+        let ours = match args.shape {
+            None => start_cortex(args.cortex.as_deref(), folder.path(), control, "")?.0,
+            shape => peer(shape)?,
+        };
+        let mut programs = vec![ours, peer(None)?];
         if Command::new(&args.nginx).arg("-v").output().is_ok_and(|output| output.status.success()) {
             programs.push(start_nginx(&args.nginx, folder.path(), worker.address)?);
         } else {

@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Request, Status, Streaming};
-use wire::private::{ATTEMPT_HEADER, Line, Meta, ResolvedSampling};
+use wire::private::{ATTEMPT_HEADER, Line, Meta, MetaText, ResolvedSampling};
 use wire::{ChatEncoder, DONE_EVENT, Folder, HTTP_SSE_CONTENT_TYPE, Identity, Usage, data_event, with_private};
 use words::{
     Capabilities, Fingerprint, Incarnation, ModelId, ModelLoad, ModelState, ModelStatus, NodeId, NodeState, NodeStatus,
@@ -107,7 +107,7 @@ impl Events {
         Events {
             private: (0..TOKENS_MAX).map(|i| with_private(&[token(i, None)], &public(i))).collect(),
             public: (0..TOKENS_MAX).map(|i| public(i).concat().into()).collect(),
-            meta: Line::Meta(Box::new(meta)).event(),
+            meta: Line::Meta(MetaText::from(&meta)).event(),
         }
     }
 
@@ -232,6 +232,7 @@ async fn serve(listener: TcpListener) -> Result<()> {
 struct Ready(NodeStatus);
 
 type NodeStream = Pin<Box<dyn Stream<Item = Result<proto::NodeMessage, Status>> + Send>>;
+type LogStream = Pin<Box<dyn Stream<Item = Result<proto::LogLines, Status>> + Send>>;
 type PullStream = Pin<Box<dyn Stream<Item = Result<proto::PullProgress, Status>> + Send>>;
 
 fn status_message(status: &NodeStatus) -> proto::NodeMessage {
@@ -246,6 +247,7 @@ fn not_here<T>() -> Result<tonic::Response<T>, Status> {
 impl Control for Ready {
     type AttachStream = NodeStream;
     type PullModelStream = PullStream;
+    type ModelLogsStream = LogStream;
 
     async fn attach(
         &self,
@@ -301,6 +303,24 @@ impl Control for Ready {
         &self,
         _: Request<proto::ReleaseHoldRequest>,
     ) -> Result<tonic::Response<proto::ReleaseHoldResponse>, Status> {
+        not_here()
+    }
+
+    async fn cancel_requests(
+        &self,
+        _: Request<proto::CancelRequestsRequest>,
+    ) -> Result<tonic::Response<proto::CancelRequestsResponse>, Status> {
+        not_here()
+    }
+
+    async fn get_lifecycle(
+        &self,
+        _: Request<proto::GetLifecycleRequest>,
+    ) -> Result<tonic::Response<proto::GetLifecycleResponse>, Status> {
+        not_here()
+    }
+
+    async fn model_logs(&self, _: Request<proto::ModelLogsRequest>) -> Result<tonic::Response<LogStream>, Status> {
         not_here()
     }
 }

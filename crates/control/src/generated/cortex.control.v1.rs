@@ -368,6 +368,169 @@ pub struct UnloadModelRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UnloadModelResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CancelRequestsRequest {
+    #[prost(oneof = "cancel_requests_request::Which", tags = "1, 2, 3")]
+    pub which: ::core::option::Option<cancel_requests_request::Which>,
+}
+/// Nested message and enum types in `CancelRequestsRequest`.
+pub mod cancel_requests_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Which {
+        /// A request's x-request-id, or the id of its completion.
+        #[prost(string, tag = "1")]
+        RequestId(::prost::alloc::string::String),
+        /// All of a model.
+        #[prost(string, tag = "2")]
+        ModelId(::prost::alloc::string::String),
+        /// All that came through a gateway.
+        #[prost(string, tag = "3")]
+        GatewayId(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CancelRequestsResponse {
+    /// How many were running and end now.
+    #[prost(uint32, tag = "1")]
+    pub count: u32,
+    /// Which, 1000 at most.
+    #[prost(message, repeated, tag = "2")]
+    pub requests: ::prost::alloc::vec::Vec<RunningRequest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RunningRequest {
+    #[prost(string, tag = "1")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub completion_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub model_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ModelLogsRequest {
+    /// Empty for the node's own log.
+    #[prost(string, tag = "1")]
+    pub model_id: ::prost::alloc::string::String,
+    /// Whether the stream goes on with lines that come.
+    #[prost(bool, tag = "2")]
+    pub follow: bool,
+    /// Most lines of those that are there.
+    #[prost(uint32, tag = "3")]
+    pub lines: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LogLines {
+    #[prost(message, repeated, tag = "1")]
+    pub lines: ::prost::alloc::vec::Vec<LogLine>,
+    /// Lines before these that the reader missed.
+    #[prost(uint64, tag = "2")]
+    pub missed: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogLine {
+    /// In its log, from 1 on.
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    #[prost(uint64, tag = "2")]
+    pub at_unix_ms: u64,
+    /// Who wrote it: a hook, a program, or the neuron.
+    #[prost(string, tag = "3")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub text: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetLifecycleRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetLifecycleResponse {
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub incarnation: ::core::option::Option<Incarnation>,
+    #[prost(uint64, tag = "3")]
+    pub at_unix_ms: u64,
+    /// Hooks on the way in, in the order in which they run.
+    #[prost(message, repeated, tag = "4")]
+    pub startup: ::prost::alloc::vec::Vec<LaneItem>,
+    /// What every request passes, in order.
+    #[prost(message, repeated, tag = "5")]
+    pub middleware: ::prost::alloc::vec::Vec<LaneItem>,
+    /// Hooks on the way out, in the order in which they run.
+    #[prost(message, repeated, tag = "6")]
+    pub shutdown: ::prost::alloc::vec::Vec<LaneItem>,
+    /// The node's own states, the oldest first.
+    #[prost(message, repeated, tag = "7")]
+    pub states: ::prost::alloc::vec::Vec<StateChange>,
+    #[prost(message, repeated, tag = "8")]
+    pub models: ::prost::alloc::vec::Vec<ModelHistory>,
+    #[prost(message, repeated, tag = "9")]
+    pub health: ::prost::alloc::vec::Vec<ComponentHealth>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LaneItem {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub description: ::prost::alloc::string::String,
+    /// Where it comes from: a key of the configuration, a file, or the program.
+    #[prost(string, tag = "3")]
+    pub source: ::prost::alloc::string::String,
+    /// The turn of a hook; empty for middleware.
+    #[prost(string, tag = "4")]
+    pub event: ::prost::alloc::string::String,
+    /// Whether it can refuse what passes it.
+    #[prost(bool, tag = "5")]
+    pub guard: bool,
+    /// The longest that it takes or waits, where it is bounded by time.
+    #[prost(uint64, optional, tag = "6")]
+    pub timeout_ms: ::core::option::Option<u64>,
+    #[prost(uint64, tag = "7")]
+    pub runs: u64,
+    #[prost(uint64, tag = "8")]
+    pub failures: u64,
+    #[prost(message, optional, tag = "9")]
+    pub last: ::core::option::Option<ItemRun>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ItemRun {
+    /// Why it failed; empty for a success.
+    #[prost(string, tag = "1")]
+    pub failure: ::prost::alloc::string::String,
+    #[prost(double, tag = "2")]
+    pub seconds: f64,
+    #[prost(uint64, tag = "3")]
+    pub at_unix_s: u64,
+    #[prost(string, tag = "4")]
+    pub model_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StateChange {
+    /// As the status writes it.
+    #[prost(string, tag = "1")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub at_unix_ms: u64,
+    /// Empty where the state says it all.
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ModelHistory {
+    #[prost(string, tag = "1")]
+    pub model_id: ::prost::alloc::string::String,
+    /// The oldest first.
+    #[prost(message, repeated, tag = "2")]
+    pub states: ::prost::alloc::vec::Vec<StateChange>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ComponentHealth {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "Health", tag = "2")]
+    pub health: i32,
+    #[prost(string, tag = "3")]
+    pub detail: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum NodeState {
@@ -594,6 +757,44 @@ impl Capability {
             "CAPABILITY_UNSPECIFIED" => Some(Self::Unspecified),
             "CAPABILITY_CHAT" => Some(Self::Chat),
             "CAPABILITY_CONTINUATION" => Some(Self::Continuation),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Health {
+    /// Read as failed.
+    Unspecified = 0,
+    Ok = 1,
+    /// It works, and somebody should look.
+    Degraded = 2,
+    Failed = 3,
+    /// It is not meant to run now.
+    Off = 4,
+}
+impl Health {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HEALTH_UNSPECIFIED",
+            Self::Ok => "HEALTH_OK",
+            Self::Degraded => "HEALTH_DEGRADED",
+            Self::Failed => "HEALTH_FAILED",
+            Self::Off => "HEALTH_OFF",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HEALTH_UNSPECIFIED" => Some(Self::Unspecified),
+            "HEALTH_OK" => Some(Self::Ok),
+            "HEALTH_DEGRADED" => Some(Self::Degraded),
+            "HEALTH_FAILED" => Some(Self::Failed),
+            "HEALTH_OFF" => Some(Self::Off),
             _ => None,
         }
     }
@@ -867,6 +1068,82 @@ pub mod control_client {
                 .insert(GrpcMethod::new("cortex.control.v1.Control", "ReleaseHold"));
             self.inner.unary(req, path, codec).await
         }
+        /// Ends running requests before their time: their clients get what was generated and a proper end.
+        pub async fn cancel_requests(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CancelRequestsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CancelRequestsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cortex.control.v1.Control/CancelRequests",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cortex.control.v1.Control", "CancelRequests"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The last lines of a model's log, and with `follow` those that come. A reader that is too slow misses some, and is
+        /// told how many.
+        pub async fn model_logs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ModelLogsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::LogLines>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cortex.control.v1.Control/ModelLogs",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cortex.control.v1.Control", "ModelLogs"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// What the node runs at its start, at each request and at its end; what its models went through; how its parts are.
+        pub async fn get_lifecycle(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetLifecycleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetLifecycleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/cortex.control.v1.Control/GetLifecycle",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("cortex.control.v1.Control", "GetLifecycle"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -945,6 +1222,34 @@ pub mod control_server {
             request: tonic::Request<super::ReleaseHoldRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ReleaseHoldResponse>,
+            tonic::Status,
+        >;
+        /// Ends running requests before their time: their clients get what was generated and a proper end.
+        async fn cancel_requests(
+            &self,
+            request: tonic::Request<super::CancelRequestsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CancelRequestsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the ModelLogs method.
+        type ModelLogsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::LogLines, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The last lines of a model's log, and with `follow` those that come. A reader that is too slow misses some, and is
+        /// told how many.
+        async fn model_logs(
+            &self,
+            request: tonic::Request<super::ModelLogsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ModelLogsStream>, tonic::Status>;
+        /// What the node runs at its start, at each request and at its end; what its models went through; how its parts are.
+        async fn get_lifecycle(
+            &self,
+            request: tonic::Request<super::GetLifecycleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetLifecycleResponse>,
             tonic::Status,
         >;
     }
@@ -1324,6 +1629,142 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReleaseHoldSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/cortex.control.v1.Control/CancelRequests" => {
+                    #[allow(non_camel_case_types)]
+                    struct CancelRequestsSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::CancelRequestsRequest>
+                    for CancelRequestsSvc<T> {
+                        type Response = super::CancelRequestsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CancelRequestsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::cancel_requests(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CancelRequestsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/cortex.control.v1.Control/ModelLogs" => {
+                    #[allow(non_camel_case_types)]
+                    struct ModelLogsSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::ServerStreamingService<super::ModelLogsRequest>
+                    for ModelLogsSvc<T> {
+                        type Response = super::LogLines;
+                        type ResponseStream = T::ModelLogsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ModelLogsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::model_logs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ModelLogsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/cortex.control.v1.Control/GetLifecycle" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetLifecycleSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::GetLifecycleRequest>
+                    for GetLifecycleSvc<T> {
+                        type Response = super::GetLifecycleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetLifecycleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::get_lifecycle(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetLifecycleSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

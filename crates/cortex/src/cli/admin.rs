@@ -101,6 +101,12 @@ impl Admin {
         tokio::time::timeout(ANSWER_MAX, ask).await.context("the gateway did not answer in time")?
     }
 
+    /// Gets a path whose answer comes bit by bit.
+    pub(super) async fn get_stream(&self, path: &str) -> Result<reqwest::Response> {
+        let ask = self.ask(self.http.get(format!("{}{path}", self.url)));
+        tokio::time::timeout(ANSWER_MAX, ask).await.context("the gateway did not answer in time")?
+    }
+
     /// Gets a path.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let bytes = self.send(self.http.get(format!("{}{path}", self.url))).await?;
@@ -111,5 +117,22 @@ impl Admin {
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         let bytes = self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await?;
         serde_json::from_slice(&bytes).with_context(|| format!("{path} answered what this version can't read"))
+    }
+}
+
+/// Writes a name as one segment of a path, or one value of a query.
+pub(super) fn segment(name: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(byte);
+    name.bytes().map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::segment;
+
+    #[test]
+    fn a_name_with_slashes_is_one_segment() {
+        assert_eq!(segment("org/Na-me_1.5~x"), "org%2FNa-me_1.5~x");
+        assert_eq!(segment("a b&é"), "a%20b%26%C3%A9");
     }
 }

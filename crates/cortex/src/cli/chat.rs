@@ -4,11 +4,10 @@ use std::io::Write;
 
 use bytes::Bytes;
 use clap::Args;
-use futures_util::StreamExt;
 use service::exit;
-use wire::EventSplitter;
 
 use super::client;
+use crate::events::Events;
 
 #[derive(Debug, Args)]
 pub(super) struct ChatArgs {
@@ -49,14 +48,10 @@ pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<u8> {
         let error: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
         anyhow::bail!("{status}: {}", error["error"]["message"].as_str().unwrap_or(&text));
     }
-    let mut splitter = EventSplitter::new(EVENT_BYTES_MAX);
-    let mut chunks = response.bytes_stream();
+    let mut events = Events::new(response, EVENT_BYTES_MAX);
     let mut done = false;
-    while let Some(chunk) = chunks.next().await {
-        splitter.push(chunk?);
-        while let Some(event) = splitter.next_event()? {
-            done |= show(&event)?;
-        }
+    while let Some(event) = events.next().await? {
+        done |= show(&event)?;
     }
     println!();
     anyhow::ensure!(done, "the stream ended before the answer was complete");

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use serde::de::DeserializeOwned;
 use service::exit;
 use service::progress::Bar;
 
@@ -23,7 +24,7 @@ pub(super) struct PullArgs {
 }
 
 /// Takes whole lines off the front of what came.
-fn lines(buffer: &mut Vec<u8>) -> Result<Vec<Line>> {
+pub(super) fn lines<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Vec<T>> {
     let whole = buffer.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     let rest = buffer.split_off(whole);
     let taken = std::mem::replace(buffer, rest);
@@ -45,7 +46,7 @@ pub(super) async fn pull(args: PullArgs) -> Result<u8> {
             bail!("the gateway ended the answer before the files were there");
         };
         buffer.extend_from_slice(&chunk);
-        for line in lines(&mut buffer)? {
+        for line in lines::<Line>(&mut buffer)? {
             bar.show(line.bytes_done, line.bytes_total);
             if let Some(error) = line.error {
                 bail!("{error}");
@@ -69,12 +70,12 @@ mod tests {
         let text = "{\"bytes_done\":1,\"bytes_total\":2}\n{\"path\":\"/m\"}\n";
         for cut in 0..text.len() {
             let mut buffer = text.as_bytes()[..cut].to_vec();
-            let mut read = lines(&mut buffer).unwrap();
+            let mut read: Vec<Line> = lines(&mut buffer).unwrap();
             buffer.extend_from_slice(&text.as_bytes()[cut..]);
-            read.extend(lines(&mut buffer).unwrap());
+            read.extend(lines::<Line>(&mut buffer).unwrap());
             assert_eq!((read.len(), read[0].bytes_total, read[1].path.as_deref()), (2, 2, Some("/m")), "cut at {cut}");
         }
-        assert!(lines(&mut b"nonsense\n".to_vec()).is_err());
-        assert!(lines(&mut vec![b'x'; LINE_BYTES_MAX + 1]).is_err());
+        assert!(lines::<Line>(&mut b"nonsense\n".to_vec()).is_err());
+        assert!(lines::<Line>(&mut vec![b'x'; LINE_BYTES_MAX + 1]).is_err());
     }
 }

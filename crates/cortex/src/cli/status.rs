@@ -67,6 +67,11 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<u8> {
         if let Some(progress) = progress_text(status) {
             println!("{:<24} {progress}", "");
         }
+        for model in &status.models {
+            if let Some(failure) = &model.failure {
+                println!("{:<24} {} ({}): {failure}", "", model.id, word(&model.state));
+            }
+        }
         if let Some(upgrade) = status.upgrade.as_ref().filter(|upgrade| !upgrade.ok) {
             println!("{:<24} the upgrade '{}' failed: {}", "", upgrade.name, upgrade.detail);
         }

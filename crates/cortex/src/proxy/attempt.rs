@@ -1,11 +1,13 @@
 //! One try of a request on one worker: whole events in order, private lines apart.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use fleet::Target;
-use http::{HeaderName, HeaderValue, Method, Request, header};
+use fleet::{Ending, Target};
+use http::{HeaderMap, header};
+use http_body::Body;
 use http_body_util::{BodyExt, Limited};
 use service::traces::Span;
 use tokio::time::{Instant, Sleep};
@@ -13,25 +15,20 @@ use wire::EventSplitter;
 use wire::private::{self, Line, Refusal};
 use words::{Code, Error};
 
+use super::http1::RequestHead;
 use super::upstream::Answer;
+use super::vigil::Watch;
 use super::{Order, Proxy};
 
 /// Most bytes of a worker's refusal.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static(private::REQUEST_ID_HEADER);
-const ATTEMPT: HeaderName = HeaderName::from_static(private::ATTEMPT_HEADER);
-const GATEWAY: HeaderName = HeaderName::from_static(private::GATEWAY_HEADER);
-const SEED: HeaderName = HeaderName::from_static(private::SEED_HEADER);
-const COMPLETION_ID: HeaderName = HeaderName::from_static(private::COMPLETION_ID_HEADER);
-const CREATED: HeaderName = HeaderName::from_static(private::CREATED_HEADER);
 
 /// An open attempt.
 pub(super) struct Attempt {
     pub(super) target: Target,
     body: Answer,
     splitter: EventSplitter,
-    /// Kept over the events: a timer that is set anew for each costs more than the event.
+    /// Kept over the attempt: a timer that is made or set anew for each event costs more than the event.
     timer: Pin<Box<Sleep>>,
     /// Events that count only with the one that follows them.
     held: BytesMut,
@@ -40,7 +37,7 @@ pub(super) struct Attempt {
 
 /// Why there is no attempt.
 pub(super) struct Unopened {
-    pub(super) error: Error,
+    pub(super) ending: Ending,
     /// The worker has the request, or had it.
     pub(super) sent: bool,
 }
@@ -55,10 +52,6 @@ pub(super) enum Next {
     End,
 }
 
-fn header(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("-"))
-}
-
 fn upstream_error(message: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::new(Code::UpstreamFailed, message).because(source)
 }
@@ -68,11 +61,11 @@ pub(super) fn silent() -> Error {
 }
 
 impl Attempt {
-    /// Sends the request and waits for the response's head.
+    /// Sends the request and waits for the response's head, as long as the watch allows.
     ///
     /// # Errors
     /// `UpstreamFailed` or `UpstreamTimeout` when the worker can't be reached or does not answer; its own error
-    /// when it refuses.
+    /// when it refuses; `ModelLoading` when the wait for a load is over.
     pub(super) async fn open(
         proxy: &Proxy,
         order: &Order,
@@ -80,27 +73,41 @@ impl Attempt {
         target: Target,
         number: u32,
         span: &Span,
+        watch: &mut Watch,
     ) -> Result<Self, Unopened> {
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("http://{}{}", target.data_address, order.endpoint.path()))
-            .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .header(REQUEST_ID, header(&order.request_id))
-            .header(ATTEMPT, HeaderValue::from(number))
-            .header(GATEWAY, header(proxy.gateway.as_str()))
-            .header(SEED, HeaderValue::from(order.seed))
-            .header(COMPLETION_ID, header(&order.completion_id))
-            .header(CREATED, HeaderValue::from(order.created));
-        let unsent = |error| Unopened { error, sent: false };
-        let sent = |error| Unopened { error, sent: true };
-        let mut request = request.body(body).map_err(|error| unsent(Error::internal(error)))?;
+        // What the client says of its trace, or what this gateway does.
+        let mut trace = HeaderMap::new();
         for (name, value) in &order.trace {
-            value.iter().for_each(|value| _ = request.headers_mut().insert(name, value.clone()));
+            value.iter().for_each(|value| _ = trace.insert(name, value.clone()));
         }
-        span.write(request.headers_mut());
-        let patience = Duration::from_millis(proxy.options.proxy.first_event_timeout_ms);
-        let response = tokio::time::timeout(patience, proxy.upstream.request(request)).await;
-        let response = response.map_err(|_| sent(silent()))?.map_err(|error| match error.is_connect() {
+        span.write(&mut trace);
+        let head = RequestHead::post(order.endpoint.path(), &target.data_address)
+            .field("content-type", b"application/json")
+            .field(private::REQUEST_ID_HEADER, order.request_id.as_bytes())
+            .number(private::ATTEMPT_HEADER, number.into())
+            .field(private::GATEWAY_HEADER, proxy.gateway.as_str().as_bytes())
+            .number(private::SEED_HEADER, order.seed)
+            .field(private::COMPLETION_ID_HEADER, order.completion_id.as_bytes())
+            .number(private::CREATED_HEADER, order.created);
+        let head = trace.iter().fold(head, |head, (name, value)| head.field(name.as_str(), value.as_bytes()));
+        let head = head.end(body.len());
+        let unsent = |error| Unopened { ending: Ending::Failed(error), sent: false };
+        let sent = |error| Unopened { ending: Ending::Failed(error), sent: true };
+        let mut timer = Box::pin(tokio::time::sleep_until(proxy.clock.instant(watch.look_at())));
+        let response = {
+            let mut answer = pin!(proxy.upstream.request(&target.data_address, &head, &body));
+            loop {
+                tokio::select! {
+                    biased;
+                    response = &mut answer => break response,
+                    () = &mut timer => {}
+                }
+                let judged = watch.look(proxy, &order.model, target.slot, false);
+                judged.map_err(|ending| Unopened { ending, sent: true })?;
+                timer.as_mut().reset(proxy.clock.instant(watch.look_at()));
+            }
+        };
+        let response = response.map_err(|error| match error.is_connect() {
             true => unsent(upstream_error("the worker could not be reached", error)),
             false => sent(upstream_error("the worker broke off before its answer", error)),
         })?;
@@ -109,7 +116,7 @@ impl Attempt {
         }
         let held_max = proxy.options.proxy.event_bytes_max;
         let splitter = EventSplitter::new(held_max);
-        let timer = Box::pin(tokio::time::sleep(Duration::MAX));
+        watch.answered(&proxy.options.proxy, proxy.clock.now());
         Ok(Attempt { target, body: response.into_body(), splitter, timer, held: BytesMut::new(), held_max })
     }
 
@@ -132,14 +139,17 @@ impl Attempt {
                 }
                 continue;
             }
-            if self.timer.deadline() != until {
-                self.timer.as_mut().reset(until);
-            }
-            let frame = tokio::select! {
-                biased;
-                frame = self.body.frame() => frame,
-                () = &mut self.timer => return Ok(Next::Quiet),
-            };
+            let frame = std::future::poll_fn(|cx| {
+                if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+                    return Poll::Ready(Some(frame));
+                }
+                // Set only where it has to be waited for.
+                if self.timer.deadline() != until {
+                    self.timer.as_mut().reset(until);
+                }
+                self.timer.as_mut().poll(cx).map(|()| None)
+            });
+            let Some(frame) = frame.await else { return Ok(Next::Quiet) };
             match frame {
                 Some(Ok(frame)) => {
                     if let Ok(chunk) = frame.into_data() {
@@ -184,11 +194,12 @@ async fn refusal(response: http::Response<Answer>) -> Error {
         return upstream_error("something that is no worker answered at a worker's address", source);
     };
     let envelope: Option<wire::ErrorEnvelope> = serde_json::from_slice(&body).ok();
-    let (message, param) = match envelope {
-        Some(envelope) => (envelope.error.message, envelope.error.param),
-        None => (format!("the worker refused the request with {code}"), None),
+    let (message, param, loading) = match envelope {
+        Some(envelope) => (envelope.error.message, envelope.error.param, envelope.error.loading),
+        None => (format!("the worker refused the request with {code}"), None, None),
     };
     let error = Error::from(Refusal { code, message, param });
+    let error = loading.into_iter().fold(error, |error, loading| error.while_loading(loading.into()));
     match retry_after {
         Some(seconds) if matches!(error.retry(), words::Retry::After(_)) => {
             error.retry_after(Duration::from_secs(seconds.min(3600)))

@@ -1,7 +1,8 @@
 //! Answers of HTTP/1.1 as bytes: the head, and where a body ends. Pure; a worker's stream passes here once and uncopied.
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
+use httparse::Header;
 
 /// Most bytes of a head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -47,7 +48,50 @@ pub(super) enum Taken {
     End,
 }
 
-/// A whole head.
+/// A request's head on its way out.
+#[derive(Debug)]
+pub(super) struct RequestHead(Vec<u8>);
+
+impl RequestHead {
+    /// Begins the head of a POST.
+    pub(super) fn post(path: &str, host: &str) -> Self {
+        let mut head = RequestHead(Vec::with_capacity(512));
+        for part in ["POST ", path, " HTTP/1.1\r\nhost: ", host, "\r\n"] {
+            head.0.extend_from_slice(part.as_bytes());
+        }
+        head
+    }
+
+    /// Adds a field. A value that would end it is not sent.
+    pub(super) fn field(mut self, name: &str, value: &[u8]) -> Self {
+        let whole = !value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0));
+        for part in [name.as_bytes(), b": ", if whole { value } else { b"-" }, b"\r\n"] {
+            self.0.extend_from_slice(part);
+        }
+        self
+    }
+
+    /// Adds a field that is a number.
+    pub(super) fn number(self, name: &str, value: u64) -> Self {
+        // Twenty digits at most.
+        let (mut digits, mut at, mut rest) = ([0; 20], 20, value);
+        while rest > 0 || at == 20 {
+            at -= 1;
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        self.field(name, &digits[at..])
+    }
+
+    /// Ends it, before a body of so many bytes.
+    pub(super) fn end(self, length: usize) -> Vec<u8> {
+        let mut head = self.number("content-length", length as u64).0;
+        head.extend_from_slice(b"\r\n");
+        head
+    }
+}
+
+/// A whole head. Only an answer that is no success keeps its fields.
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) response: Response<()>,
@@ -79,35 +123,43 @@ pub(super) fn take_head(buffer: &mut BytesMut) -> Result<Option<Head>, Malformed
     *response.status_mut() = status.ok_or(Malformed("its status is none"))?;
     let newer = parsed.version == Some(1);
     *response.version_mut() = if newer { Version::HTTP_11 } else { Version::HTTP_10 };
-    for field in parsed.headers.iter() {
+    let (fields, status) = (&*parsed.headers, response.status());
+    // Nobody asks for those of a success.
+    for field in fields.iter().filter(|_| !status.is_success()) {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed("a header's name is none"))?;
         let value = HeaderValue::from_bytes(field.value).map_err(|_| Malformed("a header's value is none"))?;
         response.headers_mut().append(name, value);
     }
+    let framing = framing(status, fields)?;
+    let reusable = newer && framing != Framing::Close && !says(fields, "connection", "close");
     let _ = buffer.split_to(length);
-    let framing = framing(response.status(), response.headers())?;
-    let reusable = newer && framing != Framing::Close && !says(response.headers(), header::CONNECTION, "close");
     Ok(Some(Head { response, framing, reusable }))
 }
 
-/// Whether one of a header's words is this one.
-fn says(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
-    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|said| said.trim().eq_ignore_ascii_case(word))
+/// Returns the values of a field.
+fn values<'a>(fields: &'a [Header<'a>], name: &'static str) -> impl Iterator<Item = &'a [u8]> {
+    fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
 }
 
-fn framing(status: StatusCode, headers: &HeaderMap) -> Result<Framing, Malformed> {
+/// Whether one of a field's words is this one.
+fn says(fields: &[Header<'_>], name: &'static str, word: &str) -> bool {
+    values(fields, name)
+        .flat_map(|value| value.split(|byte| *byte == b','))
+        .any(|said| said.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
+}
+
+fn framing(status: StatusCode, fields: &[Header<'_>]) -> Result<Framing, Malformed> {
     if status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED {
         return Ok(Framing::Over);
     }
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).into_iter();
-    let chunked = headers.contains_key(header::TRANSFER_ENCODING);
+    let mut lengths = values(fields, "content-length");
+    let chunked = values(fields, "transfer-encoding").next().is_some();
     match (lengths.next(), lengths.next()) {
-        (None, None) if chunked && says(headers, header::TRANSFER_ENCODING, "chunked") => Ok(Framing::Size),
+        (None, None) if chunked && says(fields, "transfer-encoding", "chunked") => Ok(Framing::Size),
         (None, None) if chunked => Err(Malformed("its transfer encoding is not chunked")),
         (None, None) => Ok(Framing::Close),
         (Some(length), None) if !chunked => {
-            let digits = length.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+            let digits = std::str::from_utf8(length).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
             let length = digits.and_then(|text| text.parse().ok()).ok_or(Malformed("its length is none"))?;
             Ok(if length == 0 { Framing::Over } else { Framing::Length(length) })
         }

@@ -23,6 +23,15 @@ fn read(pieces: &[&[u8]]) -> Result<(u16, Vec<u8>, bool), Malformed> {
     Ok((head.map_or(0, |head| head.response.status().as_u16()), body, false))
 }
 
+#[test]
+fn a_head_goes_out_as_it_was_put_together_and_no_value_adds_to_it() {
+    let head = RequestHead::post("/v1/x", "h:1").field("a", b"b c").field("x", b"y\r\nz: 1").number("n", 0);
+    let head = head.number("most", u64::MAX).end(20);
+    let wanted = "POST /v1/x HTTP/1.1\r\nhost: h:1\r\na: b c\r\nx: -\r\nn: 0\r\nmost: 18446744073709551615\r\n\
+        content-length: 20\r\n\r\n";
+    assert_eq!(String::from_utf8(head).unwrap(), wanted);
+}
+
 const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nx-a: b\r\n\r\n\
     5\r\nhello\r\n1;x=\"y\"\r\n \r\n0A\r\n0123456789\r\n0\r\nx-t: 1\r\n\r\n";
 const SIZED: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\nretry-after: 1\r\n\r\nwait";

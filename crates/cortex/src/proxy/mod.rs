@@ -2,14 +2,16 @@
 
 mod attempt;
 mod body;
+mod flights;
 mod http1;
 mod relay;
 mod upstream;
+mod vigil;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use fleet::{Ending, Journey, Quarantine, RetryBudget, Step};
+use fleet::{Accepted, Ending, Journey, Quarantine, RetryBudget, Step};
 use service::clock::Clock;
 use service::traces::Traces;
 use tokio::sync::watch;
@@ -21,6 +23,7 @@ use crate::fleet_task::Fleet;
 use crate::metrics::Metrics;
 use crate::options::Options;
 pub(crate) use body::{BoxBody, Pace, full, respond};
+pub(crate) use flights::{Flight, Flights};
 pub(crate) use relay::Relay;
 pub(crate) use upstream::Upstream;
 
@@ -37,6 +40,8 @@ pub(crate) struct Proxy {
     pub(crate) budget: Mutex<RetryBudget>,
     /// Held for a look-up.
     pub(crate) quarantine: Arc<Mutex<Quarantine>>,
+    /// The requests that run.
+    pub(crate) flights: Flights,
     /// True once the drain's deadline has come: open streams end with words.
     pub(crate) cut: watch::Receiver<bool>,
 }
@@ -61,14 +66,29 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    /// Says what a worker could not say any more after every choice had finished: usage and end.
-    fn completion(&self, meta: Option<&Meta>, completion: usize, reasoning: u32) -> Bytes {
+    /// Puts the model's own id in the place of an alias.
+    fn rename(&mut self, id: ModelId) -> Result<(), Error> {
+        self.body = wire::with_model(&self.body, &id)?.into();
+        self.model = id;
+        Ok(())
+    }
+
+    /// Says what a worker could not say any more: that choices were cancelled which had not finished, usage and end.
+    fn completion(&self, meta: Option<&Meta>, choices: &[Accepted], reasoning: u32) -> Bytes {
         let identity =
             Identity { id: self.completion_id.clone(), created: self.created, model: self.model.to_string() };
+        let encoder = Encoder::of(self.endpoint, identity, self.include_usage);
+        let mut events = Vec::new();
+        for (index, choice) in (0..).zip(choices).filter(|(_, choice)| !choice.finished) {
+            if choice.ids.is_empty() {
+                events.extend(encoder.begin(index, true, None));
+            }
+            events.push(encoder.cancelled(index));
+        }
         let (prompt, cached) = meta.map_or((0, 0), |meta| (meta.prompt_tokens, meta.cached));
-        let usage = Usage { prompt, completion: completion as u32, cached, reasoning };
-        let usage = Encoder::of(self.endpoint, identity, self.include_usage).usage(usage);
-        let events: Vec<Bytes> = usage.into_iter().chain([Bytes::from_static(DONE_EVENT)]).collect();
+        let completion = choices.iter().map(|choice| choice.ids.len()).sum::<usize>() as u32;
+        events.extend(encoder.usage(Usage { prompt, completion, cached, reasoning }));
+        events.push(Bytes::from_static(DONE_EVENT));
         with_private(&[], &events)
     }
 }

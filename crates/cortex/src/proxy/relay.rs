@@ -1,23 +1,31 @@
-//! One client request over its attempts: the shell around `fleet::Journey`, and the account at the end.
+//! One client request over its attempts: the shell around `fleet::Journey`.
+
+mod account;
+mod lines;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use fleet::{
-    Ending, Journey, Origin, Patience, PatienceFacts, PatienceLimits, Route, RouteQuery, Slot, Step, Target, Verdict,
-    route, worth_waiting,
+    Ending, FleetView, Journey, Placements, Room, Route, RouteQuery, Slot, Step, Successor, Target, route,
+    worth_waiting,
 };
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use service::metrics::prometheus::IntCounter;
 use service::traces::{KeyValue, Span, SpanKind};
 use tokio::sync::OwnedSemaphorePermit;
-use wire::private::{Line, Meta, Resume, ResumeChoice};
+use wire::private::{Line, Meta, MetaText, Resume, ResumeChoice};
 use words::{Code, Error, Moment};
 
-use super::attempt::{Attempt, Next, Unopened, silent};
+use super::attempt::{Attempt, Next, Unopened};
+use super::flights::Place;
+use super::vigil::{Watch, with_loading};
 use super::{Order, SharedProxy};
+use crate::fleet_task::LoadWait;
 
+/// How long a worker has to end a request that was cancelled: a step of its engine, and the way here.
+const CANCEL_MAX: Duration = Duration::from_secs(5);
 /// How often an offer that found no successor is looked at again.
 const OFFER_AGAIN: Duration = Duration::from_millis(250);
 
@@ -25,12 +33,17 @@ const OFFER_AGAIN: Duration = Duration::from_millis(250);
 pub(crate) struct Relay {
     proxy: SharedProxy,
     order: Order,
+    /// Its place among the requests that run.
+    place: Place,
+    /// Set once it is cancelled: until then its worker may end it.
+    end_by: Option<Moment>,
     journey: Journey,
     attempt: Option<Attempt>,
     /// What the first attempt made of the request; a later one has to agree.
     meta: Option<Box<Meta>>,
-    patience: Patience,
-    look_at: Moment,
+    /// The same as it was said, until somebody needs it: most requests end before.
+    unread: Option<MetaText>,
+    watch: Watch,
     /// The worker is leaving and the stream may be taken elsewhere; looked at from then on.
     offered: Option<Moment>,
     /// Held while a worker computes anew what another one had.
@@ -62,12 +75,14 @@ impl Relay {
         let arrived = proxy.clock.now();
         proxy.deposit();
         Relay {
+            place: proxy.flights.enter(&order, arrived),
+            end_by: None,
             journey: Journey::new(order.choices as usize, order.stream, proxy.options.proxy.journey(), arrived),
             rng: SmallRng::seed_from_u64(order.seed ^ order.created),
             attempt: None,
             meta: None,
-            patience: Patience::new(arrived),
-            look_at: arrived,
+            unread: None,
+            watch: Watch::new(arrived, Duration::from_millis(proxy.options.proxy.load_wait_ms)),
             offered: None,
             prefill: None,
             arrived,
@@ -112,7 +127,7 @@ impl Relay {
                 Err(error) => {
                     self.over = true;
                     self.outcome = Some(error.code().row().code);
-                    return Some(Err(error));
+                    return Some(Err(with_loading(&self.proxy, &self.order.model, error)));
                 }
             }
         }
@@ -121,13 +136,14 @@ impl Relay {
     /// Finds a worker and opens an attempt on it.
     async fn open(&mut self) -> Result<(), Ending> {
         let mut routing = self.span.child("route", SpanKind::Internal);
-        let target = self.find().await.map_err(|error| {
+        let (target, wait) = self.find().await.map_err(|error| {
             routing.fail(error.code().row().code);
             Ending::NobodyFound(error)
         })?;
         drop(routing);
         self.proxy.fleet.sent(target.slot);
         let number = self.journey.open(target.slot);
+        self.place.flight.sent(number, target.slot);
         let body = self.body().map_err(Ending::Failed)?;
         let node = target.node.clone();
         let accepted = self.journey.accepted();
@@ -141,20 +157,32 @@ impl Relay {
                 KeyValue::new("server.address", target.data_address.clone()),
             ]
         });
-        match Attempt::open(&self.proxy, &self.order, body, target, number, &self.attempt_span).await {
+        let (begun, loads) = (self.proxy.clock.now(), target.room.is_some());
+        self.watch.begin(&self.proxy.options.proxy, begun);
+        let (span, watch) = (&self.attempt_span, &mut self.watch);
+        let opened = tokio::select! {
+            biased;
+            opened = Attempt::open(&self.proxy, &self.order, body, target, number, span, watch) => opened,
+            () = self.place.flight.cancelled() => Err(Unopened { ending: Ending::Failed(cancelled()), sent: false }),
+        };
+        drop(wait);
+        if loads {
+            let waited = self.proxy.clock.now().since(begun).as_secs_f64();
+            self.proxy.metrics.load_wait.with_label_values(&[self.order.model.as_str()]).observe(waited);
+        }
+        match opened {
             Ok(attempt) => {
                 self.journey.reached();
                 self.attempt = Some(attempt);
-                self.patience = Patience::new(self.proxy.clock.now());
-                self.look_at = self.proxy.clock.now();
                 Ok(())
             }
-            Err(Unopened { error, sent }) => {
-                if sent {
+            Err(Unopened { ending, sent }) => {
+                // What waited for its model was not at work.
+                if sent && !loads {
                     self.journey.reached();
                 }
-                self.count_attempt(node.as_str(), error.code().row().code);
-                Err(Ending::Failed(error))
+                self.count_attempt(node.as_str(), reason(&ending));
+                Err(ending)
             }
         }
     }
@@ -168,21 +196,42 @@ impl Relay {
         Resume { choices: choices.collect(), meta: (**meta).clone() }.splice(&self.order.body)
     }
 
-    async fn find(&mut self) -> Result<Target, Error> {
+    /// Asks for a way; one that may lead to a load is taken at once, so that the next request follows it.
+    fn way(&mut self, view: &FleetView, successor: Option<&Successor>) -> (Route, Option<LoadWait>) {
+        let fleet = &self.proxy.fleet;
+        let (model, tried, wait_until) = (&self.order.model, self.journey.tried(), self.journey.wait_until());
+        let mut placements = fleet.placements();
+        let query = RouteQuery { model, tried, wait_until, successor, placements: &placements };
+        let way = route(view, &query, |slot| fleet.sent_since(slot), self.proxy.clock.now(), &mut self.rng);
+        let Route::Forward(Target { slot, room, on_demand: true, .. }) = &way else { return (way, None) };
+        let wait = fleet.wait_at(&mut placements, model, *slot);
+        drop(placements);
+        if let Some(room) = room.filter(|room| *room != Room::Coming) {
+            self.proxy.metrics.loads.with_label_values(&[model.as_str(), room.name()]).inc();
+            tracing::info!(request_id = self.order.request_id, %model, room = room.name(), "a load for a request");
+        }
+        (way, Some(wait))
+    }
+
+    async fn find(&mut self) -> Result<(Target, Option<LoadWait>), Error> {
         let mut changes = self.proxy.fleet.watch();
         let successor = self.journey.successor();
         loop {
+            if self.place.flight.is_cancelled() {
+                return Err(cancelled());
+            }
             let view = changes.borrow_and_update().clone();
-            let wait_until = self.journey.wait_until();
-            let (model, tried) = (&self.order.model, self.journey.tried());
-            let query = RouteQuery { model, tried, wait_until, successor: successor.as_ref() };
-            let sent = |slot| self.proxy.fleet.sent_since(slot);
-            let until = match route(&view, &query, sent, self.proxy.clock.now(), &mut self.rng) {
-                Route::Forward(target) if successor.is_none() => return Ok(target),
+            if let Some(id) = view.alias(&self.order.model).cloned() {
+                self.order.rename(id)?;
+                self.place.flight.resolved(&self.order.model);
+            }
+            let (way, wait) = self.way(&view, successor.as_ref());
+            let until = match way {
+                Route::Forward(target) if successor.is_none() => return Ok((target, wait)),
                 Route::Forward(target) => match self.proxy.fleet.prefill(target.slot) {
                     Some(permit) => {
                         self.prefill = Some(permit);
-                        return Ok(target);
+                        return Ok((target, wait));
                     }
                     // Others compute their answers' past there just now; it takes a prefill's time.
                     None => self.proxy.clock.now() + PREFILL_AGAIN,
@@ -197,10 +246,14 @@ impl Relay {
                     until
                 }
             };
+            drop(wait);
             let deadline = self.proxy.clock.instant(until);
-            if let Ok(Ok(())) = tokio::time::timeout_at(deadline, changes.changed()).await {
-                // The view is newer than the refusals, so they no longer bind.
-                self.journey.forget_tried();
+            tokio::select! {
+                changed = tokio::time::timeout_at(deadline, changes.changed()) => if let Ok(Ok(())) = changed {
+                    // The view is newer than the refusals, so they no longer bind.
+                    self.journey.forget_tried();
+                },
+                () = self.place.flight.cancelled() => {}
             }
         }
     }
@@ -210,8 +263,17 @@ impl Relay {
         self.take_offer()?;
         let Some(attempt) = &mut self.attempt else { return Ok(None) };
         self.lines.clear();
-        let until = self.offered.map_or(self.look_at, |again| self.look_at.min(again));
-        let next = match attempt.next(self.proxy.clock.instant(until), &mut self.lines).await {
+        let ends = [self.offered, self.end_by].into_iter().flatten();
+        let until = ends.fold(self.watch.look_at(), Moment::min);
+        let next = tokio::select! {
+            biased;
+            next = attempt.next(self.proxy.clock.instant(until), &mut self.lines) => next,
+            () = self.place.flight.cancelled(), if self.end_by.is_none() => {
+                self.end_by = Some(self.proxy.clock.now() + CANCEL_MAX);
+                return Ok(None);
+            }
+        };
+        let next = match next {
             // The answer is whole; how its connection ends is nobody's concern.
             Err(_) if self.complete => Next::End,
             next => next.map_err(Ending::Failed)?,
@@ -219,23 +281,28 @@ impl Relay {
         match next {
             Next::Event(bytes) => {
                 let now = self.proxy.clock.now();
-                self.patience.heard(now);
+                self.watch.heard(now);
                 self.read_lines(now).map_err(Ending::Failed)?;
                 Ok(Some(bytes))
             }
             Next::Quiet if self.complete => {
                 // The end of the body does not come; without it the connection is of no more use.
-                (self.over, self.outcome) = (true, Some("ok"));
+                (self.over, self.outcome) = (true, Some(self.proper()));
                 Ok(None)
             }
+            Next::Quiet if self.end_by.is_some_and(|end| self.proxy.clock.now() >= end) => {
+                Err(Ending::Failed(cancelled()))
+            }
             Next::Quiet => {
-                self.look().map_err(Ending::Failed)?;
+                let Some(slot) = self.slot() else { return Ok(None) };
+                let begun = self.journey.begun() || self.journey.bound();
+                self.watch.look(&self.proxy, &self.order.model, slot, begun)?;
                 Ok(None)
             }
             Next::End if self.complete => {
-                self.over = true;
-                self.outcome = Some("ok");
                 let node = attempt.target.node.clone();
+                self.over = true;
+                self.outcome = Some(self.proper());
                 self.count_attempt(node.as_str(), "ok");
                 Ok(None)
             }
@@ -246,40 +313,23 @@ impl Relay {
         }
     }
 
-    /// Judges the attempt's silence.
-    fn look(&mut self) -> Result<(), Error> {
-        let Some(slot) = self.slot() else { return Ok(()) };
-        let (now, view) = (self.proxy.clock.now(), self.proxy.fleet.view());
-        let node = view.node(slot);
-        let model = node.and_then(|node| node.status.as_ref()?.model(&self.order.model));
-        let facts = PatienceFacts {
-            control_heard: node.map_or(Moment::ZERO, |node| node.heard_at),
-            inter_token_p99: Duration::from_millis(model.map_or(0, |model| u64::from(model.inter_token_p99_ms))),
-            begun: self.journey.begun(),
-        };
-        let options = &self.proxy.options.proxy;
-        let limits = PatienceLimits {
-            first_event: Duration::from_millis(options.first_event_timeout_ms),
-            stall: Duration::from_millis(options.stall_min_ms),
-        };
-        match self.patience.look(now, &limits, &facts) {
-            Verdict::WaitUntil(at) => {
-                self.look_at = at;
-                Ok(())
-            }
-            Verdict::Stalled => Err(silent()),
-            Verdict::Unreachable => Err(Error::new(Code::UpstreamTimeout, "the worker is out of reach")),
-        }
+    /// Returns how a whole answer ended.
+    fn proper(&self) -> &'static str {
+        if self.place.flight.is_cancelled() { Code::Cancelled.row().code } else { "ok" }
     }
 
     /// Takes a leaving worker's offer as soon as another worker could go on.
     fn take_offer(&mut self) -> Result<(), Ending> {
         let (Some(slot), Some(again)) = (self.slot(), self.offered) else { return Ok(()) };
+        if self.journey.bound() {
+            return Ok(());
+        }
         let now = self.proxy.clock.now();
         if now < again {
             return Ok(());
         }
         self.offered = Some(now + OFFER_AGAIN);
+        self.read_meta();
         let view = self.proxy.fleet.view();
         let rollout = view.node(slot).and_then(|node| node.status.as_ref()?.rollout.clone());
         self.journey.driven_by(rollout);
@@ -289,9 +339,13 @@ impl Relay {
             tried: &[slot],
             wait_until: Moment::ZERO,
             successor: successor.as_ref(),
+            placements: &Placements::default(),
         };
         match route(&view, &query, |slot| self.proxy.fleet.sent_since(slot), now, &mut self.rng) {
-            Route::Forward(target) if self.proxy.fleet.may_prefill(target.slot) => Err(Ending::HandedOver),
+            // A stream that runs is not moved to where it would have to wait for a load.
+            Route::Forward(target) if target.room.is_none() && self.proxy.fleet.may_prefill(target.slot) => {
+                Err(Ending::HandedOver)
+            }
             // It runs on where it is; the worker knows that some offers are not taken.
             _ => Ok(()),
         }
@@ -299,58 +353,6 @@ impl Relay {
 
     fn slot(&self) -> Option<Slot> {
         self.attempt.as_ref().map(|attempt| attempt.target.slot)
-    }
-
-    fn read_lines(&mut self, now: Moment) -> Result<(), Error> {
-        let mut lines = std::mem::take(&mut self.lines);
-        for line in lines.drain(..) {
-            match line {
-                Line::Tokens { attempt, choice, index, ids, finish, reasoning } => {
-                    let accepted = self.journey.accept(attempt, choice, index, &ids, finish.is_some());
-                    accepted.map_err(|error| {
-                        Error::new(Code::UpstreamFailed, "the worker's tokens are out of turn").because(error)
-                    })?;
-                    self.note_tokens(now, ids.len() as u64);
-                    if let Some(tokens) = self.reasoning.get_mut(choice as usize) {
-                        *tokens = reasoning;
-                    }
-                }
-                Line::Usage(_) => self.complete = true,
-                Line::Refusal(refusal) => return Err(refusal.into()),
-                Line::Meta(meta) => self.note_meta(meta)?,
-                Line::Offer => self.offered = Some(now),
-                Line::Progress(_) => self.journey.queued(),
-                Line::More => {}
-            }
-        }
-        self.lines = lines;
-        Ok(())
-    }
-
-    /// The first attempt's word on the request binds all later ones that go on from its tokens.
-    fn note_meta(&mut self, meta: Box<Meta>) -> Result<(), Error> {
-        self.journey.began(Origin {
-            prompt_hash: meta.prompt_hash,
-            continue_fingerprint: meta.continue_fingerprint,
-            exact_fingerprint: meta.exact_fingerprint,
-        })?;
-        if !self.journey.begun() {
-            self.meta = Some(meta);
-        }
-        Ok(())
-    }
-
-    fn note_tokens(&mut self, now: Moment, count: u64) {
-        let (model, metrics) = (self.order.model.as_str(), &self.proxy.metrics);
-        self.tokens.get_or_insert_with(|| metrics.tokens.with_label_values(&[model])).inc_by(count);
-        if self.first_token.is_none() {
-            self.first_token = Some(now);
-            metrics.first_token.with_label_values(&[model]).observe(now.since(self.arrived).as_secs_f64());
-        } else if self.prefill.take().is_some() {
-            let gap = now.since(self.last_token).as_secs_f64();
-            metrics.gap.with_label_values(&[model]).observe(gap);
-        }
-        self.last_token = now;
     }
 
     fn count_attempt(&mut self, node: &str, outcome: &'static str) {
@@ -361,14 +363,15 @@ impl Relay {
     /// Does what the journey decides after an attempt that did not complete the answer; returns the bytes that
     /// complete it where no worker is needed for that.
     fn after(&mut self, ending: Ending) -> Result<Option<Bytes>, Error> {
-        let reason = match &ending {
-            Ending::Failed(error) | Ending::NobodyFound(error) => error.code().row().code,
-            Ending::HandedOver => "handed_over",
-        };
+        let reason = reason(&ending);
         if let Some(attempt) = self.attempt.take() {
             self.count_attempt(attempt.target.node.as_str(), reason);
         }
+        self.place.flight.landed();
         (self.prefill, self.offered) = (None, None);
+        // Whatever ended the attempt: nobody wants another one.
+        let ending = if self.place.flight.is_cancelled() { Ending::Failed(cancelled()) } else { ending };
+        self.read_meta();
         if let Ending::Failed(error) | Ending::NobodyFound(error) = &ending {
             let source = std::error::Error::source(error);
             tracing::warn!(request_id = self.order.request_id, %error, source, "attempt failed");
@@ -390,10 +393,12 @@ impl Relay {
                 Ok(None)
             }
             Step::Complete => {
-                (self.over, self.outcome) = (true, Some("ok"));
+                let finished = self.journey.choices().iter().all(|choice| choice.finished);
+                self.over = true;
+                self.outcome = Some(if finished { "ok" } else { Code::Cancelled.row().code });
                 self.proxy.metrics.completed.inc();
-                let (tokens, reasoning) = (self.journey.accepted(), self.reasoning.iter().sum());
-                Ok(Some(self.order.completion(self.meta.as_deref(), tokens, reasoning)))
+                let (choices, reasoning) = (self.journey.choices(), self.reasoning.iter().sum());
+                Ok(Some(self.order.completion(self.meta.as_deref(), choices, reasoning)))
             }
             Step::Fail(error) => {
                 if self.journey.poisoned() {
@@ -405,12 +410,24 @@ impl Relay {
     }
 }
 
+fn reason(ending: &Ending) -> &'static str {
+    match ending {
+        Ending::Failed(error) | Ending::NobodyFound(error) => error.code().row().code,
+        Ending::HandedOver => "handed_over",
+    }
+}
+
 /// Ends the span of an attempt or a request. An error's code means that it failed, unless its client left.
 fn end_span(mut span: Span, outcome: &'static str) {
     span.note(|| [KeyValue::new("cortex.outcome", outcome)]);
-    if Code::from_text(outcome).is_some_and(|code| code != Code::ClientClosed) {
+    let failed = |code: Code| !matches!(code, Code::ClientClosed | Code::Cancelled);
+    if span.recording() && Code::from_text(outcome).is_some_and(failed) {
         span.fail(outcome);
     }
+}
+
+fn cancelled() -> Error {
+    Error::new(Code::Cancelled, "the request was cancelled by an operator before there was an answer to give")
 }
 
 /// How soon a worker that computes others' past is asked again.
@@ -422,50 +439,5 @@ fn public(error: Error) -> Error {
         Code::ModelNotHere => Error::new(Code::NoReplica, "no worker that has the model can take the request now"),
         Code::ResumeMismatch => Error::new(Code::NoReplica, "the worker was lost, and no other one can go on"),
         _ => error,
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        let model = self.order.model.as_str();
-        // What clients make up is no label: each would stay in memory for ever.
-        let known = self.meta.is_some() || self.proxy.fleet.view().lists(&self.order.model);
-        let label = if known { model } else { "unknown" };
-        let outcome = self.outcome.unwrap_or_else(|| {
-            self.proxy.metrics.client_left.inc();
-            Code::ClientClosed.row().code
-        });
-        let seconds = self.proxy.clock.now().since(self.arrived).as_secs_f64();
-        self.proxy.metrics.requests.with_label_values(&[label, outcome]).inc();
-        self.proxy.metrics.request_seconds.with_label_values(&[label]).observe(seconds);
-        let first_token_s = self.first_token.map(|first| first.since(self.arrived).as_secs_f64());
-        end_span(std::mem::take(&mut self.attempt_span), outcome);
-        let trace_id = self.span.trace_id();
-        self.span.note(|| {
-            [
-                KeyValue::new(
-                    "gen_ai.usage.input_tokens",
-                    self.meta.as_ref().map_or(0, |meta| i64::from(meta.prompt_tokens)),
-                ),
-                KeyValue::new("gen_ai.usage.output_tokens", self.journey.accepted() as i64),
-                KeyValue::new("cortex.attempts", i64::from(self.journey.attempt())),
-                KeyValue::new("cortex.continuations", i64::from(self.continuations)),
-            ]
-        });
-        end_span(std::mem::take(&mut self.span), outcome);
-        tracing::info!(
-            request_id = self.order.request_id,
-            model,
-            stream = self.order.stream,
-            attempts = self.journey.attempt(),
-            continuations = self.continuations,
-            tokens = self.journey.accepted(),
-            first_token_s,
-            seconds,
-            outcome,
-            client_left = self.outcome.is_none(),
-            trace_id,
-            "request ended"
-        );
     }
 }

@@ -4,14 +4,14 @@
 //! task and not two, and a client that leaves ends its worker's request by that alone.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, Response, header};
+use http::Response;
 use http_body::Frame;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -48,6 +48,8 @@ impl RequestError {
 
 struct Idle {
     stream: TcpStream,
+    /// Empty, and kept for its memory.
+    buffer: BytesMut,
     since: Instant,
 }
 
@@ -83,14 +85,14 @@ impl Upstream {
         Upstream(Arc::new(Shared { pool: Mutex::default(), connect_timeout, idle_connections }))
     }
 
-    fn take(&self, address: &str) -> Option<TcpStream> {
+    fn take(&self, address: &str) -> Option<(TcpStream, BytesMut)> {
         let now = Instant::now();
         let mut pool = self.0.pool.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = pool.idle.get_mut(address)?;
-        std::iter::from_fn(|| idle.pop()).find(|idle| idle.usable(now)).map(|idle| idle.stream)
+        std::iter::from_fn(|| idle.pop()).find(|idle| idle.usable(now)).map(|idle| (idle.stream, idle.buffer))
     }
 
-    fn put(&self, address: String, stream: TcpStream) {
+    fn put(&self, address: String, stream: TcpStream, buffer: BytesMut) {
         let now = Instant::now();
         let mut pool = self.0.pool.lock().unwrap_or_else(PoisonError::into_inner);
         if pool.swept.is_none_or(|swept| now.duration_since(swept) > SWEEP_EVERY) {
@@ -102,7 +104,7 @@ impl Upstream {
         }
         let idle = pool.idle.entry(address).or_default();
         if idle.len() < self.0.idle_connections {
-            idle.push(Idle { stream, since: now });
+            idle.push(Idle { stream, buffer, since: now });
         }
     }
 
@@ -115,40 +117,26 @@ impl Upstream {
         Ok(stream)
     }
 
-    /// Sends a request to the authority of its URI and waits for the answer's head. Dropping the future, or the
-    /// answer's body before its end, closes the connection.
+    /// Sends a request to an address and waits for the answer's head. Dropping the future, or the answer's body before its
+    /// end, closes the connection.
     ///
     /// # Errors
     /// [`RequestError`]; a worker that answers before it has the whole request is heard all the same.
-    pub(crate) async fn request(&self, request: Request<Bytes>) -> Result<Response<Answer>, RequestError> {
-        let address = request.uri().authority().map(|authority| authority.to_string()).unwrap_or_default();
-        let mut stream = match self.take(&address) {
-            Some(stream) => stream,
-            None => self.connect(&address).await?,
+    pub(crate) async fn request(
+        &self,
+        address: &str,
+        head: &[u8],
+        body: &[u8],
+    ) -> Result<Response<Answer>, RequestError> {
+        let (mut stream, mut buffer) = match self.take(address) {
+            Some(known) => known,
+            None => (self.connect(address).await?, BytesMut::new()),
         };
-        let head = head(&request, &address)?;
-        let mut buffer = BytesMut::new();
-        let (whole, Head { response, framing, reusable }) =
-            exchange(&mut stream, &head, request.body(), &mut buffer).await?;
-        let home = (whole && reusable).then(|| (self.clone(), address));
+        let (whole, Head { response, framing, reusable }) = exchange(&mut stream, head, body, &mut buffer).await?;
+        let home = (whole && reusable).then(|| (self.clone(), address.to_string()));
         let connection = Some(Connection { stream, home });
         Ok(response.map(|()| Answer { connection, buffer, framing }))
     }
-}
-
-/// Writes a request's head.
-fn head(request: &Request<Bytes>, address: &str) -> io::Result<Vec<u8>> {
-    let mut head = Vec::with_capacity(512);
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-    write!(head, "{} {path} HTTP/1.1\r\nhost: {address}\r\n", request.method())?;
-    for (name, value) in request.headers().iter().filter(|(name, _)| **name != header::HOST) {
-        head.extend_from_slice(name.as_str().as_bytes());
-        head.extend_from_slice(b": ");
-        head.extend_from_slice(value.as_bytes());
-        head.extend_from_slice(b"\r\n");
-    }
-    write!(head, "content-length: {}\r\n\r\n", request.body().len())?;
-    Ok(head)
 }
 
 /// Sends a request and reads the answer's head; returns whether all of the request went out.
@@ -216,7 +204,7 @@ impl Answer {
         if let Some(Connection { stream, home: Some((upstream, address)) }) = self.connection.take()
             && self.buffer.is_empty()
         {
-            upstream.put(address, stream);
+            upstream.put(address, stream, std::mem::take(&mut self.buffer));
         }
     }
 }

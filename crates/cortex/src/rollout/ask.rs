@@ -106,13 +106,13 @@ fn everybody(view: &FleetView) -> Result<Vec<NodeId>, Error> {
 /// model only. The answer comes after the last `=`.
 fn canary(text: &str, view: &FleetView) -> Result<Canary, Error> {
     let wrong = |message: String| Error::invalid("canary", message);
-    let models: Vec<&ModelId> = view.models().into_iter().map(|model| &model.id).collect();
+    let models: Vec<ModelId> = view.models().into_iter().map(|model| model.id).collect();
     let (question, answer) =
         text.rsplit_once('=').ok_or_else(|| wrong("must be PROMPT=ANSWER or MODEL:PROMPT=ANSWER".into()))?;
-    let named = |model: &&&ModelId| question.strip_prefix(model.as_str()).is_some_and(|rest| rest.starts_with(':'));
+    let named = |model: &&ModelId| question.strip_prefix(model.as_str()).is_some_and(|rest| rest.starts_with(':'));
     let (model, prompt) = match models.iter().filter(named).max_by_key(|model| model.as_str().len()) {
-        Some(model) => (*model, &question[model.as_str().len() + 1..]),
-        None if models.len() == 1 => (models[0], question),
+        Some(model) => (model, &question[model.as_str().len() + 1..]),
+        None if models.len() == 1 => (&models[0], question),
         None => {
             let names: Vec<_> = models.iter().map(|model| model.as_str()).collect();
             return Err(wrong(format!("it must begin with a model's name and ':', one of: {}", names.join(", "))));

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use fleet::rollout::{Outcome, Step};
 use service::token::Token;
-use wire::EventSplitter;
 use wire::private::CANARY_HEADER;
 use words::{Canary, Code, Error, Retry, RolloutId};
 
 use crate::command::{release_hold, set_intent};
+use crate::events::{Events, EventsError};
 
 /// Longest time to connect to a data plane.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -104,28 +104,28 @@ impl Orders {
         };
         let url = format!("http://{data_address}/v1/chat/completions");
         let request = self.http.post(url).header(CANARY_HEADER, rollout.as_str()).json(&body);
-        let mut response = request.send().await.map_err(lost)?;
+        let response = request.send().await.map_err(lost)?;
         if !response.status().is_success() {
             let text = response.text().await.unwrap_or_default();
             return Err(refusal(&serde_json::from_str(&text).unwrap_or_default()));
         }
-        let (mut splitter, mut said) = (EventSplitter::new(CANARY_BYTES_MAX), String::new());
-        let long = |_| Error::new(Code::InvalidRequest, "the canary's answer is over the limit");
-        while let Some(chunk) = response.chunk().await.map_err(lost)? {
-            splitter.push(chunk);
-            while let Some(event) = splitter.next_event().map_err(long)? {
-                let data = event.strip_prefix(b"data: ").unwrap_or_default();
-                if data.starts_with(b"[DONE]") {
-                    return Ok(said);
-                }
-                let chunk: serde_json::Value = serde_json::from_slice(data).unwrap_or_default();
-                if !chunk["error"].is_null() {
-                    return Err(refusal(&chunk));
-                }
-                said.push_str(chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
-                if said.contains(&canary.answer) {
-                    return Ok(said);
-                }
+        let (mut events, mut said) = (Events::new(response, CANARY_BYTES_MAX), String::new());
+        let broken = |error| match error {
+            EventsError::Lost(error) => lost(error),
+            EventsError::TooLarge(_) => Error::new(Code::InvalidRequest, "the canary's answer is over the limit"),
+        };
+        while let Some(event) = events.next().await.map_err(broken)? {
+            let data = event.strip_prefix(b"data: ").unwrap_or_default();
+            if data.starts_with(b"[DONE]") {
+                return Ok(said);
+            }
+            let chunk: serde_json::Value = serde_json::from_slice(data).unwrap_or_default();
+            if !chunk["error"].is_null() {
+                return Err(refusal(&chunk));
+            }
+            said.push_str(chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
+            if said.contains(&canary.answer) {
+                return Ok(said);
             }
         }
         Err(Error::new(Code::UpstreamFailed, "the worker broke off before the canary's answer was whole"))

@@ -9,6 +9,7 @@ use kernels::attention::{self, Scratch, Sequence};
 use kernels::kv::{KvShape, KvStore, Slot};
 use kernels::rows::{Heads, place};
 use kernels::{Activations, Input, Job, Level, Matrix, Pool, Wanted, matmul};
+use model_files::gguf::{Tensor, TensorType};
 
 use crate::architecture::{Architecture, RopeKind};
 use crate::error::LoadError;
@@ -70,6 +71,17 @@ pub(crate) struct Decoder {
 /// Returns what the store holds of a model.
 pub(crate) fn kv_shape(shape: &Architecture, options: &KernelOptions) -> KvShape {
     KvShape { layers: shape.layers, kv_heads: shape.kv_heads, head_dim: shape.head_dim, kind: options.kv }
+}
+
+/// Returns the bytes that a tensor takes once it is packed: what stays as it is, what becomes Q8_0, and what is widened.
+pub(crate) fn packed_bytes(tensor: &Tensor) -> u64 {
+    use TensorType as T;
+    let numbers = tensor.shape.iter().fold(1, |product: u64, size| product.saturating_mul(*size));
+    match tensor.kind {
+        T::Q4K | T::Q6K | T::Q8_0 | T::F16 | T::F32 => tensor.bytes,
+        T::Q4_0 | T::Q5_0 => numbers.div_ceil(T::Q8_0.block_elements()).saturating_mul(T::Q8_0.block_bytes()),
+        _ => numbers.saturating_mul(4),
+    }
 }
 
 fn layer(shape: &Architecture, loader: &mut Loader<'_>, i: usize) -> Result<Layer, LoadError> {

@@ -7,10 +7,7 @@ use std::time::Duration;
 use engine_candle::CandleEngine;
 use inference::engine::{Engine, RowOutput, Wanted};
 use inference::sampling::Sampling;
-use inference::{
-    ChoiceStart, EventKind, Limits, Load, Priority, RequestKey, Scheduler, StopRules, Submission, Task, TokenBytes,
-    Usage,
-};
+use inference::{ChoiceStart, EventKind, Limits, Load, Priority, RequestKey, Scheduler, Submission, TokenBytes, Usage};
 use words::Moment;
 
 use super::model::Numbers;
@@ -51,21 +48,10 @@ pub fn scheduler(engine: &CandleEngine, limits: Limits) -> Scheduler {
 }
 
 pub fn submission(key: u64, request: &Request) -> Submission {
-    Submission {
-        request: RequestKey(key),
-        prompt: request.prompt.clone().into(),
-        first_choice: 0,
-        task: Task::Generate,
-        choices: request.choices.iter().map(|accepted| ChoiceStart { accepted: accepted.clone() }).collect(),
-        sampling: request.sampling,
-        bias: Arc::new([]),
-        constraint: None,
-        max_tokens: request.max_tokens,
-        stop: Arc::new(StopRules::default()),
-        priority: request.priority,
-        deadline: None,
-        salt: [0; 32],
-    }
+    let choices = request.choices.iter().map(|accepted| ChoiceStart { accepted: accepted.clone() }).collect();
+    let (sampling, priority) = (request.sampling, request.priority);
+    let plain = Submission::new(RequestKey(key), request.prompt.as_slice(), request.max_tokens);
+    Submission { choices, sampling, priority, ..plain }
 }
 
 /// FNV-1a over the numbers' bits.

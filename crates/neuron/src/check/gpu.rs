@@ -55,6 +55,17 @@ fn smi() -> Option<Vec<Gpu>> {
     None
 }
 
+/// Bytes of all GPUs' memory that are free now, where models go there; `None` elsewhere.
+pub(super) fn free(options: &Options) -> Option<u64> {
+    let on_cpu = |device: Option<&str>| device == Some("cpu");
+    let wanted = options.entries().any(|model| !on_cpu(model.device.as_deref())) || options.entries().next().is_none();
+    if !cfg!(feature = "cuda") || !wanted {
+        return None;
+    }
+    let gpus = smi().filter(|gpus| !gpus.is_empty())?;
+    Some(gpus.iter().fold(0, |sum: u64, gpu| sum.saturating_add(gpu.free_mib << 20)))
+}
+
 /// The driver's version, from the words of its kernel module.
 fn driver(text: &str) -> Option<&str> {
     let after = text.lines().next()?.split("Kernel Module").nth(1)?;
@@ -102,8 +113,7 @@ fn fits(number: usize, gpu: &Gpu, cuda: bool, built_for: Option<&str>) -> Findin
 /// Looks for the driver, its devices, and whether this build is for them.
 pub(super) fn look(system: &Path, options: &Options) -> Vec<Finding> {
     let cuda = cfg!(feature = "cuda");
-    let wants =
-        options.default_models.iter().any(|model| model.device.as_deref().is_some_and(|d| d.starts_with("cuda")));
+    let wants = options.entries().any(|model| model.device.as_deref().is_some_and(|d| d.starts_with("cuda")));
     let version = std::fs::read_to_string(system.join("proc/driver/nvidia/version")).unwrap_or_default();
     let Some(version) = driver(&version) else {
         let found = "no NVIDIA driver is loaded";

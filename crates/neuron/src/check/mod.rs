@@ -3,6 +3,7 @@
 //! It looks and changes nothing: what it says holds for the user that it runs as.
 
 mod gpu;
+mod hooks;
 mod places;
 
 use std::path::Path;
@@ -79,12 +80,21 @@ fn build() -> Finding {
     Finding::ok("build", format!("{}; engine: {engine}{compute}", env!("CARGO_PKG_VERSION")))
 }
 
+/// Returns what models may take together, in bytes: what is configured, else what is free now of the GPUs where models
+/// go there, else of the host; 0 where that is unknown. Blocks, on a sick GPU for seconds.
+pub(crate) fn memory_budget(options: &Options) -> u64 {
+    if let Some(mib) = options.memory.budget_mib {
+        return (mib as u64) << 20;
+    }
+    gpu::free(options).or_else(places::free).unwrap_or(0)
+}
+
 fn models(options: &Options) -> Vec<Finding> {
-    if options.default_models.is_empty() {
-        let advice = "name some in [[default_models]], or load them by POST /models/load";
+    if options.entries().next().is_none() {
+        let advice = "name some in [[models]] or [[default_models]], or load them by POST /models/load";
         return vec![Finding::warning("models", "none are configured", advice)];
     }
-    let harnesses = Harnesses::new(&options.harness);
+    let harnesses = Harnesses::new(options, Clock::start());
     let check = |entry: &crate::options::ModelEntry| {
         let what = format!("model {}", entry.id);
         let checked = spec_of(entry).and_then(|spec| {
@@ -99,11 +109,11 @@ fn models(options: &Options) -> Vec<Finding> {
             },
             Err(error) => {
                 let key = error.param().unwrap_or("path").to_string();
-                Finding::fault(&what, error.message(), format!("correct {key} of this entry of [[default_models]]"))
+                Finding::fault(&what, error.message(), format!("correct {key} of this model's entry"))
             }
         }
     };
-    options.default_models.iter().map(check).collect()
+    options.entries().map(check).collect()
 }
 
 fn findings(options: &Options, cache: Option<&Path>) -> Vec<Finding> {
@@ -116,6 +126,7 @@ fn findings(options: &Options, cache: Option<&Path>) -> Vec<Finding> {
     findings.push(places::state(options));
     findings.push(places::cache(cache, options));
     findings.extend(places::upgrades(options));
+    findings.extend(hooks::look(options));
     findings.extend(models(options));
     findings
 }
@@ -177,7 +188,10 @@ mod tests {
         };
         let unknown = of("none-such");
         assert!(unknown.level == Level::Fault && unknown.advice.unwrap().contains("harness"));
+        #[cfg(feature = "fake")]
         assert_eq!(of("fake").level, Level::Ok);
+        #[cfg(not(feature = "fake"))]
+        assert_eq!(of("fake").level, Level::Fault);
         assert_eq!(models(&Options::default())[0].level, Level::Warning);
     }
 

@@ -37,10 +37,15 @@ fn available(meminfo: &str) -> Option<(u64, u64)> {
     Some((of("MemAvailable:")?, of("MemTotal:")?))
 }
 
+/// Bytes of the host's memory that are free now.
+pub(super) fn free() -> Option<u64> {
+    available(&std::fs::read_to_string("/proc/meminfo").ok()?).map(|(free, _)| free)
+}
+
 /// Bytes that the models of the configuration need, as far as their files are here, with their KV.
 fn needed(options: &Options) -> u64 {
     let kv = (options.harness.candle.kv_cache_mib as u64) << 20;
-    let specs = options.default_models.iter().filter_map(|entry| spec_of(entry).ok());
+    let specs = options.at_start().into_iter().filter_map(|entry| spec_of(&entry).ok());
     let lengths = specs.filter_map(|spec| std::fs::metadata(spec.path?).ok()).filter(|file| file.is_file());
     lengths.map(|file| file.len() + kv).sum()
 }
@@ -134,7 +139,7 @@ pub(super) fn state(options: &Options) -> Finding {
 }
 
 pub(super) fn cache(folder: Option<&Path>, options: &Options) -> Finding {
-    let from_hubs = options.default_models.iter().filter_map(|entry| spec_of(entry).ok());
+    let from_hubs = options.entries().filter_map(|entry| spec_of(entry).ok());
     let needed = from_hubs.filter(|spec| spec.reference.is_some()).count() > 0;
     let fault = |found: String, advice: &str| match needed {
         true => Finding::fault("cache folder", found, advice),
@@ -157,19 +162,31 @@ pub(super) fn cache(folder: Option<&Path>, options: &Options) -> Finding {
     }
 }
 
+/// Looks whether this user can run a program as a command would, from `directory` where it has its own.
+///
+/// # Errors
+/// What stands in the way, in words.
+pub(super) fn runnable(program: &str, directory: Option<&Path>) -> Result<(), String> {
+    let file = |path: PathBuf| path.is_file().then_some(path);
+    let found = match program.contains('/') {
+        true => file(directory.unwrap_or(Path::new("")).join(program)),
+        false => {
+            let folders = std::env::var_os("PATH").unwrap_or_default();
+            let mut all = std::env::split_paths(&folders).filter_map(|folder| file(folder.join(program)));
+            all.find(|path| access(path, Access::EXEC_OK).is_ok())
+        }
+    };
+    let path = found.ok_or_else(|| format!("there is no program '{program}'"))?;
+    access(&path, Access::EXEC_OK).map_err(|_| format!("'{program}' may not be run; is it executable?"))
+}
+
 pub(super) fn upgrades(options: &Options) -> Vec<Finding> {
     let look = |(name, upgrade): (&String, &crate::options::UpgradeOptions)| {
         let (what, program) = (format!("upgrade {name}"), upgrade.argv.first()?);
-        let folders = std::env::var_os("PATH").unwrap_or_default();
-        let runs = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
-        let found = match program.contains('/') {
-            true => runs(Path::new(program)),
-            false => std::env::split_paths(&folders).any(|folder| runs(&folder.join(program))),
-        };
         let advice = format!("install it, or correct upgrade.{name}.argv");
-        Some(match found {
-            true => Finding::ok(&what, program.clone()),
-            false => Finding::warning(&what, format!("there is no program '{program}'"), advice),
+        Some(match runnable(program, None) {
+            Ok(()) => Finding::ok(&what, program.clone()),
+            Err(problem) => Finding::warning(&what, problem, advice),
         })
     };
     options.upgrade.iter().filter_map(look).collect()

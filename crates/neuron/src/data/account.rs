@@ -6,13 +6,17 @@ use service::traces::{KeyValue, Span, list};
 use words::{Code, Moment};
 
 use super::DataPlane;
-use crate::ready::ReadyModel;
+use crate::models::InUse;
+use crate::stopped::Stopped;
+use crate::streams::Reason;
 
 /// What the end's log line and metrics need.
 pub(super) struct Account {
     pub(super) plane: Arc<DataPlane>,
-    pub(super) model: Arc<ReadyModel>,
+    /// Its place in its model.
+    pub(super) model: InUse,
     request_id: String,
+    completion_id: String,
     arrived: Moment,
     stream: bool,
     /// Since when it is no longer queued.
@@ -22,20 +26,49 @@ pub(super) struct Account {
     pub(super) tokens: u32,
     /// A finish reason or an error's code; a client that left has none.
     pub(super) outcome: Option<&'static str>,
+    /// Set once somebody has cancelled it.
+    pub(super) cancelled: Option<Reason>,
     span: Span,
 }
 
 impl Account {
     pub(super) fn new(
         plane: Arc<DataPlane>,
-        model: Arc<ReadyModel>,
-        request_id: String,
+        model: InUse,
+        (request_id, completion_id): (String, String),
         arrived: Moment,
         stream: bool,
         span: Span,
     ) -> Self {
-        let (begun, first_token, last_token, tokens, outcome) = (None, None, None, 0, None);
-        Account { plane, model, request_id, arrived, stream, begun, first_token, last_token, tokens, outcome, span }
+        Account {
+            plane,
+            model,
+            request_id,
+            completion_id,
+            arrived,
+            stream,
+            begun: None,
+            first_token: None,
+            last_token: None,
+            tokens: 0,
+            outcome: None,
+            cancelled: None,
+            span,
+        }
+    }
+
+    /// Tells of the end of a request that was cancelled; nobody waits for those who hear it.
+    fn tell(&mut self, seconds: f64) {
+        let Some(reason) = self.cancelled else { return };
+        self.plane.metrics.cancelled(self.model.id.as_str(), reason.name());
+        self.plane.stopped.tell(Stopped {
+            model: self.model.id.clone(),
+            request_id: std::mem::take(&mut self.request_id),
+            completion_id: std::mem::take(&mut self.completion_id),
+            reason,
+            tokens: self.tokens,
+            seconds,
+        });
     }
 
     /// Takes a token that was said just now.
@@ -79,7 +112,7 @@ impl Account {
         });
         match Code::from_text(outcome) {
             None => self.span.note(|| [list("gen_ai.response.finish_reasons", &[outcome])]),
-            Some(Code::ClientClosed) => {}
+            Some(Code::ClientClosed | Code::Cancelled) => {}
             Some(_) => self.span.fail(outcome),
         }
         drop(std::mem::take(&mut self.span));
@@ -114,5 +147,6 @@ impl Drop for Account {
             "request ended"
         );
         self.end_span(outcome);
+        self.tell(seconds);
     }
 }

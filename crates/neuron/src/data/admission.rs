@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use futures_util::StreamExt;
 use grammar::Source;
-use inference::{ChoiceStart, Pooling, Priority, StopRules, Submission, Task};
+use inference::{ChoiceStart, Pooling, Priority, Scoring, StopRules, Submission, Task};
 use rand::Rng;
 use service::traces::{KeyValue, Span};
 use wire::generation::{Generation, Tier};
@@ -20,13 +20,15 @@ use words::{Code, Error, Fingerprint, GatewayId, Moment, RolloutId};
 
 use super::account::Account;
 use super::answer::{Answer, Form, Inside, Start};
+use super::forward;
 use super::output::Output;
 use super::parts::Parts;
 use super::telling::Telling;
 use super::{DataPlane, HttpError};
 use crate::harness::{ChatText, Prompt};
-use crate::ready::ReadyModel;
+use crate::ready::{Local, ReadyModel};
 use crate::sampling;
+use crate::streams as running;
 use service::gate::Admission;
 
 /// What a kind of request adds to the way that all take.
@@ -51,12 +53,18 @@ pub(super) trait Ask: Sized + Send + 'static {
     /// as the time, in Unix seconds.
     fn prompts(&self, text: &dyn ChatText, now: u64) -> Result<Vec<Prompt>, Error>;
 
-    /// Says what is wanted of the engine.
-    fn task(&self, asked: &Asked) -> Result<Task, Error>;
-
     /// Says whether answers begin with their prompts.
     fn echoes(&self) -> bool {
         false
+    }
+
+    /// Says what is wanted of the engine: tokens, and their scores where those are told. A whole answer is folded anew
+    /// at each attempt, and so are its scores.
+    fn task(&self, _asked: &Asked) -> Result<Task, Error> {
+        let generation = self.generation();
+        let (prompt, accepted) = (self.echoes(), !generation.stream);
+        let scoring = |top: u32| Task::Score(Scoring { top: top as usize, prompt, accepted });
+        Ok(generation.logprobs.map_or(Task::Generate, scoring))
     }
 
     /// Returns what every answer must be, and the field that says so.
@@ -87,13 +95,13 @@ pub(super) struct Asked {
 /// What a gateway fixes, so that a later attempt can't differ.
 pub(super) struct Private {
     /// The attempt's number; `None` for clients that talk to the worker directly.
-    attempt: Option<u32>,
+    pub(super) attempt: Option<u32>,
     seed: u64,
-    id: String,
+    pub(super) id: String,
     pub(super) created: u64,
-    request_id: String,
+    pub(super) request_id: String,
     /// Which gateway asks.
-    gateway: Option<GatewayId>,
+    pub(super) gateway: Option<GatewayId>,
     /// The rollout whose canary it is.
     canary: Option<RolloutId>,
 }
@@ -197,18 +205,33 @@ async fn admit<A: Ask>(
     body: Body,
     span: &mut Span,
 ) -> Result<Response, Error> {
-    let Entered { admission, arrived, bytes } = enter(plane, headers, &private, body).await?;
+    let entered = enter(plane, headers, &private, body).await?;
+    if let Some(place) = forward::attach(plane, &private, &entered.bytes).await? {
+        return forward::answer(plane, private, entered, place, A::ENDPOINT, span).await;
+    }
+    let Entered { admission, arrived, bytes } = entered;
     let ask = A::parse(&bytes)?;
     drop(bytes);
-    let model = plane.models.ready(&ask.generation().model)?;
+    // From here on it can be cancelled, also while it waits for its model.
+    let mut ticket = plane.streams.enter(running::Asked {
+        gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
+        model: plane.models.resolve(&ask.generation().model),
+        request_id: private.request_id.clone(),
+        completion_id: private.id.clone(),
+    });
+    let model = tokio::select! {
+        model = plane.models.attach(&ask.generation().model) => model?,
+        () = ticket.cancelled() => return Err(running::cancelled()),
+    };
+    let local = model.local()?;
     plane.metrics.unknown_fields(model.id.as_str(), ask.generation().unknown_fields);
-    let style = model.text.style();
+    let style = local.text.style();
     ask.check(&style)?;
-    let (asked, ask) = tokenize(&model, ask, private.created).await?;
+    let (asked, ask) = tokenize(local, ask, private.created).await?;
     let (request, task) = (ask.generation(), ask.task(&asked)?);
-    let room = room::<A>(&model, &asked.prompts, task)?;
+    let room = room::<A>(&model, local, &asked.prompts, task)?;
     let fallback = plane.options.scheduler.default_max_tokens;
-    let resolved = sampling::resolve(request, &model.defaults, private.seed, fallback, room as u32);
+    let resolved = sampling::resolve(request, &local.defaults, private.seed, fallback, room as u32);
     let meta = Meta {
         prompt_hash: hash_of(&asked.prompts),
         prompt_tokens: asked.prompts.iter().map(Vec::len).sum::<usize>() as u32,
@@ -220,15 +243,15 @@ async fn admit<A: Ask>(
     let each = request.choices as usize;
     let starts = starts(request, &meta, each, asked.prompts.len(), plane.options.scheduler.max_choices)?;
     let constraint = match ask.constraint(&style, asked.opening) {
-        Some((source, param)) => Some(model.constraints.compile(source, param).await?),
+        Some((source, param)) => Some(local.constraints.compile(source, param).await?),
         None => None,
     };
-    let output = Output::new(ask.parser(&style, asked.opening), model.token_bytes.clone(), &starts);
+    let output = Output::new(ask.parser(&style, asked.opening), local.token_bytes.clone(), &starts);
     let plain = output.plain();
     let telling = matches!(task, Task::Score(_)).then(|| {
         let from_start = vec![ChoiceStart::default(); starts.len()];
         let told = if request.stream { &starts } else { &from_start };
-        Telling::new(model.text.clone(), &asked.prompts, ask.echoes(), told)
+        Telling::new(local.text.clone(), &asked.prompts, ask.echoes(), told)
     });
     let start = Start {
         output,
@@ -243,7 +266,7 @@ async fn admit<A: Ask>(
         Tier::Default => Priority::Normal,
         Tier::Flex => Priority::Low,
     };
-    let stop = Arc::new(StopRules { strings: request.stop.clone(), tokens: ends(request, &model) });
+    let stop = Arc::new(StopRules { strings: request.stop.clone(), tokens: ends(request, local) });
     let bias: Arc<[(u32, f32)]> = request.shaping.bias.as_slice().into();
     let submission = |(i, prompt): (usize, &Vec<u32>)| Submission {
         request: model.request_key(),
@@ -266,20 +289,18 @@ async fn admit<A: Ask>(
     let name = Fingerprint(*blake3::hash(private.id.as_bytes()).as_bytes());
     let (parts, guard) = Parts::submit(&model.engine, name, plane.options.data.event_queue, submissions);
     describe::<A>(span, request, &meta, &private);
+    let ids = (private.request_id, private.id.clone());
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
     let form = ask.form(identity, &asked, plain);
-    let account = Account::new(plane.clone(), model.clone(), private.request_id, arrived, request.stream, {
-        std::mem::take(span)
-    });
-    let (guard, inside) = match (private.attempt, private.gateway) {
-        (Some(number), Some(gateway)) => {
-            let ticket = plane.streams.enter(gateway, request.model.clone(), Some(guard));
-            (None, Some(Inside { number, meta: Some(meta), ticket }))
-        }
-        _ => (Some(guard), None),
-    };
+    let inside = private.attempt.zip(private.gateway).map(|(number, _)| Inside { number, meta: Some(meta) });
+    let (armed, stream) = (ticket.arm(guard), request.stream);
+    let mut account = Account::new(plane.clone(), model, ids, arrived, stream, std::mem::take(span));
+    if let Err(reason) = armed {
+        (account.cancelled, account.outcome) = (Some(reason), Some(Code::Cancelled.row().code));
+        return Err(running::cancelled());
+    }
     let private = inside.is_some();
-    let answer = Answer::new(parts, guard, admission, account, form, inside, start);
+    let answer = Answer::new(parts, ticket, admission, account, form, inside, start);
     respond(plane, answer, request.stream, private).await
 }
 
@@ -313,7 +334,7 @@ fn salt_of(request: &Generation) -> [u8; 32] {
 
 /// Renders and tokenises off the runtime: a long prompt takes milliseconds of pure computing. What the disk has of the
 /// prompts' KV is brought into memory on the way.
-async fn tokenize<A: Ask>(model: &Arc<ReadyModel>, ask: A, now: u64) -> Result<(Asked, A), Error> {
+async fn tokenize<A: Ask>(model: &Local, ask: A, now: u64) -> Result<(Asked, A), Error> {
     let (text, pooling, width) = (model.text.clone(), model.pooling.clone(), model.width);
     let keeper = model.keeper.clone();
     let work = tokio::task::spawn_blocking(move || {
@@ -329,13 +350,18 @@ async fn tokenize<A: Ask>(model: &Arc<ReadyModel>, ask: A, now: u64) -> Result<(
     work.await.map_err(Error::internal)?
 }
 
+/// Names the `i`th of several texts.
+pub(super) fn place(field: &str, i: usize, count: usize) -> String {
+    if count == 1 { field.to_string() } else { format!("{field}[{i}]") }
+}
+
 /// Returns how many tokens the context leaves for answers to the shortest prompt; the engine bounds each by its own.
 ///
 /// # Errors
 /// `ContextLengthExceeded` when a prompt leaves no room; an embedding needs none. `InvalidRequest` for ids that are no
 /// tokens.
-fn room<A: Ask>(model: &ReadyModel, prompts: &[Vec<u32>], task: Task) -> Result<usize, Error> {
-    let at = |i: usize| if prompts.len() == 1 { A::TEXT.to_string() } else { format!("{}[{i}]", A::TEXT) };
+fn room<A: Ask>(model: &ReadyModel, local: &Local, prompts: &[Vec<u32>], task: Task) -> Result<usize, Error> {
+    let at = |i: usize| place(A::TEXT, i, prompts.len());
     let (context, embeds) = (model.context_length, matches!(task, Task::Embed(_)));
     for (i, prompt) in prompts.iter().enumerate() {
         if prompt.len() + usize::from(!embeds) > context {
@@ -343,8 +369,8 @@ fn room<A: Ask>(model: &ReadyModel, prompts: &[Vec<u32>], task: Task) -> Result<
             let message = format!("the prompt has {} tokens; the model's context holds {context}{rest}", prompt.len());
             return Err(Error::new(Code::ContextLengthExceeded, message).at(at(i)));
         }
-        if let Some(id) = prompt.iter().find(|id| **id as usize >= model.vocabulary) {
-            let message = format!("{id} is no token; the model's vocabulary has {}", model.vocabulary);
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= local.vocabulary) {
+            let message = format!("{id} is no token; the model's vocabulary has {}", local.vocabulary);
             return Err(Error::invalid(at(i), message));
         }
     }
@@ -352,7 +378,7 @@ fn room<A: Ask>(model: &ReadyModel, prompts: &[Vec<u32>], task: Task) -> Result<
 }
 
 /// Returns the tokens that end an answer.
-fn ends(request: &Generation, model: &ReadyModel) -> Vec<u32> {
+fn ends(request: &Generation, model: &Local) -> Vec<u32> {
     let own = model.end_tokens.iter().filter(|_| !request.shaping.ignore_eos);
     own.chain(&request.shaping.stop_tokens).copied().collect()
 }

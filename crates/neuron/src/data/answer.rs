@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use inference::{EventKind, Score};
 use tokio::time::{Interval, MissedTickBehavior};
-use wire::private::{Line, Meta};
+use wire::private::{Line, Meta, MetaText};
 use wire::{DONE_EVENT, Encoder, Fold, KEEP_ALIVE_EVENT, data_event, error_event, with_private};
 use words::{Code, Error};
 
@@ -13,12 +13,12 @@ use super::account::Account;
 use super::output::{Output, Said};
 use super::parts::Parts;
 use super::telling::Telling;
-use crate::engine_thread::{CancelGuard, Message};
-use crate::streams::{Ticket, Word};
+use crate::engine_thread::Message;
+use crate::streams::{Ticket, Word, cancelled};
 use service::gate::Admission;
 
 /// How often a silent answer shows a sign of life.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Most tokens that are held back for a gateway: what a crash costs at most besides its own second.
 const HELD_MAX: usize = 64;
@@ -46,8 +46,6 @@ pub(super) struct Inside {
     pub(super) number: u32,
     /// What the worker made of the request; out once it runs.
     pub(super) meta: Option<Meta>,
-    /// Its place among the running requests; holds what cancels it.
-    pub(super) ticket: Ticket,
 }
 
 /// Where an answer begins.
@@ -66,6 +64,8 @@ pub(super) struct Start {
 
 /// The answer. Dropping it cancels the request, gives its admission back and ends its account, in this order.
 pub(super) struct Answer {
+    /// Its place among the running requests; holds what cancels it.
+    ticket: Ticket,
     events: Parts,
     form: Form,
     inside: Option<Inside>,
@@ -83,24 +83,18 @@ pub(super) struct Answer {
     spoke: bool,
     /// The engine's turns at the ticker's last turn.
     turns: u64,
+    /// The last events of choices that were cancelled: they go out together with the end, so that a gateway has them all
+    /// or none.
+    ending: Vec<Bytes>,
     account: Account,
-    _cancel: Option<CancelGuard>,
     _admission: Admission,
 }
 
-/// Waits for a word to a gateway's request; other requests get none.
-async fn told(inside: &mut Option<Inside>) -> Word {
-    match inside {
-        Some(inside) => inside.ticket.told().await,
-        None => std::future::pending().await,
-    }
-}
-
 impl Answer {
-    /// Begins. `cancel` is for requests whose ticket does not hold it.
+    /// Begins.
     pub(super) fn new(
         events: Parts,
-        cancel: Option<CancelGuard>,
+        ticket: Ticket,
         admission: Admission,
         account: Account,
         form: Form,
@@ -110,6 +104,7 @@ impl Answer {
         let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Answer {
+            ticket,
             events,
             form,
             committed: inside.is_some(),
@@ -121,8 +116,8 @@ impl Answer {
             ticker,
             spoke: false,
             turns: account.model.engine.turns(),
+            ending: Vec::new(),
             account,
-            _cancel: cancel,
             _admission: admission,
         }
     }
@@ -138,7 +133,7 @@ impl Answer {
     /// Whatever ends the request before its first token.
     pub(super) async fn first(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
-            let message = self.events.recv().await;
+            let message = self.message().await;
             if let Some(bytes) = self.take(message)? {
                 self.committed = true;
                 return Ok(Some(bytes));
@@ -146,6 +141,25 @@ impl Answer {
             if let State::Over = self.state {
                 return Ok(None);
             }
+        }
+    }
+
+    /// Waits for the next message of an answer that nobody but its own worker can end. Safe to cancel.
+    async fn message(&mut self) -> Option<Message> {
+        loop {
+            tokio::select! {
+                biased;
+                word = self.ticket.told() => self.heed(word),
+                message = self.events.recv() => return message,
+            }
+        }
+    }
+
+    /// Heeds a word that asks for no bytes.
+    fn heed(&mut self, word: Word) {
+        if let Word::Cancelled(reason) = word {
+            self.account.cancelled = Some(reason);
+            self.events.stop();
         }
     }
 
@@ -160,18 +174,19 @@ impl Answer {
             }
             tokio::select! {
                 biased;
-                message = self.events.recv() => match self.take(message) {
-                    Ok(Some(bytes)) => return Some(bytes),
-                    Ok(None) => {}
-                    Err(error) => return Some(self.fail(&error)),
-                },
-                word = told(&mut self.inside) => match word {
+                // First, so that a flood of tokens can't drown it.
+                word = self.ticket.told() => match word {
                     Word::Offered => return Some(self.with_held(Line::Offer)),
                     Word::Orphaned => {
                         self.ended(Error::new(Code::ClientClosed, "the gateway's session is lost"));
                         return None;
                     }
-                    Word::GoOn => {}
+                    word => self.heed(word),
+                },
+                message = self.events.recv() => match self.take(message) {
+                    Ok(Some(bytes)) => return Some(bytes),
+                    Ok(None) => {}
+                    Err(error) => return Some(self.fail(&error)),
                 },
                 _ = self.ticker.tick() => {
                     if let Some(sign) = self.sign_of_life() {
@@ -191,7 +206,7 @@ impl Answer {
             if let Some(end) = self.early_end() {
                 return Ok(end);
             }
-            let message = self.events.recv().await;
+            let message = self.message().await;
             if let Some(json) = self.take(message)? {
                 return Ok(json);
             }
@@ -238,7 +253,7 @@ impl Answer {
                 let meta = self.inside.as_mut().and_then(|inside| inside.meta.take());
                 self.found = cached as u32;
                 let cached = self.start.cached.unwrap_or(self.found);
-                Ok(meta.map(|meta| Line::Meta(Box::new(Meta { cached, ..meta })).event()))
+                Ok(meta.map(|meta| Line::Meta(MetaText::from(&Meta { cached, ..meta })).event()))
             }
             EventKind::Resumed { choice, text, finish } => {
                 let said = self.start.output.resumed(choice, &text, finish);
@@ -269,6 +284,11 @@ impl Answer {
                 self.account.outcome = said.finish.or(self.account.outcome);
                 Ok(self.token(choice, index, id, &said, score.as_deref()))
             }
+            EventKind::Stopped { choice, text } => {
+                self.stopped(choice, &text);
+                Ok(None)
+            }
+            EventKind::Done(usage) if self.account.cancelled.is_some() => self.cut(usage.cached_tokens as u32),
             EventKind::Done(usage) => Ok(Some(self.done(usage.cached_tokens as u32))),
             EventKind::Failed(code, message) => Err(self.ended(Error::new(code, message))),
         }
@@ -369,6 +389,33 @@ impl Answer {
         over.then(|| self.done(self.found))
     }
 
+    /// Takes the end of a choice that was cancelled.
+    fn stopped(&mut self, choice: u32, text: &str) {
+        let Some(said) = self.start.output.stopped(choice, text) else { return };
+        let begun = self.begin(choice);
+        self.ending.extend(begun);
+        self.fold(choice, &said);
+        match &mut self.form {
+            Form::Stream(encoder) => {
+                self.ending.extend(encoder.parts(choice, &said.parts, None));
+                self.ending.push(encoder.cancelled(choice));
+            }
+            Form::Whole(fold) => fold.cancelled(choice),
+        }
+    }
+
+    /// Ends an answer that was cancelled: with what there is, where that is something.
+    fn cut(&mut self, cached: u32) -> Result<Option<Bytes>, Error> {
+        let divisible = !matches!(&self.form, Form::Whole(fold) if !fold.divisible());
+        if !divisible || self.start.output.tokens() == 0 {
+            return Err(self.ended(cancelled()));
+        }
+        // Of prompts that never came to the engine nobody else tells.
+        (0..self.start.begun.len() as u32).for_each(|choice| self.stopped(choice, ""));
+        self.account.outcome = Some(Code::Cancelled.row().code);
+        Ok(Some(self.done(cached)))
+    }
+
     /// `cached` is what this attempt says of its cache; an earlier attempt's word on it wins.
     fn done(&mut self, cached: u32) -> Bytes {
         self.state = State::Over;
@@ -388,7 +435,7 @@ impl Answer {
         let public = match &self.form {
             Form::Stream(encoder) => {
                 let done = Bytes::from_static(DONE_EVENT);
-                encoder.usage(usage).into_iter().chain([done]).collect()
+                self.ending.drain(..).chain(encoder.usage(usage)).chain([done]).collect()
             }
             Form::Whole(folder) => {
                 let json = folder.done(usage);

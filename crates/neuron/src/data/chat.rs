@@ -1,7 +1,6 @@
 //! `POST /v1/chat/completions`.
 
 use grammar::Source;
-use inference::{Scoring, Task};
 use wire::chat::ChatRequest;
 use wire::format::Wish;
 use wire::generation::Generation;
@@ -63,14 +62,6 @@ impl Ask for ChatRequest {
 
     fn parser(&self, style: &Style, opening: Opening) -> OutputParser {
         OutputParser::new(style, opening, &self.tools)
-    }
-
-    fn task(&self, _asked: &Asked) -> Result<Task, Error> {
-        let scoring = |top: u32| {
-            let accepted = !self.generation.stream;
-            Task::Score(Scoring { top: top as usize, prompt: false, accepted })
-        };
-        Ok(self.generation.logprobs.map_or(Task::Generate, scoring))
     }
 
     fn form(&self, identity: Identity, _asked: &Asked, plain: bool) -> Form {

@@ -1,13 +1,12 @@
 //! `POST /v1/completions`.
 
-use inference::{Scoring, Task};
 use wire::generation::Generation;
 use wire::output::Opening;
 use wire::text::{self, CompletionRequest, Echo, TextEncoder, TextFolder};
 use wire::{Encoder, Endpoint, Fold, Identity};
 use words::Error;
 
-use super::admission::{Ask, Asked};
+use super::admission::{Ask, Asked, place};
 use super::answer::Form;
 use crate::harness::{ChatText, Prompt};
 
@@ -21,11 +20,6 @@ pub(super) fn tokens_of(text: &dyn ChatText, prompt: &text::Prompt, at: &str) ->
         true => Err(Error::invalid(at, format!("'{at}' has no tokens; this model needs a text to begin from"))),
         false => Ok(Prompt { ids, opening: Opening::default() }),
     }
-}
-
-/// Names the `i`th of several texts.
-pub(super) fn place(field: &str, i: usize, count: usize) -> String {
-    if count == 1 { field.to_string() } else { format!("{field}[{i}]") }
 }
 
 fn echo(request: &CompletionRequest, asked: &Asked) -> Echo {
@@ -55,14 +49,6 @@ impl Ask for CompletionRequest {
     fn prompts(&self, text: &dyn ChatText, _now: u64) -> Result<Vec<Prompt>, Error> {
         let all = self.prompts.iter().enumerate();
         all.map(|(i, prompt)| tokens_of(text, prompt, &place(Self::TEXT, i, self.prompts.len()))).collect()
-    }
-
-    fn task(&self, _asked: &Asked) -> Result<Task, Error> {
-        let scoring = |top: u32| {
-            let accepted = !self.generation.stream;
-            Task::Score(Scoring { top: top as usize, prompt: self.echo, accepted })
-        };
-        Ok(self.generation.logprobs.map_or(Task::Generate, scoring))
     }
 
     fn echoes(&self) -> bool {

@@ -7,9 +7,9 @@ use wire::text;
 use wire::{Endpoint, Fold, Identity};
 use words::{Code, Error};
 
-use super::admission::{Ask, Asked};
+use super::admission::{Ask, Asked, place};
 use super::answer::Form;
-use super::completions::{place, tokens_of};
+use super::completions::tokens_of;
 use crate::harness::{ChatText, Prompt};
 
 /// Most bytes of the vectors of one answer: within what a gateway takes as one event.

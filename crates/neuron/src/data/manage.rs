@@ -15,23 +15,27 @@ use super::{DataPlane, HttpError};
 use crate::activation::spec_of;
 use crate::data::admission::read_body;
 use crate::harness::{DEFAULT_HARNESS, LoadSpec};
-use crate::options::ModelEntry;
+use crate::options::{ModelEntry, Options};
 
 type Plane = State<Arc<DataPlane>>;
 
 pub(super) async fn list_openai(State(plane): Plane) -> Json<ModelList> {
-    let ready = |status: &ModelStatus| status.state == ModelState::Ready;
-    Json(ModelList::new(plane.models.statuses().iter().filter(|status| ready(status)).map(Model::from).collect()))
+    Json(ModelList::new(plane.models.statuses().iter().filter(|status| shown(status)).map(Model::from).collect()))
 }
 
 pub(super) async fn get_openai(State(plane): Plane, Path(id): Path<String>) -> Result<Json<Model>, HttpError> {
-    let status = find(&plane, &id)?;
+    let status = find(&plane, &id, shown)?;
     Ok(Json(Model::from(&status)))
 }
 
-fn find(plane: &DataPlane, id: &str) -> Result<ModelStatus, Error> {
-    let found = ModelId::new(id).ok().and_then(|id| plane.models.status(&id));
-    found.ok_or_else(|| {
+/// Says whether a request for a model is answered: one of the catalogue wherever it is just now.
+fn shown(status: &ModelStatus) -> bool {
+    status.state == ModelState::Ready || status.card.on_demand
+}
+
+fn find(plane: &DataPlane, id: &str, wanted: impl Fn(&ModelStatus) -> bool) -> Result<ModelStatus, Error> {
+    let found = ModelId::new(id).ok().and_then(|id| plane.models.status(&plane.models.resolve(&id)));
+    found.filter(wanted).ok_or_else(|| {
         let message = format!("the model '{id}' is not on this worker; GET /models lists those that are");
         Error::new(Code::ModelNotFound, message).at("model")
     })
@@ -41,8 +45,8 @@ pub(super) async fn list(State(plane): Plane) -> Json<Vec<ModelStatus>> {
     let loads = plane.models.loads();
     let mut statuses = plane.models.statuses();
     for status in &mut statuses {
-        if let Some((_, load, p99)) = loads.iter().find(|(id, ..)| *id == status.id) {
-            (status.load, status.inter_token_p99_ms) = (*load, *p99);
+        if let Some(known) = loads.iter().find(|known| known.id == status.id) {
+            (status.load, status.inter_token_p99_ms) = (known.load, known.p99_ms);
         }
     }
     Json(statuses)
@@ -55,23 +59,28 @@ pub(super) async fn endpoint(State(plane): Plane, Path(rest): Path<String>) -> R
             "there is nothing here; GET /models lists the models, GET /models/{id}/endpoint says where one is";
         return Err(Error::new(Code::RouteNotFound, message).into());
     };
-    let status = find(&plane, id)?;
+    let here = |status: &ModelStatus| status.state != ModelState::Absent || status.card.on_demand;
+    let status = find(&plane, id, here)?;
     let address = plane.publisher.snapshot().data_address;
     Ok(Json(Endpoint { model_id: id.to_string(), url: format!("http://{address}/v1"), state: status.state }))
 }
 
-fn authorise(plane: &DataPlane, headers: &HeaderMap) -> Result<(), Error> {
+/// Checks the control token, where there is one; without one orders come from this host alone.
+///
+/// # Errors
+/// `Unauthorized`.
+pub(super) fn authorise(plane: &DataPlane, headers: &HeaderMap) -> Result<(), Error> {
     let shown = headers.get(axum::http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
     match (&plane.token, shown) {
         (None, _) if plane.options.data.bind.ip().is_loopback() => Ok(()),
         (None, _) => {
-            let message = "loading and unloading from other hosts need a token: set control.token_file";
+            let message = "orders from other hosts need a token: set control.token_file";
             Err(Error::new(Code::Unauthorized, message))
         }
         (Some(token), Some(shown)) if token.matches(shown) => Ok(()),
         (Some(_), _) => {
-            let message = "loading and unloading need the control token: Authorization: Bearer <token>";
+            let message = "orders need the control token: Authorization: Bearer <token>";
             Err(Error::new(Code::Unauthorized, message))
         }
     }
@@ -84,18 +93,16 @@ async fn read_json<T: DeserializeOwned>(plane: &DataPlane, body: Body) -> Result
 }
 
 /// Makes a load from its request; what it leaves open is taken from the configured entry of that name.
-pub(crate) fn spec_from_request(entries: &[ModelEntry], request: LoadRequest) -> Result<LoadSpec, Error> {
-    let configured = entries.iter().find(|entry| entry.id == request.model_id).cloned().unwrap_or_default();
-    let harness = request.harness.or(configured.harness).unwrap_or_else(|| DEFAULT_HARNESS.to_string());
+pub(crate) fn spec_from_request(options: &Options, request: LoadRequest) -> Result<LoadSpec, Error> {
+    let known = options.entry(&request.model_id).cloned();
+    let entry = known.unwrap_or_else(|| ModelEntry { id: request.model_id, ..ModelEntry::default() });
+    let harness = request.harness.or(entry.harness).unwrap_or_else(|| DEFAULT_HARNESS.to_string());
     spec_of(&ModelEntry {
-        id: request.model_id,
         harness: Some(harness),
-        path: request.path.map(PathBuf::from).or(configured.path),
-        quant: request.quant.or(configured.quant),
-        device: request.device.or(configured.device),
-        tool_parser: configured.tool_parser,
-        reasoning_parser: configured.reasoning_parser,
-        required: false,
+        path: request.path.map(PathBuf::from).or(entry.path),
+        quant: request.quant.or(entry.quant),
+        device: request.device.or(entry.device),
+        ..entry
     })
 }
 
@@ -106,9 +113,10 @@ pub(super) async fn load(
 ) -> Result<Json<Option<ModelStatus>>, HttpError> {
     authorise(&plane, &headers)?;
     let request: LoadRequest = read_json(&plane, body).await?;
-    let spec = spec_from_request(&plane.options.default_models, request)?;
+    let make_room = request.make_room.unwrap_or(true);
+    let spec = spec_from_request(&plane.options, request)?;
     let id = spec.model_id.clone();
-    plane.models.load(spec).await.map_err(|failure| failure.error)?;
+    plane.models.load(spec, make_room).await.map_err(|failure| failure.error)?;
     Ok(Json(plane.models.status(&id)))
 }
 

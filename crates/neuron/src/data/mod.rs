@@ -3,13 +3,16 @@
 mod account;
 mod admission;
 mod answer;
+mod cancel;
 mod chat;
 mod completions;
 mod embeddings;
 mod errors;
+mod forward;
 mod manage;
 mod output;
 mod parts;
+mod stack;
 mod telling;
 mod tokens;
 
@@ -29,18 +32,22 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::options::Options;
 use crate::publisher::Publisher;
+use crate::stopped::StopTeller;
 use crate::streams::Streams;
 pub(crate) use errors::HttpError;
 pub(crate) use manage::spec_from_request;
 use service::clock::Clock;
 use service::gate::Gate;
 use service::traces::Traces;
+pub(crate) use stack::stack;
 
 /// What handlers need.
 pub(crate) struct DataPlane {
     pub(crate) models: Models,
     pub(crate) gate: Gate,
     pub(crate) streams: Streams,
+    /// Where requests that were cancelled are told of.
+    pub(crate) stopped: StopTeller,
     pub(crate) publisher: Publisher,
     pub(crate) metrics: Metrics,
     pub(crate) traces: Traces,
@@ -63,6 +70,7 @@ pub(crate) fn router(plane: Arc<DataPlane>) -> Router {
         .route("/models/load", post(manage::load))
         .route("/models/unload", post(manage::unload))
         .route("/models/{*rest}", get(manage::endpoint))
+        .route("/requests/{id}/cancel", post(cancel::cancel))
         .route("/health", get(health))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)

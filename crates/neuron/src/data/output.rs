@@ -62,6 +62,15 @@ impl Output {
         self.take(choice, text, finish)
     }
 
+    /// Takes the early end of a choice, with the text that it still had; `None` when it is over already.
+    pub(super) fn stopped(&mut self, choice: u32, text: &str) -> Option<Said> {
+        let entry = self.choices.get_mut(choice as usize).filter(|entry| !entry.over)?;
+        let mut parts = entry.parser.push(text);
+        parts.extend(entry.parser.finish());
+        entry.over = true;
+        Some(Said { parts, finish: None, reasoning: entry.parser.reasoning_tokens() })
+    }
+
     fn take(&mut self, choice: u32, text: &str, finish: Option<FinishReason>) -> Option<Said> {
         let entry = self.choices.get_mut(choice as usize).filter(|entry| !entry.over)?;
         let mut parts = entry.parser.push(text);

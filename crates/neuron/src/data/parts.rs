@@ -20,6 +20,7 @@ pub(super) struct Parts {
     queue: usize,
     open: Vec<mpsc::Receiver<Message>>,
     waiting: VecDeque<Submission>,
+    requests: Vec<RequestKey>,
     /// Whose turn it is, so that no part starves the others.
     turn: usize,
     usage: Usage,
@@ -40,6 +41,7 @@ impl Parts {
             queue,
             open: Vec::new(),
             waiting: submissions.into(),
+            requests: requests.clone(),
             turn: 0,
             usage: Usage::default(),
         };
@@ -53,6 +55,12 @@ impl Parts {
         {
             self.open.push(self.engine.submit(submission, self.name, self.queue));
         }
+    }
+
+    /// Ends all of them properly: what is not with the engine yet never comes there.
+    pub(super) fn stop(&mut self) {
+        self.waiting.clear();
+        self.requests.iter().for_each(|request| self.engine.end(*request));
     }
 
     /// Returns the next message of any part; `Done` comes once, with the usage of all. `None` when the engine is gone.

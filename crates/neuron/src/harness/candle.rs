@@ -15,7 +15,8 @@ use wire::output::Style;
 use words::{Code, Error, Fingerprint};
 
 use super::{
-    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Prompt, Sizes, Spelled, told_apart,
+    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, Loaded, LoadedModel, Progress, Prompt, Sizes, Spelled,
+    told_apart,
 };
 use crate::options::{CandleOptions, KvType};
 use crate::sampling::Defaults;
@@ -39,6 +40,23 @@ impl CandleHarness {
             KvType::F32 => engine_candle::KvType::F32,
         };
         KernelOptions { threads, kv, level: None }
+    }
+
+    fn options(&self, spec: &LoadSpec, sizes: Sizes) -> Result<Options, Error> {
+        let most = match self.options.max_context_length {
+            0 => usize::MAX,
+            most => most,
+        };
+        let context = spec.context(most);
+        Ok(Options {
+            device: device(spec)?,
+            arithmetic: Arithmetic::Auto(self.kernels()),
+            kv_bytes: self.options.kv_cache_mib << 20,
+            block_tokens: BLOCK_TOKENS,
+            max_batch: sizes.max_running,
+            max_step_tokens: sizes.max_running + sizes.prefill_tokens,
+            context_length: (context < usize::MAX).then_some(context),
+        })
     }
 }
 
@@ -99,18 +117,17 @@ impl Harness for CandleHarness {
         }
     }
 
-    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<LoadedModel, LoadFailure> {
+    fn estimate(&self, spec: &LoadSpec, sizes: Sizes) -> Result<u64, LoadFailure> {
+        if spec.memory > 0 {
+            return Ok(spec.memory);
+        }
         let files = ModelFiles::open(path(spec)?, spec.quant.as_deref()).map_err(|error| files_failure(&error))?;
-        let wanted = self.options.max_context_length;
-        let options = Options {
-            device: device(spec)?,
-            arithmetic: Arithmetic::Auto(self.kernels()),
-            kv_bytes: self.options.kv_cache_mib << 20,
-            block_tokens: BLOCK_TOKENS,
-            max_batch: sizes.max_running,
-            max_step_tokens: sizes.max_running + sizes.prefill_tokens,
-            context_length: (wanted > 0).then_some(wanted),
-        };
+        engine_candle::memory_needed(&files.header, &self.options(spec, sizes)?).map_err(load_failure)
+    }
+
+    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<Loaded, LoadFailure> {
+        let files = ModelFiles::open(path(spec)?, spec.quant.as_deref()).map_err(|error| files_failure(&error))?;
+        let options = self.options(spec, sizes)?;
         let mut report = |state: LoadProgress| -> ControlFlow<()> {
             progress.report((state.bytes_done * 1000 / state.bytes.max(1)) as u32)
         };
@@ -128,7 +145,9 @@ impl Harness for CandleHarness {
             top_k: files.defaults.top_k,
             min_p: files.defaults.min_p,
             repetition: files.defaults.repetition,
+            ..Defaults::default()
         };
+        let memory = engine.memory_bytes();
         for level in engine.refused_levels() {
             tracing::error!(%level, "this machine's instructions give other bits than the portable code; they are not used");
         }
@@ -146,7 +165,7 @@ impl Harness for CandleHarness {
             reasoning = ?style.reasoning.map(|tags| tags.open),
             "weights loaded"
         );
-        Ok(LoadedModel {
+        Ok(Loaded::Local(Box::new(LoadedModel {
             engine: Box::new(engine),
             token_bytes: Arc::new(token_bytes(&files, &style)),
             end_tokens: files.end_tokens.clone(),
@@ -155,8 +174,9 @@ impl Harness for CandleHarness {
             continue_fingerprint: print,
             exact_fingerprint: Fingerprint(*blake3::hash(exact.as_bytes()).as_bytes()),
             device,
+            memory,
             text: Arc::new(FilesText { files, style }),
-        })
+        })))
     }
 }
 

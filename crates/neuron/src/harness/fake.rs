@@ -12,7 +12,8 @@ use words::{Code, Error, Fingerprint};
 
 use super::script::Scripts;
 use super::{
-    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, LoadedModel, Progress, Prompt, Sizes, Spelled, told_apart,
+    ChatInput, ChatText, Harness, LoadFailure, LoadSpec, Loaded, LoadedModel, Progress, Prompt, Sizes, Spelled,
+    told_apart,
 };
 use crate::options::FakeOptions;
 use crate::sampling::Defaults;
@@ -41,7 +42,12 @@ impl Harness for FakeHarness {
         Ok(())
     }
 
-    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<LoadedModel, LoadFailure> {
+    fn estimate(&self, spec: &LoadSpec, _sizes: Sizes) -> Result<u64, LoadFailure> {
+        let own = (self.options.memory_mib as u64) << 20;
+        Ok(if spec.memory > 0 { spec.memory } else { own })
+    }
+
+    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<Loaded, LoadFailure> {
         let begun = Instant::now();
         let whole = Duration::from_millis(self.options.load_ms);
         while begun.elapsed() < whole {
@@ -56,7 +62,7 @@ impl Harness for FakeHarness {
             let error = Error::new(Code::UpstreamFailed, "the fake engine was told to fail this load");
             return Err(LoadFailure { error, transient: true });
         }
-        let context_length = self.options.context_length;
+        let context_length = spec.context(self.options.context_length);
         let engine = FakeEngine::new(Capabilities {
             max_batch: sizes.max_running,
             max_step_tokens: sizes.max_running + sizes.prefill_tokens,
@@ -71,7 +77,7 @@ impl Harness for FakeHarness {
         tracing::info!(model = %spec.model_id, step_ms = self.options.step_ms, "fake engine ready");
         let print = told_apart(print, spec.overrides);
         let style = Style { takes_tools: true, ..Style::default() }.with(spec.overrides);
-        Ok(LoadedModel {
+        Ok(Loaded::Local(Box::new(LoadedModel {
             engine: Box::new(Paced { engine, scripts: Scripts::new(BLOCK_TOKENS), options: self.options }),
             text: Arc::new(FakeText(style)),
             token_bytes: Arc::new(fake_token_bytes()),
@@ -81,7 +87,8 @@ impl Harness for FakeHarness {
             continue_fingerprint: print,
             exact_fingerprint: print,
             device: "none".into(),
-        })
+            memory: self.estimate(spec, sizes)?,
+        })))
     }
 }
 

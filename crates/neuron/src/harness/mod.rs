@@ -2,7 +2,10 @@
 
 #[cfg(feature = "candle")]
 mod candle;
+#[cfg(feature = "fake")]
 mod fake;
+mod process;
+#[cfg(feature = "fake")]
 mod script;
 
 use std::borrow::Cow;
@@ -12,14 +15,17 @@ use std::sync::Arc;
 use inference::engine::Engine;
 use inference::{Pooling, TokenBytes};
 use serde_json::{Map, Value};
+use service::clock::Clock;
+use service::ring::LogRing;
 use wire::output::{Opening, Overrides, Style};
-use words::{Code, Error, Fingerprint};
+use words::{Capabilities, Code, Error, Fingerprint};
 
-use crate::options::HarnessOptions;
+use crate::options::{EndpointName, Options, ProcessOptions, SamplingOptions};
+use crate::process::Supervised;
 use crate::sampling::Defaults;
 
 /// What a load names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LoadSpec {
     pub(crate) model_id: words::ModelId,
     pub(crate) harness: String,
@@ -31,6 +37,34 @@ pub(crate) struct LoadSpec {
     pub(crate) device: Option<String>,
     /// What its operator says of its calls and its reasoning.
     pub(crate) overrides: Overrides,
+    /// How its external engine is started.
+    pub(crate) process: Option<Arc<ProcessOptions>>,
+    /// Longest context served, in tokens; 0: what its harness and the model itself allow.
+    pub(crate) context_length: usize,
+    /// What its operator says of its memory, in bytes; 0: nothing.
+    pub(crate) memory: u64,
+    /// What its operator says of its sampling.
+    pub(crate) sampling: SamplingOptions,
+    /// What it is asked before it serves, and how many tokens of the answer are waited for.
+    pub(crate) warmup: (String, usize),
+}
+
+impl LoadSpec {
+    /// Returns what a gateway needs to know of the model.
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        match &self.process {
+            None => Capabilities { chat: true, continuation: true },
+            // What it says is no tokens of ours: nobody else can go on from there.
+            Some(process) => {
+                Capabilities { chat: process.endpoints.contains(&EndpointName::Chat), continuation: false }
+            }
+        }
+    }
+
+    /// Bounds a context by what its operator says.
+    pub(crate) fn context(&self, most: usize) -> usize {
+        if self.context_length == 0 { most } else { self.context_length.min(most) }
+    }
 }
 
 /// What a harness needs from the scheduler's settings.
@@ -44,6 +78,9 @@ pub(crate) struct Sizes {
 pub(crate) trait Progress: Sync {
     /// Share that is done, in thousandths. `Break` means: stop at once.
     fn report(&self, permille: u32) -> std::ops::ControlFlow<()>;
+
+    /// Returns the model's log, for what an engine writes.
+    fn log(&self) -> LogRing;
 }
 
 /// Why a load failed.
@@ -118,6 +155,16 @@ pub(crate) struct LoadedModel {
     pub(crate) exact_fingerprint: Fingerprint,
     /// Where it runs, for the log.
     pub(crate) device: String,
+    /// What its weights and its KV take, as counted by what holds them, in bytes.
+    pub(crate) memory: u64,
+}
+
+/// What a load has made.
+pub(crate) enum Loaded {
+    /// An engine of this process.
+    Local(Box<LoadedModel>),
+    /// An external engine.
+    Process(Box<Supervised>),
 }
 
 /// Tells models apart whose operators say different things of them: the streams of equal ids differ then. A template,
@@ -137,8 +184,11 @@ pub(crate) trait Harness: Send + Sync {
     /// Checks a load without doing it: what can be told apart at once is refused at once.
     fn check(&self, spec: &LoadSpec) -> Result<(), Error>;
 
+    /// Says what a load will take, in bytes, as far as its files tell. Blocks; called off the runtime.
+    fn estimate(&self, spec: &LoadSpec, sizes: Sizes) -> Result<u64, LoadFailure>;
+
     /// Loads. Blocks; called off the runtime.
-    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<LoadedModel, LoadFailure>;
+    fn load(&self, spec: &LoadSpec, sizes: Sizes, progress: &dyn Progress) -> Result<Loaded, LoadFailure>;
 }
 
 /// The harnesses of this build.
@@ -151,15 +201,15 @@ pub(crate) struct Harnesses {
 pub(crate) const DEFAULT_HARNESS: &str = "candle";
 
 impl Harnesses {
-    pub(crate) fn new(options: &HarnessOptions) -> Self {
-        let fake: Arc<dyn Harness> = Arc::new(fake::FakeHarness::new(options.fake));
-        Harnesses {
-            all: Arc::new([
-                #[cfg(feature = "candle")]
-                Arc::new(candle::CandleHarness::new(options.candle.clone())),
-                fake,
-            ]),
-        }
+    pub(crate) fn new(options: &Options, clock: Clock) -> Self {
+        let all: Vec<Arc<dyn Harness>> = vec![
+            #[cfg(feature = "candle")]
+            Arc::new(candle::CandleHarness::new(options.harness.candle.clone())),
+            Arc::new(process::ProcessHarness::new(options, clock)),
+            #[cfg(feature = "fake")]
+            Arc::new(fake::FakeHarness::new(options.harness.fake)),
+        ];
+        Harnesses { all: all.into() }
     }
 
     /// Finds a harness by name.

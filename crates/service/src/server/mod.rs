@@ -144,6 +144,11 @@ impl ServerMetrics {
             in_flight: gauge("requests_in_flight", "Requests whose response has not ended.")?,
         })
     }
+
+    /// Returns the open connections.
+    pub fn open(&self) -> usize {
+        self.connections.get().max(0) as usize
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,10 +1,17 @@
 //! Logs: lower-case messages with their values as fields, to stderr.
 
-use std::io::IsTerminal;
+mod lines;
+mod plain;
+
+use std::io::{IsTerminal, Stderr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use lines::Lines;
+use plain::Plain;
 
 /// What is logged, and how.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -44,20 +51,46 @@ pub enum TelemetryError {
     /// Somebody was first.
     #[error("logging was started twice")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
+    /// The system has no thread for it.
+    #[error("logging: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
-/// Starts logging for this process; call once, from `main`.
+/// A log that was started; what it has gathered is written at its end.
+pub struct Log(Lines<Stderr>);
+
+impl Log {
+    /// Writes what was gathered.
+    pub fn flush(&self) {
+        self.0.flush();
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// Starts logging for this process; call once, from `main`, and keep what it returns to the end.
 ///
 /// # Errors
 /// [`TelemetryError`] for a bad filter, or when called twice.
-pub fn init(options: &LogOptions) -> Result<(), TelemetryError> {
-    use tracing_subscriber::util::SubscriberInitExt;
+pub fn init(options: &LogOptions) -> Result<Log, TelemetryError> {
     let filter = EnvFilter::builder().parse(&options.filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = Lines::start(std::io::stderr())?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines.clone());
+    let colours = options.format == LogFormat::Auto && std::io::stderr().is_terminal();
     match options.format {
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init()?,
-        LogFormat::Text => builder.with_ansi(false).finish().try_init()?,
-        LogFormat::Auto => builder.with_ansi(std::io::stderr().is_terminal()).finish().try_init()?,
+        LogFormat::Auto if colours => builder.with_ansi(true).finish().try_init()?,
+        LogFormat::Auto | LogFormat::Text => builder.with_ansi(false).event_format(Plain).finish().try_init()?,
     }
-    Ok(())
+    let (before, gathered) = (std::panic::take_hook(), lines.clone());
+    std::panic::set_hook(Box::new(move |about| {
+        // What led to it stands above it.
+        gathered.flush();
+        before(about);
+    }));
+    Ok(Log(lines))
 }

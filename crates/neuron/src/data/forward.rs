@@ -1,0 +1,499 @@
+//! Requests for a model of an external engine: its events are passed on as they come, between the same gate and the same
+//! account as everybody's.
+//!
+//! One task a request asks the engine, so that whoever ends the request ends its connection, also while nobody reads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::Response;
+use futures_util::StreamExt;
+use http_body_util::BodyExt;
+use serde_json::Value;
+use service::gate::Admission;
+use service::traces::{KeyValue, Span};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Interval, MissedTickBehavior};
+use wire::foreign::{self, Told};
+use wire::private::{Line, RESUME_FIELD};
+use wire::{
+    DONE_EVENT, Encoder, Endpoint, EventSplitter, HTTP_SSE_CONTENT_TYPE, Identity, KEEP_ALIVE_EVENT, Peek, Usage,
+    data_event, error_event, with_private,
+};
+use words::{Code, Error};
+
+use super::DataPlane;
+use super::account::Account;
+use super::admission::{Entered, Private};
+use super::answer::SIGN_OF_LIFE;
+use crate::models::InUse;
+use crate::process::{Incoming, Seat, Upstream, Watched, whole};
+use crate::ready::ReadyModel;
+use crate::streams::{Asked, Reason, Ticket, Word, cancelled};
+
+/// Most bytes of one event.
+const EVENT_BYTES_MAX: usize = 8 << 20;
+
+/// What the task of a request says.
+enum Said {
+    /// It waits behind others.
+    Waits,
+    /// It has its turn.
+    Runs,
+    /// A whole event.
+    Event(Bytes),
+    /// A whole answer.
+    Whole(Bytes),
+    /// It is over, and not well.
+    Failed(Error),
+}
+
+/// What is asked of the engine.
+struct Question {
+    seat: Seat,
+    upstream: Arc<Upstream>,
+    endpoint: Endpoint,
+    body: Bytes,
+    headers: HeaderMap,
+    stream: bool,
+    longest: Duration,
+}
+
+impl Question {
+    /// Asks to the end, unless the request is over before, nobody listens any more, or its time has passed.
+    async fn run(mut self, out: mpsc::Sender<Said>) {
+        if self.seat.waits() {
+            let _ = out.send(Said::Waits).await;
+        }
+        let begun = tokio::time::Instant::now();
+        let turn = tokio::select! {
+            turn = self.seat.turn() => turn,
+            () = out.closed() => return,
+        };
+        if let Err(error) = turn {
+            return drop(out.send(Said::Failed(error)).await);
+        }
+        let _ = out.send(Said::Runs).await;
+        let Question { mut seat, upstream, endpoint, body, headers, stream, longest } = self;
+        let ended = tokio::select! {
+            biased;
+            error = seat.over() => Err(error),
+            () = out.closed() => return,
+            () = tokio::time::sleep_until(begun + longest) => {
+                Err(Error::new(Code::DeadlinePassed, "the request took longer than this worker allows"))
+            }
+            ended = ask(&upstream, endpoint, body, headers, stream, &out) => ended,
+        };
+        // Its place is free before its end is told.
+        drop(seat);
+        if let Err(error) = ended {
+            let _ = out.send(Said::Failed(error)).await;
+        }
+    }
+}
+
+async fn ask(
+    upstream: &Upstream,
+    endpoint: Endpoint,
+    body: Bytes,
+    headers: HeaderMap,
+    stream: bool,
+    out: &mpsc::Sender<Said>,
+) -> Result<(), Error> {
+    let answer = upstream.post(endpoint, body, headers).await?;
+    if !stream {
+        let whole = whole(answer).await?;
+        let _ = out.send(Said::Whole(whole)).await;
+        return Ok(());
+    }
+    pass_on(answer, out).await
+}
+
+/// Passes whole events on, the end event included.
+async fn pass_on(mut answer: Incoming, out: &mpsc::Sender<Said>) -> Result<(), Error> {
+    let failed = |message: &'static str| Error::new(Code::UpstreamFailed, message);
+    let mut splitter = EventSplitter::new(EVENT_BYTES_MAX);
+    loop {
+        let nonsense = |error| failed("the model's engine spoke nonsense").because(error);
+        while let Some(event) = splitter.next_event().map_err(nonsense)? {
+            if out.send(Said::Event(event)).await.is_err() {
+                return Ok(());
+            }
+        }
+        match answer.frame().await {
+            Some(Ok(frame)) => {
+                if let Ok(chunk) = frame.into_data() {
+                    splitter.push(chunk);
+                }
+            }
+            Some(Err(error)) => return Err(failed("the model's engine broke off its answer").because(error)),
+            None => return Err(failed("the model's engine ended its answer before it was complete")),
+        }
+    }
+}
+
+/// Gives a request its place in the model of an external engine, where it names one.
+///
+/// # Errors
+/// As [`crate::models::Models::attach`]; `Cancelled` when it was cancelled meanwhile.
+pub(super) async fn attach(
+    plane: &DataPlane,
+    private: &Private,
+    body: &[u8],
+) -> Result<Option<(InUse, Ticket)>, Error> {
+    let Some(model) = plane.models.external(body)? else { return Ok(None) };
+    // From here on it can be cancelled, also while it waits for its model.
+    let mut ticket = plane.streams.enter(Asked {
+        gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
+        model: model.clone(),
+        request_id: private.request_id.clone(),
+        completion_id: private.id.clone(),
+    });
+    let model = tokio::select! {
+        model = plane.models.attach(&model) => model?,
+        () = ticket.cancelled() => return Err(cancelled()),
+    };
+    // Somebody may have loaded it with another harness.
+    let external = model.upstream().is_some();
+    Ok(external.then_some((model, ticket)))
+}
+
+/// Answers a request for a model of an external engine.
+///
+/// # Errors
+/// Whatever ends it before its answer begins.
+pub(super) async fn answer(
+    plane: &Arc<DataPlane>,
+    private: Private,
+    entered: Entered,
+    (model, ticket): (InUse, Ticket),
+    endpoint: Endpoint,
+    span: &mut Span,
+) -> Result<Response, Error> {
+    let Entered { admission, arrived, bytes } = entered;
+    let elsewhere = || Error::internal("a model of this process was to be asked elsewhere");
+    let upstream = model.upstream().cloned().ok_or_else(elsewhere)?;
+    upstream.plan.answers(endpoint)?;
+    let asked = Peek::parse(&bytes)?;
+    if asked.resume.is_some() {
+        let message = "nobody can go on with an answer of this model's engine";
+        return Err(Error::new(Code::ResumeMismatch, message).at(RESUME_FIELD));
+    }
+    let stream = endpoint.generates() && asked.stream.unwrap_or(false);
+    let (choices, asked_usage) = (asked.choices(endpoint).unwrap_or(1), asked.include_usage());
+    let body = upstream.body(bytes)?;
+    let key = model.request_key();
+    let seat = upstream.queue.enter(key)?;
+    let guard = model.engine.guard(vec![key]);
+    describe(span, endpoint, &model, &private);
+    let mut headers = HeaderMap::new();
+    span.write(&mut headers);
+    let question = Question {
+        seat,
+        upstream: upstream.clone(),
+        endpoint,
+        body,
+        headers,
+        stream,
+        longest: Duration::from_secs(plane.options.scheduler.max_request_s),
+    };
+    let inside = private.attempt.is_some() && private.gateway.is_some();
+    let armed = ticket.arm(guard);
+    let identity = Identity { id: private.id.clone(), created: private.created, model: model.id.to_string() };
+    let ids = (private.request_id, private.id);
+    let mut account = Account::new(plane.clone(), model, ids, arrived, stream, std::mem::take(span));
+    if let Err(reason) = armed {
+        (account.cancelled, account.outcome) = (Some(reason), Some(Code::Cancelled.row().code));
+        return Err(cancelled());
+    }
+    let (out, said) = mpsc::channel(plane.options.data.event_queue);
+    tokio::spawn(question.run(out));
+    let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let watched = upstream.watched.clone();
+    let forward = Forward {
+        said,
+        committed: inside,
+        inside,
+        ticket,
+        ending: stream.then_some(Ending { endpoint, identity, asked_usage, choices }),
+        watched,
+        ticker,
+        spoke: false,
+        begun: false,
+        over: false,
+        usage: Usage::default(),
+        account,
+        _admission: admission,
+    };
+    forward.respond(plane, stream).await
+}
+
+/// Says what is asked; never what is in it.
+fn describe(span: &mut Span, endpoint: Endpoint, model: &ReadyModel, private: &Private) {
+    let operation = endpoint.operation();
+    span.rename(|| format!("{operation} {}", model.id).into());
+    span.note(|| {
+        [
+            KeyValue::new("gen_ai.operation.name", operation),
+            KeyValue::new("gen_ai.provider.name", "cortex"),
+            KeyValue::new("gen_ai.request.model", model.id.to_string()),
+            KeyValue::new("cortex.request_id", private.request_id.clone()),
+            KeyValue::new("cortex.attempt", private.attempt.map_or(0, i64::from)),
+        ]
+    });
+}
+
+/// What is said for an engine whose stream was cancelled.
+struct Ending {
+    endpoint: Endpoint,
+    identity: Identity,
+    asked_usage: bool,
+    choices: u32,
+}
+
+impl Ending {
+    /// Takes the names that the engine gives its answer.
+    fn named_as(&mut self, event: &[u8]) {
+        let data = event.strip_prefix(b"data:").unwrap_or_default();
+        let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
+        if let (Some(id), Some(created)) = (value["id"].as_str(), value["created"].as_u64()) {
+            (self.identity.id, self.identity.created) = (id.to_string(), created);
+        }
+    }
+
+    /// Makes the last events of the stream.
+    fn events(self, usage: Usage) -> Vec<Bytes> {
+        let encoder = Encoder::of(self.endpoint, self.identity, self.asked_usage);
+        let ends = (0..self.choices).map(|choice| encoder.cancelled(choice));
+        ends.chain(encoder.usage(usage)).chain([Bytes::from_static(DONE_EVENT)]).collect()
+    }
+}
+
+/// The answer. Dropping it ends the request.
+struct Forward {
+    said: mpsc::Receiver<Said>,
+    /// Its place among the running requests; holds what cancels it.
+    ticket: Ticket,
+    /// Its client is a gateway.
+    inside: bool,
+    /// What ends a stream that was cancelled.
+    ending: Option<Ending>,
+    watched: watch::Receiver<Watched>,
+    /// Status 200 is out, so failures become events.
+    committed: bool,
+    ticker: Interval,
+    /// Something was said since the ticker's last turn.
+    spoke: bool,
+    /// The client has something of the answer.
+    begun: bool,
+    over: bool,
+    usage: Usage,
+    account: Account,
+    _admission: Admission,
+}
+
+impl Forward {
+    /// Waits for the next word of the task's. Safe to cancel.
+    async fn hear(&mut self) -> Option<Said> {
+        loop {
+            tokio::select! {
+                biased;
+                word = self.ticket.told() => if let Word::Cancelled(reason) = word {
+                    self.account.cancelled = Some(reason);
+                },
+                said = self.said.recv() => return said,
+            }
+        }
+    }
+
+    async fn respond(mut self, plane: &DataPlane, stream: bool) -> Result<Response, Error> {
+        if self.inside {
+            return Ok(self.event_stream(None));
+        }
+        if !stream {
+            let json = loop {
+                let said = self.hear().await;
+                if let Some(json) = self.take(said)? {
+                    break json;
+                }
+            };
+            let mut response = Response::new(Body::from(json));
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            return Ok(response);
+        }
+        let patience = Duration::from_millis(plane.options.data.commit_after_ms);
+        let first = async {
+            loop {
+                let said = self.hear().await;
+                if let Some(first) = self.take(said)? {
+                    return Ok::<Bytes, Error>(first);
+                }
+            }
+        };
+        let first = match tokio::time::timeout(patience, first).await {
+            Ok(first) => first?,
+            Err(_) => Bytes::from_static(KEEP_ALIVE_EVENT),
+        };
+        self.committed = true;
+        Ok(self.event_stream(Some(first)))
+    }
+
+    fn event_stream(self, first: Option<Bytes>) -> Response {
+        let rest = futures_util::stream::unfold(self, |mut forward| async move {
+            let bytes = forward.next().await?;
+            Some((bytes, forward))
+        });
+        let whole = futures_util::stream::iter(first).chain(rest).map(Ok::<_, std::convert::Infallible>);
+        let mut response = Response::new(Body::from_stream(whole));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(HTTP_SSE_CONTENT_TYPE));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        response
+    }
+
+    /// Returns the next bytes of a stream; `None` at its end.
+    async fn next(&mut self) -> Option<Bytes> {
+        while !self.over {
+            tokio::select! {
+                biased;
+                // First, so that a flood of events can't drown it.
+                word = self.ticket.told() => match word {
+                    // What its client has nothing of yet may go elsewhere; the rest ends here or not at all.
+                    Word::Offered if !self.begun => return Some(Line::Offer.event()),
+                    Word::Offered | Word::GoOn => {}
+                    // Its task ends, and says so after what it has.
+                    Word::Cancelled(reason) => self.account.cancelled = Some(reason),
+                    Word::Orphaned => {
+                        self.ended(Error::new(Code::ClientClosed, "the gateway's session is lost"));
+                        return None;
+                    }
+                },
+                said = self.said.recv() => match self.take(said) {
+                    Ok(Some(bytes)) => return Some(bytes),
+                    Ok(None) => {}
+                    Err(error) => return Some(self.fail(&error)),
+                },
+                _ = self.ticker.tick() => {
+                    if let Some(sign) = self.sign_of_life() {
+                        return Some(sign);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Shows life while nothing else does; to a gateway only as long as the engine is healthy.
+    fn sign_of_life(&mut self) -> Option<Bytes> {
+        if std::mem::take(&mut self.spoke) {
+            return None;
+        }
+        match self.inside {
+            true => self.watched.borrow().healthy.then(|| self.progress()),
+            false => (!self.begun).then_some(Bytes::from_static(KEEP_ALIVE_EVENT)),
+        }
+    }
+
+    fn progress(&self) -> Bytes {
+        let load = self.account.model.engine.load();
+        Line::Progress(format!("waiting running={} queued={}", load.running, load.waiting)).event()
+    }
+
+    /// Turns what the task says into bytes, if it makes any.
+    fn take(&mut self, said: Option<Said>) -> Result<Option<Bytes>, Error> {
+        match said {
+            // So that its gateway knows at once: should the engine die, it was not this request's doing.
+            Some(Said::Waits) => Ok(self.inside.then(|| self.progress())),
+            Some(Said::Runs) => {
+                self.account.begun.get_or_insert(self.account.plane.clock.now());
+                Ok(None)
+            }
+            Some(Said::Event(event)) => self.event(event).map(Some),
+            Some(Said::Whole(json)) => Ok(Some(self.whole(&json))),
+            Some(Said::Failed(error)) if error.code() == Code::Cancelled => self.cut().map(Some),
+            Some(Said::Failed(error)) => Err(self.ended(error)),
+            None => Err(self.ended(Error::new(Code::UpstreamFailed, "the request to the model's engine was lost"))),
+        }
+    }
+
+    fn ended(&mut self, error: Error) -> Error {
+        self.over = true;
+        self.account.outcome = Some(error.code().row().code);
+        error
+    }
+
+    fn event(&mut self, event: Bytes) -> Result<Bytes, Error> {
+        let told = foreign::event(&event);
+        if let Some(failure) = told.failure {
+            let message = format!("the model's engine failed in the middle of its answer: {failure}");
+            return Err(self.ended(Error::new(Code::UpstreamFailed, message)));
+        }
+        if let (false, Some(ending)) = (self.begun, &mut self.ending) {
+            ending.named_as(&event);
+        }
+        (self.spoke, self.begun) = (true, true);
+        self.account.outcome = told.finish.or(self.account.outcome);
+        if told.text {
+            self.account.token();
+            self.account.model.metrics.generation_tokens.inc();
+        }
+        self.usage = told.usage.unwrap_or(self.usage);
+        if told.done {
+            return Ok(self.done(&[Bytes::from_static(DONE_EVENT)]));
+        }
+        let line = self.inside.then(|| Line::Words(u32::from(told.text)));
+        Ok(with_private(line.as_slice(), &[event]))
+    }
+
+    fn whole(&mut self, json: &Bytes) -> Bytes {
+        let Told { usage, finish, .. } = foreign::answer(json);
+        self.usage = usage.unwrap_or_default();
+        self.account.outcome = finish;
+        let public = match self.inside {
+            false => json.clone(),
+            // One line of data: JSON has no line feeds but between its tokens.
+            true => data_event(&String::from_utf8_lossy(json).replace(['\r', '\n'], " ")),
+        };
+        self.done(&[public])
+    }
+
+    /// Ends an answer that was cancelled: with what there is, where that is something.
+    fn cut(&mut self) -> Result<Bytes, Error> {
+        self.account.cancelled.get_or_insert(Reason::Id);
+        let Some(ending) = self.ending.take().filter(|_| self.begun) else {
+            return Err(self.ended(cancelled()));
+        };
+        self.account.outcome = Some(Code::Cancelled.row().code);
+        self.usage.completion = self.account.tokens;
+        let last = ending.events(self.usage);
+        Ok(self.done(&last))
+    }
+
+    /// Ends the answer; what its engine counted of tokens goes before what was counted by events.
+    fn done(&mut self, last: &[Bytes]) -> Bytes {
+        self.over = true;
+        self.account.outcome.get_or_insert("stop");
+        let (metrics, counted) = (&self.account.model.metrics, self.account.tokens);
+        metrics.prompt_tokens.inc_by(u64::from(self.usage.prompt));
+        metrics.generation_tokens.inc_by(u64::from(self.usage.completion.saturating_sub(counted)));
+        if self.usage.completion > 0 {
+            self.account.tokens = self.usage.completion;
+        } else {
+            self.usage.completion = counted;
+        }
+        let line = self.inside.then_some(Line::Usage(self.usage));
+        with_private(line.as_slice(), last)
+    }
+
+    /// Turns a failure into the last bytes: a private refusal for a gateway, an error event for a client.
+    fn fail(&mut self, error: &Error) -> Bytes {
+        super::errors::log(error);
+        match self.inside {
+            true => Line::Refusal(error.into()).event(),
+            false => error_event(error),
+        }
+    }
+}
