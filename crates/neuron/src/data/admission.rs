@@ -7,7 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use grammar::Source;
 use inference::{ChoiceStart, Pooling, Priority, Scoring, StopRules, Submission, Task};
 use rand::Rng;
@@ -16,7 +16,7 @@ use wire::generation::{Generation, Tier};
 use wire::output::{Opening, OutputParser, Style};
 use wire::private::{self, Line, Meta};
 use wire::{Endpoint, HTTP_SSE_CONTENT_TYPE, Identity};
-use words::{Code, Error, Fingerprint, GatewayId, Moment, RolloutId};
+use words::{Code, Error, Fingerprint, GatewayId, ModelId, Moment, RolloutId};
 
 use super::account::Account;
 use super::answer::{Answer, Form, Inside, Start};
@@ -26,9 +26,10 @@ use super::parts::Parts;
 use super::telling::Telling;
 use super::{DataPlane, HttpError};
 use crate::harness::{ChatText, Prompt};
+use crate::models::InUse;
 use crate::ready::{Local, ReadyModel};
 use crate::sampling;
-use crate::streams as running;
+use crate::streams::{self as running, Ticket};
 use service::gate::Admission;
 
 /// What a kind of request adds to the way that all take.
@@ -198,6 +199,23 @@ pub(super) async fn enter(
     Ok(Entered { admission, arrived, bytes })
 }
 
+/// Gives a request its place in its model, by any of its names. From here on it can be cancelled, also while it waits.
+///
+/// # Errors
+/// As [`crate::models::Models::attach`]; `Cancelled` when it was cancelled meanwhile.
+pub(super) async fn attach(plane: &DataPlane, private: &Private, name: &ModelId) -> Result<(InUse, Ticket), Error> {
+    let mut ticket = plane.streams.enter(running::Asked {
+        gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
+        model: plane.models.resolve(name),
+        request_id: private.request_id.clone(),
+        completion_id: private.id.clone(),
+    });
+    tokio::select! {
+        model = plane.models.attach(name) => Ok((model?, ticket)),
+        () = ticket.cancelled() => Err(running::cancelled()),
+    }
+}
+
 async fn admit<A: Ask>(
     plane: &Arc<DataPlane>,
     headers: &HeaderMap,
@@ -212,17 +230,7 @@ async fn admit<A: Ask>(
     let Entered { admission, arrived, bytes } = entered;
     let ask = A::parse(&bytes)?;
     drop(bytes);
-    // From here on it can be cancelled, also while it waits for its model.
-    let mut ticket = plane.streams.enter(running::Asked {
-        gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
-        model: plane.models.resolve(&ask.generation().model),
-        request_id: private.request_id.clone(),
-        completion_id: private.id.clone(),
-    });
-    let model = tokio::select! {
-        model = plane.models.attach(&ask.generation().model) => model?,
-        () = ticket.cancelled() => return Err(running::cancelled()),
-    };
+    let (model, ticket) = attach(plane, &private, &ask.generation().model).await?;
     let local = model.local()?;
     plane.metrics.unknown_fields(model.id.as_str(), ask.generation().unknown_fields);
     let style = local.text.style();
@@ -460,6 +468,14 @@ fn event_stream(answer: Answer, first: Vec<Bytes>) -> Response {
         let bytes = answer.next().await?;
         Some((bytes, answer))
     });
+    events(first, rest)
+}
+
+/// Makes the response of an event stream.
+pub(super) fn events(
+    first: impl IntoIterator<Item = Bytes, IntoIter: Send + 'static>,
+    rest: impl Stream<Item = Bytes> + Send + 'static,
+) -> Response {
     let whole = futures_util::stream::iter(first).chain(rest).map(Ok::<_, std::convert::Infallible>);
     let mut response = Response::new(Body::from_stream(whole));
     let headers = response.headers_mut();

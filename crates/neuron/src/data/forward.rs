@@ -9,7 +9,6 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
-use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use service::gate::Admission;
@@ -19,19 +18,19 @@ use tokio::time::{Interval, MissedTickBehavior};
 use wire::foreign::{self, Told};
 use wire::private::{Line, RESUME_FIELD};
 use wire::{
-    DONE_EVENT, Encoder, Endpoint, EventSplitter, HTTP_SSE_CONTENT_TYPE, Identity, KEEP_ALIVE_EVENT, Peek, Usage,
-    data_event, error_event, with_private,
+    DONE_EVENT, Encoder, Endpoint, EventSplitter, Identity, KEEP_ALIVE_EVENT, Peek, Usage, data_event, error_event,
+    with_private,
 };
 use words::{Code, Error};
 
 use super::DataPlane;
 use super::account::Account;
-use super::admission::{Entered, Private};
+use super::admission::{self, Entered, Private};
 use super::answer::SIGN_OF_LIFE;
 use crate::models::InUse;
 use crate::process::{Incoming, Seat, Upstream, Watched, whole};
 use crate::ready::ReadyModel;
-use crate::streams::{Asked, Reason, Ticket, Word, cancelled};
+use crate::streams::{Reason, Ticket, Word, cancelled};
 
 /// Most bytes of one event.
 const EVENT_BYTES_MAX: usize = 8 << 20;
@@ -137,24 +136,14 @@ async fn pass_on(mut answer: Incoming, out: &mpsc::Sender<Said>) -> Result<(), E
 /// Gives a request its place in the model of an external engine, where it names one.
 ///
 /// # Errors
-/// As [`crate::models::Models::attach`]; `Cancelled` when it was cancelled meanwhile.
+/// As [`admission::attach`].
 pub(super) async fn attach(
     plane: &DataPlane,
     private: &Private,
     body: &[u8],
 ) -> Result<Option<(InUse, Ticket)>, Error> {
-    let Some(model) = plane.models.external(body)? else { return Ok(None) };
-    // From here on it can be cancelled, also while it waits for its model.
-    let mut ticket = plane.streams.enter(Asked {
-        gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
-        model: model.clone(),
-        request_id: private.request_id.clone(),
-        completion_id: private.id.clone(),
-    });
-    let model = tokio::select! {
-        model = plane.models.attach(&model) => model?,
-        () = ticket.cancelled() => return Err(cancelled()),
-    };
+    let Some(name) = plane.models.external(body)? else { return Ok(None) };
+    let (model, ticket) = admission::attach(plane, private, &name).await?;
     // Somebody may have loaded it with another harness.
     let external = model.upstream().is_some();
     Ok(external.then_some((model, ticket)))
@@ -346,12 +335,7 @@ impl Forward {
             let bytes = forward.next().await?;
             Some((bytes, forward))
         });
-        let whole = futures_util::stream::iter(first).chain(rest).map(Ok::<_, std::convert::Infallible>);
-        let mut response = Response::new(Body::from_stream(whole));
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(HTTP_SSE_CONTENT_TYPE));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        response
+        admission::events(first, rest)
     }
 
     /// Returns the next bytes of a stream; `None` at its end.
