@@ -40,6 +40,9 @@ pub struct Options {
 pub struct ApiOptions {
     /// Where it listens. Port 0 takes a free one.
     pub bind: SocketAddr,
+    /// Threads that serve it, each with its own share of the clients and its own connections to the workers. 0 for one
+    /// on each processor that the gateway may use.
+    pub threads: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
     /// Longest time for a request body to arrive, in milliseconds.
@@ -62,6 +65,7 @@ impl Default for ApiOptions {
     fn default() -> Self {
         ApiOptions {
             bind: SocketAddr::from(([127, 0, 0, 1], 31313)),
+            threads: 0,
             max_body_bytes: 4 << 20,
             body_timeout_ms: 30_000,
             commit_after_ms: 5_000,
@@ -114,7 +118,7 @@ pub struct ProxyOptions {
     pub retry_ratio: f64,
     /// Retries a second that are always affordable.
     pub retry_floor_per_second: f64,
-    /// Idle connections kept to each worker.
+    /// Idle connections kept to each worker, by all threads together.
     pub idle_connections: usize,
     /// Largest event of a worker's stream, in bytes.
     pub event_bytes_max: usize,
@@ -214,6 +218,9 @@ impl DrainOptions {
     }
 }
 
+/// Most threads that serve the API.
+const THREADS_MAX: usize = 1024;
+
 /// Longest wait for connections to close once the drain is over.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
 
@@ -241,6 +248,9 @@ impl Options {
             if self.neurons[..i].iter().any(|known| known.control == neuron.control) {
                 return wrong(&key, format!("'{}' is there twice", neuron.control));
             }
+        }
+        if self.api.threads > THREADS_MAX {
+            return wrong("api.threads", format!("must be from 0 to {THREADS_MAX}, it is {}", self.api.threads));
         }
         self.api.server.check("api.server")?;
         self.admin.server.check("admin.server")?;

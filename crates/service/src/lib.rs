@@ -13,6 +13,7 @@ pub mod document;
 pub mod exit;
 pub mod gate;
 pub mod https;
+pub mod lanes;
 pub mod metrics;
 pub mod notify;
 pub mod pages;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use service::exit;
+use service::lanes::Lanes;
 use service::notify::Notifier;
 use service::pages::{self, PagesArgs};
 use service::program::{AFTER_HELP, ConfigArgs, Document, complain, document, metrics, options, run};
@@ -167,7 +168,12 @@ async fn serve(options: Options) -> Result<u8, GatewayError> {
         TcpListener::bind(address).await.map_err(bound)
     };
     let signals = |source| GatewayError::Bind { what: "the signal handler", address: String::new(), source };
+    let threads = match options.api.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    };
     let around = Surroundings {
+        lanes: Lanes::start("api", threads).map_err(GatewayError::Threads)?,
         admin: bind("the admin port", options.admin.bind).await?,
         api: bind("the API port", options.api.bind).await?,
         signals: Signals::listen().map_err(signals)?.forward(),

@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::addresses::Addresses;
 use crate::config::UnusableOption;
+use crate::lanes::Lanes;
 use crate::metrics::{MetricsError, Registry};
 
 /// Limits and timeouts of one listener.
@@ -206,7 +207,7 @@ impl Drop for Place {
 }
 
 impl Server {
-    /// Starts serving on `listener`.
+    /// Starts serving on `listener`, with the connections on the runtime that this is called on.
     ///
     /// # Errors
     /// When the listener has no address.
@@ -214,6 +215,27 @@ impl Server {
         listener: TcpListener,
         options: &ServerOptions,
         service: S,
+        metrics: ServerMetrics,
+    ) -> std::io::Result<Server>
+    where
+        S: hyper::service::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        Self::start_on(&Lanes::here(), listener, options, |_| service.clone(), metrics)
+    }
+
+    /// Starts serving on `listener`: each connection in one of the `lanes`, by what `service` makes for that lane.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn start_on<S, B>(
+        lanes: &Lanes,
+        listener: TcpListener,
+        options: &ServerOptions,
+        service: impl Fn(usize) -> S,
         metrics: ServerMetrics,
     ) -> std::io::Result<Server>
     where
@@ -232,7 +254,8 @@ impl Server {
             phase: watch::Sender::new(Phase::Open),
             connections: watch::Sender::new(0),
         });
-        let accept = tokio::spawn(accept_loop(listener, shared.clone(), service));
+        let services = (0..lanes.count()).map(service).collect();
+        let accept = tokio::spawn(accept_loop(listener, shared.clone(), lanes.clone(), services));
         Ok(Server { address, shared, accept })
     }
 
@@ -295,7 +318,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// After so long without a new connection nobody waits in the backlog.
 const CROWD_GONE: Duration = Duration::from_secs(1);
 
-async fn accept_loop<S, B>(listener: TcpListener, shared: Arc<Shared>, service: S)
+/// Takes a stream from the runtime that accepted it, where its lane has one of its own.
+fn detach(stream: TcpStream, lanes: &Lanes) -> std::io::Result<impl FnOnce() -> std::io::Result<TcpStream> + use<>> {
+    enum Stream {
+        Here(TcpStream),
+        Elsewhere(std::net::TcpStream),
+    }
+    let stream = if lanes.are_threads() { Stream::Elsewhere(stream.into_std()?) } else { Stream::Here(stream) };
+    Ok(|| match stream {
+        Stream::Here(stream) => Ok(stream),
+        Stream::Elsewhere(stream) => TcpStream::from_std(stream),
+    })
+}
+
+async fn accept_loop<S, B>(listener: TcpListener, shared: Arc<Shared>, lanes: Lanes, services: Vec<S>)
 where
     S: hyper::service::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -338,10 +374,13 @@ where
                 permit
             }
         };
-        let place = Place::take(&shared);
-        let (shared, service) = (shared.clone(), service.clone());
-        tokio::spawn(async move {
-            connection::serve(stream, Peer(address.ip()), shared, service).await;
+        let Ok(attach) = detach(stream, &lanes) else { continue };
+        let (place, seat) = (Place::take(&shared), lanes.seat());
+        let (shared, service) = (shared.clone(), services[seat.lane].clone());
+        lanes.spawn(seat, async move {
+            if let Ok(stream) = attach() {
+                connection::serve(stream, Peer(address.ip()), shared, service).await;
+            }
             drop((place, guard, permit));
         });
     }
