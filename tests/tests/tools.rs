@@ -74,3 +74,27 @@ async fn tools_and_variables_reach_the_template() {
     let off = "reasoning_effort=\"none\"\nenable_thinking=false\nthinking=false\n".len();
     assert_eq!(prompt(json!({"reasoning_effort": "none"})).await, bare + off);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_a_model_chooses_comes_out_in_pieces() {
+    let rig = Rig::start(&[worker()], cortex::options::Options::default()).await.unwrap();
+    let client = Client::new(&rig.api).unwrap();
+    let text = "I ask. <tool_call>\n{\"name\": \"f\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>";
+    let script = json!([{"role": "user", "content": format!("\u{2}{text}\u{3}")}]);
+    let more = json!({"tools": [tool()], "messages": script, "stream": true, "max_tokens": 200});
+    let answer = client.stream(&body("m", more), |_| {}).await.unwrap();
+    let events = answer.raw.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
+    let chunks = events.filter_map(|event| serde_json::from_str::<Value>(event).ok());
+    let calls: Vec<Value> = chunks
+        .filter_map(|chunk| chunk["choices"][0]["delta"].get("tool_calls").map(|calls| calls[0].clone()))
+        .collect();
+    let first = &calls[0];
+    let id = first["id"].as_str().unwrap();
+    let wanted = json!({"index": 0, "id": id, "type": "function", "function": {"name": "f", "arguments": ""}});
+    assert_eq!(*first, wanted);
+    // The fake model's tokens are bytes.
+    let pieces: Vec<&str> = calls[1..].iter().map(|call| call["function"]["arguments"].as_str().unwrap()).collect();
+    assert_eq!(pieces.concat(), "{\"city\": \"Paris\"}");
+    assert!(pieces.iter().all(|piece| piece.len() == 1), "{pieces:?}");
+    assert!(calls[1..].iter().all(|call| call.as_object().unwrap().len() == 2), "an index and a function");
+}

@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use grammar::{Source, ToolCall, Vocabulary};
+use grammar::{Arguments, Source, ToolCall, Vocabulary};
 use inference::constraint::Violation;
 use serde_json::{Map, Value, json};
 use support::{Noise, Speaker, computed, vocabulary};
@@ -303,6 +303,7 @@ fn no_source_takes_more_than_a_second_or_half_a_gigabyte() {
         parameters: json!({"properties": {"a": {}}}),
         strict: true,
         after: "}\n</tool_call>".into(),
+        arguments: Arguments::Json,
     };
     let tools = Source::Tools { tools: (0..128).map(tool).collect(), between: Some("\n".into()) };
     try_source(&vocabulary, &speaker, &tools, "128 tools", &mut worst);

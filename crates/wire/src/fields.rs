@@ -115,17 +115,29 @@ const GENERATION: &[Field] = &[
     honoured("stop_token_ids", Kind::List),
 ];
 
+/// What every request has whose answer may have to be something.
+const FORMAT: &[Field] = &[
+    // text, json_object, json_schema; as an extension regex, with its pattern. Of text completions it is an extension.
+    honoured("response_format", Kind::Object),
+    // Extensions of vLLM's: one of json, json_object, regex, choice, grammar.
+    honoured("structured_outputs", Kind::Object),
+    // The same, as vLLM had it before.
+    honoured("guided_json", Kind::TextOrObject),
+    honoured("guided_regex", Kind::Text),
+    honoured("guided_choice", Kind::List),
+    honoured("guided_grammar", Kind::Text),
+];
+
 /// Every field of OpenAI's chat completion request, and the extensions.
 pub const CHAT: Table = &[
     ASK,
     GENERATION,
+    FORMAT,
     &[
         honoured("messages", Kind::List),
         honoured("max_completion_tokens", Kind::Integer),
         honoured("logprobs", Kind::Bool),
         honoured("top_logprobs", Kind::Integer),
-        // text, json_object, json_schema; as an extension regex, with its pattern.
-        honoured("response_format", Kind::Object),
         // Of type function; for models whose template takes tools, and whose calls can be told from text.
         honoured("tools", Kind::List),
         honoured("tool_choice", Kind::TextOrObject),
@@ -149,13 +161,6 @@ pub const CHAT: Table = &[
         bookkeeping("prompt_cache_options", Kind::Object),
         // Further variables of the chat template, but for those that the server sets.
         honoured("chat_template_kwargs", Kind::Object),
-        // What the answer must be, one of: json, json_object, regex, choice, grammar.
-        honoured("structured_outputs", Kind::Object),
-        // The same, as vLLM had it before.
-        honoured("guided_json", Kind::TextOrObject),
-        honoured("guided_regex", Kind::Text),
-        honoured("guided_choice", Kind::List),
-        honoured("guided_grammar", Kind::Text),
     ],
 ];
 
@@ -163,6 +168,7 @@ pub const CHAT: Table = &[
 pub const COMPLETION: Table = &[
     ASK,
     GENERATION,
+    FORMAT,
     &[
         honoured("prompt", Kind::TextOrList),
         honoured("best_of", Kind::Integer),

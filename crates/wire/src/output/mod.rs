@@ -9,11 +9,14 @@
 mod calls;
 mod count;
 mod json;
+mod kinds;
 mod reasoning;
 mod style;
+mod tagged;
 
 pub use calls::{CALL_BYTES_MAX, CALLS_MAX};
 pub use json::ARGUMENTS_DEPTH_MAX;
+pub use kinds::texts_of;
 pub use style::{Opening, Overrides, ReasoningStyle, Style, ToolStyle};
 
 use crate::tools::Tools;
@@ -70,6 +73,7 @@ impl Deltas {
 
     fn arguments(&mut self, index: u32, more: &str) {
         match self.0.last_mut() {
+            _ if more.is_empty() => {}
             Some(Delta::Arguments { index: last, text }) if *last == index => text.push_str(more),
             _ => self.0.push(Delta::Arguments { index, text: more.to_string() }),
         }
@@ -189,9 +193,10 @@ impl Seek {
             if self.tag.starts_with(rest) && space <= SPACE_BYTES_MAX {
                 return None;
             }
-            let first = rest.chars().next().map_or(0, char::len_utf8);
-            release(&self.held[..space + first]);
-            self.held.drain(..space + first);
+            // Of nothing but white space the last of it stays: a tag may follow.
+            let gone = rest.chars().next().map_or(1, |first| space + first.len_utf8());
+            release(&self.held[..gone]);
+            self.held.drain(..gone);
         }
     }
 
