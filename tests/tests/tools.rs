@@ -40,7 +40,8 @@ async fn what_can_not_be_honoured_is_refused_by_name() {
             "leave this one out",
         ),
         ("m", json!({"tools": [{"type": "function"}]}), "tools[0].function", "object"),
-        ("m", json!({"functions": [{"name": "f"}]}), "functions", "not supported"),
+        ("m", json!({"functions": [{"name": "f"}], "tools": [tool()]}), "functions", "older form"),
+        ("mute", json!({"functions": [{"name": "f"}]}), "functions", "tool_parser"),
         ("m", json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs.messages", "set by the server"),
         ("m", json!({"reasoning_effort": "huge"}), "reasoning_effort", "minimal"),
         ("m", json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].tool_call_id", "id of a call"),
@@ -97,4 +98,31 @@ async fn a_call_that_a_model_chooses_comes_out_in_pieces() {
     assert_eq!(pieces.concat(), "{\"city\": \"Paris\"}");
     assert!(pieces.iter().all(|piece| piece.len() == 1), "{pieces:?}");
     assert!(calls[1..].iter().all(|call| call.as_object().unwrap().len() == 2), "an index and a function");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_of_functions_reads_the_call_in_their_words() {
+    let rig = Rig::start(&[worker()], cortex::options::Options::default()).await.unwrap();
+    let client = Client::new(&rig.api).unwrap();
+    let call = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>";
+    let messages = json!([
+        {"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "function", "name": "f", "content": "y"},
+        {"role": "user", "content": format!("\u{2}{call}{call}\u{3}")},
+    ]);
+    let more =
+        |stream: bool| json!({"functions": [{"name": "f"}], "messages": messages, "stream": stream, "max_tokens": 200});
+    let (status, answer) = client.json(&body("m", more(false))).await.unwrap();
+    assert_eq!(status, 200, "{answer}");
+    let choice = &answer["choices"][0];
+    let wanted = json!({"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{\"a\": 1}"},
+        "refusal": null});
+    assert_eq!((&choice["message"], &choice["finish_reason"]), (&wanted, &json!("function_call")));
+    let streamed = client.stream(&body("m", more(true)), |_| {}).await.unwrap();
+    assert!(
+        streamed.raw.contains("\"delta\":{\"function_call\":{\"name\":\"f\",\"arguments\":\"\"}}"),
+        "{}",
+        streamed.raw
+    );
+    assert!(streamed.raw.contains("\"finish_reason\":\"function_call\"") && !streamed.raw.contains("tool_calls"));
 }

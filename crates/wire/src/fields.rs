@@ -143,8 +143,9 @@ pub const CHAT: Table = &[
         honoured("tool_choice", Kind::TextOrObject),
         // False: a choice ends with its first call.
         honoured("parallel_tool_calls", Kind::Bool),
-        refused("functions", Kind::List, &["[]"]),
-        refused("function_call", Kind::TextOrObject, &[r#""none""#, r#""auto""#]),
+        // The older form of both, of one call at most; answers say it in that form too.
+        honoured("functions", Kind::List),
+        honoured("function_call", Kind::TextOrObject),
         refused("modalities", Kind::List, &[r#"["text"]"#]),
         refused("audio", Kind::Object, &[]),
         refused("prediction", Kind::Object, &[]),
@@ -258,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_value_that_would_be_ignored_is_refused_by_name() {
-        assert_eq!(code(json!({"functions": [{}]})), Err((Code::UnsupportedParameter, "functions".into())));
+        assert_eq!(code(json!({"modalities": ["audio"]})), Err((Code::UnsupportedParameter, "modalities".into())));
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Calls {
             tools: tools.list.as_slice().into(),
             parallel: tools.parallel,
             state: if style == ToolStyle::Llama { State::Start } else { State::Text },
-            seek: Seek::new(style.open()),
+            seek: Seek::new(style.open()).or(style.tags().and_then(|tags| tags.name).map(|(before, _)| before)),
             held: String::new(),
             made: 0,
             whole: 0,
@@ -182,9 +182,10 @@ impl Calls {
 
     /// A mark has come, after this white space.
     fn opened(&mut self, space: String) {
-        self.held = space + self.style.open();
+        let mark = self.seek.found;
+        self.held = space + mark;
         self.state = match self.style.tags() {
-            Some(tags) => State::Tagged { call: Box::new(Tagged::new(tags, self.tools.clone())), said: false },
+            Some(tags) => State::Tagged { call: Box::new(Tagged::new(tags, mark, self.tools.clone())), said: false },
             None => State::Open { list: false },
         };
     }

@@ -172,12 +172,21 @@ pub fn call_id(completion_id: &str, choice: u32, index: u32) -> String {
 #[derive(Clone, Debug)]
 struct Seek {
     tag: &'static str,
+    /// One that will do as well.
+    other: Option<&'static str>,
     held: String,
+    /// The tag that was found last.
+    found: &'static str,
 }
 
 impl Seek {
     fn new(tag: &'static str) -> Self {
-        Seek { tag, held: String::new() }
+        Seek { tag, other: None, held: String::new(), found: tag }
+    }
+
+    /// Waits for another tag too.
+    fn or(self, other: Option<&'static str>) -> Self {
+        Seek { other, ..self }
     }
 
     /// Takes a character; once the tag is whole, it is gone, and the white space before it is returned.
@@ -186,11 +195,13 @@ impl Seek {
         loop {
             let rest = self.held.trim_start_matches(is_space);
             let space = self.held.len() - rest.len();
-            if rest == self.tag {
+            let mut tags = [Some(self.tag), self.other].into_iter().flatten();
+            if let Some(tag) = tags.clone().find(|tag| *tag == rest) {
+                self.found = tag;
                 self.held.truncate(space);
                 return Some(self.take());
             }
-            if self.tag.starts_with(rest) && space <= SPACE_BYTES_MAX {
+            if space <= SPACE_BYTES_MAX && tags.any(|tag| tag.starts_with(rest)) {
                 return None;
             }
             // Of nothing but white space the last of it stays: a tag may follow.

@@ -254,16 +254,38 @@ fn a_long_hostile_text_ends() {
             "<tool_call>{\":\"",
             "[TOOL_CALLS][{",
             "[TOOL_CALLS]f",
+            "<function=",
+            "<tool_call>f<",
+            "<arg_key>",
             "{",
             "<",
             "[",
             " ",
         ] {
-            let text = bit.repeat((1 << 15) / bit.len());
+            let text = bit.repeat((1 << 14) / bit.len());
             let got = run(thinking(style), Opening::Free, &text);
             assert_eq!(got.content, text, "{bit}");
         }
         let open = run(thinking(style), Opening::Inside, &"</think".repeat(1 << 13));
         assert_eq!(open.reasoning.len(), 7 << 13);
+    }
+}
+
+/// The same of a call whose name is out, and whose value may be anything.
+#[test]
+fn a_long_hostile_call_ends() {
+    for (style, head) in [
+        (HERMES, "<tool_call>{\"name\": \"f\", \"arguments\": {"),
+        (HERMES, "<tool_call>{\"name\": \"f\", \"arguments\": {x"),
+        (MISTRAL, "[TOOL_CALLS]f[ARGS]{"),
+        (CODER, "<tool_call><function=f><parameter=any>1"),
+        (CODER, "<tool_call><function=f><parameter=any>"),
+        (CODER, "<tool_call><function=f><parameter=any"),
+        (GLM, "<tool_call>f<arg_key>any</arg_key><arg_value>"),
+    ] {
+        for bit in [" ", "<", "{", "[1", "\"", "\\", "</parameter", "</tool_call", "<parameter=a>", "</parameter>\n"] {
+            let got = run(style, Opening::Free, &format!("{head}{}", bit.repeat((1 << 13) / bit.len())));
+            assert_eq!((got.calls.len(), got.calls[0].0.as_str()), (1, "f"), "{head}{bit}");
+        }
     }
 }

@@ -23,7 +23,8 @@ const VALUE_BYTES_MAX: usize = 1 << 20;
 pub(super) struct Tags {
     /// The mark before a call.
     pub(super) open: &'static str,
-    /// Before and after the name; a name without them ends where a tag begins.
+    /// Before and after the name; a name without them ends where a tag begins. A call may begin with the former: models
+    /// forget the mark.
     pub(super) name: Option<(&'static str, &'static str)>,
     /// Before and after an argument's name.
     pub(super) key: (&'static str, &'static str),
@@ -93,9 +94,9 @@ pub(super) struct Tagged {
 }
 
 impl Tagged {
-    /// Begins after the opening mark.
-    pub(super) fn new(tags: &'static Tags, tools: Arc<[Tool]>) -> Self {
-        let part = if tags.name.is_some() { Part::Head } else { Part::Name };
+    /// Begins after the opening mark, or after the tag of the name.
+    pub(super) fn new(tags: &'static Tags, mark: &str, tools: Arc<[Tool]>) -> Self {
+        let part = if tags.name.is_some() && mark == tags.open { Part::Head } else { Part::Name };
         let (pending, said) = (String::new(), String::new());
         Tagged { tags, tools, part, pending, tool: None, certain: false, arguments: 0, said }
     }

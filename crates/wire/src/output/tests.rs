@@ -21,7 +21,7 @@ fn tools() -> Tools {
         "maybe": {"type": ["string", "null"]}, "any": {},
     }});
     let list = vec![tool("get_weather", Some(typed)), tool("f", None)];
-    Tools { list, choice: ToolChoice::Auto, parallel: true, definitions: Vec::new() }
+    Tools { list, choice: ToolChoice::Auto, parallel: true, ..Tools::default() }
 }
 
 fn thinking(style: Style) -> Style {
@@ -194,7 +194,7 @@ fn what_is_no_call_is_content_to_the_last_byte() {
                 "<parameter=a>1</parameter>",
             ],
         ),
-        (SEED, vec!["<tool_call><function=f></function></tool_call>", "<seed:tool_call><function=>"]),
+        (SEED, vec!["<tool_call><parameter=a></parameter></tool_call>", "<seed:tool_call><function=>"]),
         (
             GLM,
             vec![
@@ -394,6 +394,10 @@ fn once_a_name_is_out_what_is_no_json_goes_out_as_it_is_said() {
             vec![("f", "{\"a\": 1}"), ("f", "{}")],
         ),
         (CODER, "<tool_call><function=f><parameter=a>1</parameter></tool_call>.", ".", vec![("f", "{\"a\": 1}")]),
+        // The mark was forgotten.
+        (CODER, "I ask.\n<function=f>\n</function>\n</tool_call>\n", "I ask.", vec![("f", "{}")]),
+        (CODER, "<function=f></function><function=g>", "<function=g>", vec![("f", "{}")]),
+        (CODER, "<func> <function=> <function=f", "<func> <function=> <function=f", vec![]),
         (CODER, "<tool_call><function=f><parameter=a\n>1", "<parameter=a\n>1", vec![("f", "{}")]),
         (CODER, "<tool_call><function=f><parameter=a>1</para", "", vec![("f", "{\"a\": ")]),
         (GLM, "<tool_call>f<arg_key>a</arg_key>1", "<arg_key>a</arg_key>1", vec![("f", "{}")]),
