@@ -14,6 +14,38 @@ fn begins_object(text: &str) -> bool {
     text.is_empty() || text.starts_with('{')
 }
 
+fn deltas(mut parser: OutputParser, pieces: &[&str]) -> Vec<Delta> {
+    let mut all: Vec<Delta> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
+    all.extend(parser.finish());
+    all
+}
+
+/// Merges a delta as clients do, who know nothing of what it is: texts are joined, lists go by their index.
+fn merge(message: &mut serde_json::Value, delta: &serde_json::Value) {
+    for (key, more) in delta.as_object().unwrap() {
+        let so_far = message.as_object_mut().unwrap().entry(key).or_insert(serde_json::Value::Null);
+        match more {
+            serde_json::Value::String(more) if so_far.is_string() => {
+                *so_far = json!(so_far.as_str().unwrap().to_string() + more);
+            }
+            serde_json::Value::Object(_) if so_far.is_object() => merge(so_far, more),
+            serde_json::Value::Array(calls) => {
+                let mut call = calls[0].clone();
+                let index = call.as_object_mut().unwrap().shift_remove("index").unwrap().as_u64().unwrap() as usize;
+                if so_far.is_null() {
+                    *so_far = json!([]);
+                }
+                let list = so_far.as_array_mut().unwrap();
+                match list.get_mut(index) {
+                    Some(known) => merge(known, &call),
+                    None => list.push(call),
+                }
+            }
+            _ => *so_far = more.clone(),
+        }
+    }
+}
+
 /// Texts that are almost calls: marks, pieces of JSON, whole calls, noise.
 fn text() -> impl Strategy<Value = String> {
     let whole = json!({"name": "f", "arguments": {"a": [1, "é{\"", null]}}).to_string();
@@ -64,6 +96,11 @@ fn text() -> impl Strategy<Value = String> {
         "</arg_key>",
         "<arg_value>",
         "</arg_value>",
+        "<tool_call>{\"name\": \"f\", \"arguments\": {",
+        "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>",
+        "<|python_tag|>{\"name\": \"f\", \"parameters\": {\"a\"",
+        "[TOOL_CALLS]f[ARGS]{",
+        "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {},",
         "<tool_call><function=f><parameter=a>",
         "<tool_call>f<arg_key>a</arg_key><arg_value>",
     ];
@@ -115,6 +152,33 @@ proptest! {
         fast.push(&head.concat());
         prop_assert_eq!(slow.push(tail), fast.push(tail));
         prop_assert_eq!(slow.finish(), fast.finish());
+    }
+
+    #[test]
+    fn the_stream_in_any_pieces_folds_to_the_answer_in_one_json(
+        text in text(),
+        (style, opening, tools) in style(),
+        size in 1..9_usize,
+        functions in any::<bool>(),
+    ) {
+        let identity = crate::Identity { id: "chatcmpl-1".into(), created: 7, model: "m".into() };
+        let encoder = crate::ChatEncoder::new(identity.clone(), false).functions(functions);
+        let mut folder = crate::Folder::new(identity, 1, false, false).functions(functions);
+        // Functions are called once at most.
+        let tools = Tools { parallel: tools.parallel && !functions, ..tools };
+        let whole = OutputParser::new(&style, opening, &tools);
+        deltas(whole, &[&text]).iter().for_each(|part| folder.part(0, part));
+        let chars: Vec<char> = text.chars().collect();
+        let pieces: Vec<String> = chars.chunks(size).map(|piece| piece.iter().collect()).collect();
+        let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+        let mut message = json!({"role": "assistant", "content": null, "refusal": null});
+        for part in deltas(OutputParser::new(&style, opening, &tools), &pieces) {
+            let event = encoder.part(0, &part, None);
+            let chunk: serde_json::Value = serde_json::from_slice(event.strip_prefix(b"data: ").unwrap()).unwrap();
+            merge(&mut message, &chunk["choices"][0]["delta"]);
+        }
+        let answer: serde_json::Value = serde_json::from_str(&folder.done(crate::Usage::default())).unwrap();
+        prop_assert_eq!(&message, &answer["choices"][0]["message"]);
     }
 
     #[test]
