@@ -6,7 +6,7 @@ use neuron::options::{ModelEntry, Options};
 use serde_json::{Value, json};
 
 /// Every form of calls, and the model that has it.
-const FORMS: [&str; 6] = ["hermes", "llama", "mistral", "qwen3_coder", "seed_oss", "glm45"];
+const FORMS: [&str; 7] = ["hermes", "llama", "mistral", "functionary", "qwen3_coder", "seed_oss", "glm45"];
 
 fn worker() -> Options {
     let model = |id: &str, parser: Option<&str>| ModelEntry {

@@ -57,7 +57,7 @@ pub struct ModelEntry {
     /// those alone.
     pub context_length: usize,
     /// The form of its tool calls: 'auto' (the default: told by its chat template), 'hermes', 'llama', 'mistral',
-    /// 'qwen3_coder', 'seed_oss', 'glm45' or 'none'.
+    /// 'functionary', 'qwen3_coder', 'seed_oss', 'glm45' or 'none'.
     pub tool_parser: Option<String>,
     /// The form of its reasoning: 'auto' (the default: told by its chat template), 'think' or 'none'.
     pub reasoning_parser: Option<String>,

@@ -23,7 +23,7 @@ use crate::tools::{TOOL_NAME_BYTES_MAX, Tool, Tools, is_name};
 pub const CALL_BYTES_MAX: usize = 1 << 20;
 /// Most calls of one choice; more are content.
 pub const CALLS_MAX: u32 = 128;
-/// Most bytes between `[TOOL_CALLS]` and the arguments: a name, and an id of the model's own.
+/// Most bytes between a mark and the arguments, where the name stands there: and maybe an id of the model's own.
 const NAME_PART_BYTES_MAX: usize = TOOL_NAME_BYTES_MAX + 64;
 
 #[derive(Clone, Debug)]
@@ -136,7 +136,7 @@ impl Calls {
             }
             State::Name { at } => {
                 let part = &self.held[*at..];
-                match name_before_arguments(part) {
+                match name_before_arguments(self.style, part) {
                     Some(name) => self.begin(Some(name), false, out),
                     None if c == '{' || part.len() > NAME_PART_BYTES_MAX => {
                         self.broken(c.encode_utf8(&mut [0; 4]), out)
@@ -186,6 +186,7 @@ impl Calls {
         self.held = space + mark;
         self.state = match self.style.tags() {
             Some(tags) => State::Tagged { call: Box::new(Tagged::new(tags, mark, self.tools.clone())), said: false },
+            None if self.style == ToolStyle::Functionary => State::Name { at: self.held.len() },
             None => State::Open { list: false },
         };
     }
@@ -425,9 +426,12 @@ fn name_said(scan: &JsonScan, json: &str) -> Option<String> {
     serde_json::from_str(name).ok()
 }
 
-/// Reads `name`, `name[ARGS]` or `name[CALL_ID]id[ARGS]` before an opening bracket.
-fn name_before_arguments(part: &str) -> Option<String> {
+/// Reads `name`, `name[ARGS]` or `name[CALL_ID]id[ARGS]` before an opening bracket, or Functionary's `name>`.
+fn name_before_arguments(style: ToolStyle, part: &str) -> Option<String> {
     let part = part.strip_suffix('{')?.trim_end_matches(is_space);
+    if style == ToolStyle::Functionary {
+        return part.strip_suffix('>').filter(|name| is_name(name)).map(str::to_string);
+    }
     let part = part.strip_suffix("[ARGS]").unwrap_or(part);
     let name = part.split_once("[CALL_ID]").map_or(part, |(name, _)| name).trim_end_matches(is_space);
     is_name(name).then(|| name.to_string())

@@ -206,7 +206,7 @@ proptest! {
 
     #[test]
     fn what_was_written_as_calls_is_read_as_they_were(
-        form in 0..3_usize,
+        form in 0..4_usize,
         calls in proptest::collection::vec((any::<bool>(), object(), any::<bool>()), 1..4),
         content in "([a-zé ]{0,9}[a-zé.])?",
     ) {
@@ -214,11 +214,15 @@ proptest! {
             let text = if *pretty { serde_json::to_string_pretty(object) } else { serde_json::to_string(object) };
             (if *f { "f" } else { "get_weather" }, text.unwrap())
         }).collect();
-        let form = [HERMES, LLAMA, MISTRAL][form];
+        let form = FORMS[form];
         let object = |(name, arguments): &(&str, String), key: &str| format!("{{\"name\": \"{name}\",\"{key}\":{arguments}}}");
         let all = |key: &str| calls.iter().map(|call| object(call, key)).collect::<Vec<_>>();
         let text = match form.tools.unwrap() {
             ToolStyle::Llama => format!("{content}\n<|python_tag|>{}", all("parameters").join("; ")),
+            ToolStyle::Functionary => {
+                let all = calls.iter().map(|(name, arguments)| format!("<function={name}>{arguments}</function>"));
+                format!("{content} {}", all.collect::<Vec<_>>().join(" "))
+            }
             ToolStyle::Mistral => format!("{content}[TOOL_CALLS] [{}]", all("arguments").join(" ,\n")),
             _ => format!("{content}\n<tool_call>\n{}\n</tool_call>\n", all("arguments").join("</tool_call><tool_call>")),
         };
@@ -228,7 +232,7 @@ proptest! {
 
     #[test]
     fn what_was_written_as_tags_is_read_by_its_types(
-        form in 3..6_usize,
+        form in 4..7_usize,
         city in value_text(),
         n in any::<i64>(),
         list in proptest::collection::vec(value_text(), 0..4),

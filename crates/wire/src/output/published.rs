@@ -45,7 +45,7 @@ fn published_templates_tell_their_style() {
         ("mistralai-Mistral-Nemo-Instruct-2407", Some(ToolStyle::Mistral), None, true),
         ("Mistral-Small-3.2-24B-Instruct-2506", Some(ToolStyle::Mistral), None, true),
         ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", None, Some("<think>"), false),
-        ("meetkai-functionary-medium-v3.1", None, None, true),
+        ("meetkai-functionary-medium-v3.1", Some(ToolStyle::Functionary), None, true),
         ("Qwen3-Coder", Some(ToolStyle::QwenCoder), None, true),
         ("stepfun-ai-Step-3.5-Flash", Some(ToolStyle::QwenCoder), Some("<think>"), true),
         ("ByteDance-Seed-OSS", Some(ToolStyle::Seed), Some("<seed:think>"), true),

@@ -11,6 +11,8 @@ pub enum ToolStyle {
     Llama,
     /// `[TOOL_CALLS]` and then `[{"name": .., "arguments": {..}}, ..]`, or `name[ARGS]{..}`: Mistral.
     Mistral,
+    /// `<function=NAME>{..}</function>`, once for each call: Functionary 3.1.
+    Functionary,
     /// `<tool_call><function=NAME><parameter=KEY>VALUE</parameter></function></tool_call>`: Qwen3-Coder, Step.
     QwenCoder,
     /// The same inside of `<seed:tool_call>`: Seed-OSS.
@@ -42,7 +44,7 @@ impl ToolStyle {
     /// The tags of a call whose values stand as they are, and not as JSON.
     pub(super) fn tags(self) -> Option<&'static Tags> {
         match self {
-            ToolStyle::Hermes | ToolStyle::Llama | ToolStyle::Mistral => None,
+            ToolStyle::Hermes | ToolStyle::Llama | ToolStyle::Mistral | ToolStyle::Functionary => None,
             ToolStyle::QwenCoder => Some(&QWEN_CODER),
             ToolStyle::Seed => Some(&SEED),
             ToolStyle::Glm => Some(&GLM),
@@ -54,6 +56,7 @@ impl ToolStyle {
         match self {
             ToolStyle::Llama => "<|python_tag|>",
             ToolStyle::Mistral => "[TOOL_CALLS]",
+            ToolStyle::Functionary => "<function=",
             style => style.tags().map_or("<tool_call>", |tags| tags.open),
         }
     }
@@ -62,6 +65,7 @@ impl ToolStyle {
     pub(super) fn close(self) -> Option<&'static str> {
         match self {
             ToolStyle::Llama | ToolStyle::Mistral => None,
+            ToolStyle::Functionary => Some("</function>"),
             style => Some(style.tags().map_or("</tool_call>", |tags| tags.close)),
         }
     }
@@ -76,7 +80,7 @@ impl ToolStyle {
     /// in [`ToolStyle::around`].
     pub fn argument(self) -> Option<[&'static str; 4]> {
         match self {
-            ToolStyle::Hermes | ToolStyle::Llama | ToolStyle::Mistral => None,
+            ToolStyle::Hermes | ToolStyle::Llama | ToolStyle::Mistral | ToolStyle::Functionary => None,
             ToolStyle::QwenCoder => Some(["<parameter=", ">\n", "\n", "</parameter>"]),
             ToolStyle::Seed => Some(["<parameter=", ">", "", "</parameter>"]),
             ToolStyle::Glm => Some(["<arg_key>", "</arg_key>\n<arg_value>", "", "</arg_value>"]),
@@ -89,6 +93,7 @@ impl ToolStyle {
         match self {
             ToolStyle::QwenCoder => (format!("<tool_call>\n<function={name}>\n"), "</function>\n</tool_call>"),
             ToolStyle::Seed => (format!("<seed:tool_call>\n<function={name}>\n"), "</function>\n</seed:tool_call>"),
+            ToolStyle::Functionary => (format!("<function={name}>"), "</function>"),
             ToolStyle::Glm => (format!("<tool_call>{name}\n"), "</tool_call>"),
             ToolStyle::Hermes => (format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": "), "}\n</tool_call>"),
             ToolStyle::Llama => (format!("{{\"name\": \"{name}\", \"parameters\": "), "}"),
@@ -148,11 +153,13 @@ impl Overrides {
             Some("hermes") => Some(Some(ToolStyle::Hermes)),
             Some("llama") => Some(Some(ToolStyle::Llama)),
             Some("mistral") => Some(Some(ToolStyle::Mistral)),
+            Some("functionary") => Some(Some(ToolStyle::Functionary)),
             Some("qwen3_coder") => Some(Some(ToolStyle::QwenCoder)),
             Some("seed_oss") => Some(Some(ToolStyle::Seed)),
             Some("glm45") => Some(Some(ToolStyle::Glm)),
             Some(_) => {
-                return Err(("tool_parser", "auto, hermes, llama, mistral, qwen3_coder, seed_oss, glm45 or none"));
+                let words = "auto, hermes, llama, mistral, functionary, qwen3_coder, seed_oss, glm45 or none";
+                return Err(("tool_parser", words));
             }
         };
         let reasoning = match reasoning {
@@ -185,6 +192,7 @@ impl Style {
             () if has("<arg_key>") && has("<tool_call>") => Some(ToolStyle::Glm),
             () if has("<function=") && has("<parameter=") && has("<seed:tool_call>") => Some(ToolStyle::Seed),
             () if has("<function=") && has("<parameter=") && has("<tool_call>") => Some(ToolStyle::QwenCoder),
+            () if has("<function=") && has("</function>") && !has("<parameter") => Some(ToolStyle::Functionary),
             () if has("<function=") || has("<arg_key>") || has("functools[") || has("<tool_calls>[") => None,
             () if has("<tool_call>") => Some(ToolStyle::Hermes),
             () if has("[TOOL_CALLS]") => Some(ToolStyle::Mistral),
@@ -211,6 +219,7 @@ impl Style {
             Some(ToolStyle::Hermes) => &["<tool_call>", "</tool_call>"],
             Some(ToolStyle::Llama) => &["<|python_tag|>"],
             Some(ToolStyle::Mistral) => &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
+            Some(ToolStyle::Functionary) => &[],
             Some(ToolStyle::QwenCoder) => &["<tool_call>", "</tool_call>"],
             Some(ToolStyle::Seed) => &["<seed:tool_call>", "</seed:tool_call>"],
             Some(ToolStyle::Glm) => {

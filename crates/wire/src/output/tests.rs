@@ -10,7 +10,8 @@ const MISTRAL: Style = Style { tools: Some(ToolStyle::Mistral), reasoning: None,
 const CODER: Style = Style { tools: Some(ToolStyle::QwenCoder), reasoning: None, takes_tools: true };
 const SEED: Style = Style { tools: Some(ToolStyle::Seed), reasoning: None, takes_tools: true };
 const GLM: Style = Style { tools: Some(ToolStyle::Glm), reasoning: None, takes_tools: true };
-const FORMS: [Style; 6] = [HERMES, LLAMA, MISTRAL, CODER, SEED, GLM];
+const FUNCTIONARY: Style = Style { tools: Some(ToolStyle::Functionary), reasoning: None, takes_tools: true };
+const FORMS: [Style; 7] = [HERMES, LLAMA, MISTRAL, FUNCTIONARY, CODER, SEED, GLM];
 const TAGS: ReasoningStyle = ReasoningStyle { open: "<think>", close: "</think>" };
 
 fn tools() -> Tools {
@@ -147,6 +148,12 @@ fn calls_of_each_form_are_read() {
             vec![paris, ("f", "{}")],
         ),
         (MISTRAL, "[TOOL_CALLS]f {\"a\": 1}", "", vec![("f", r#"{"a": 1}"#)]),
+        (
+            FUNCTIONARY,
+            "So:\n<function=get_weather>{\"city\": \"Paris\"}</function><function=f>{}</function>\n",
+            "So:",
+            vec![paris, ("f", "{}")],
+        ),
     ] {
         assert_eq!(run(style, Opening::Free, text), said("", content, &calls), "{text}");
     }
@@ -193,6 +200,10 @@ fn what_is_no_call_is_content_to_the_last_byte() {
                 "<tool_call> f",
                 "<parameter=a>1</parameter>",
             ],
+        ),
+        (
+            FUNCTIONARY,
+            vec!["<function=nobody>{}</function>", "<function=f>[]</function>", "<function=f", "<function>{}"],
         ),
         (SEED, vec!["<tool_call><parameter=a></parameter></tool_call>", "<seed:tool_call><function=>"]),
         (
@@ -291,7 +302,7 @@ fn a_name_comes_out_once_it_is_certain_and_arguments_as_they_are_said() {
     let call = Delta::Call { index: 0, name: "f".into() };
     let piece = |text: &str| Delta::Arguments { index: 0, text: text.into() };
     for choice in [ToolChoice::Auto, ToolChoice::Required, ToolChoice::Named("f".into())] {
-        for style in [HERMES, LLAMA, MISTRAL] {
+        for style in [HERMES, LLAMA, MISTRAL, FUNCTIONARY] {
             let (before, after) = style.tools.unwrap().around("f");
             let mut parser = OutputParser::new(&style, Opening::Free, &Tools { choice: choice.clone(), ..tools() });
             assert_eq!(parser.push(&before), []);
