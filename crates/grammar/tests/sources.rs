@@ -135,6 +135,11 @@ fn arguments_in_tags_fit_their_types_and_texts_stand_as_they_are() {
     for seed in 0..5 {
         assert!(said(&compiled, &speaker, seed).starts_with("<call=f>\n<arg=city>\n"));
     }
+    // As many as an agent has.
+    let many = |i| ToolCall { before: format!("<call=f{i}>\n"), ..tool(parameters.clone(), &["city", "unit"], false) };
+    let many = Source::Tools { tools: (0..60).map(many).collect(), between: Some("\n".into()) };
+    let (first, last) = (call(&format!("{city}{unit}")).replace("=f>", "=f0>"), call(&format!("{city}{unit}")));
+    assert!(is_whole(&vocabulary, &many, &format!("{first}\n{}", last.replace("=f>", "=f59>"))));
     let narrow = json!({"properties": {"a": {"type": "string", "maxLength": 3}}});
     assert!(vocabulary.compile(&one(&narrow, &["a"], false)).is_ok(), "left to the model");
     let error = vocabulary.compile(&one(&narrow, &["a"], true)).unwrap_err();
