@@ -30,7 +30,7 @@ fn a_call_as_a_published_template_prints_it_is_read() {
     for form in FORMS.map(|style| style.tools.unwrap()) {
         assert!(read.contains(&form), "{form:?} has no template");
     }
-    assert!(read.len() >= 15, "{read:?}");
+    assert!(read.len() >= 18, "{read:?}");
 }
 
 #[test]
