@@ -6,13 +6,15 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use words::{Intent, ModelId};
+use words::{Intent, ModelId, ModelState};
 
-use super::kit::{Kit, model_id};
+use super::kit::{Kit, Worker, model_id};
 use super::{MaxUnavailable, Phase, rehearse};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 const MODELS: [&str; 3] = ["m", "n", "o"];
+/// Comes on demand, and somebody always asks for it.
+const WANTED: &str = "wanted";
 
 fn fleet(rng: &mut SmallRng) -> Kit {
     let nodes = rng.random_range(2..=NAMES.len());
@@ -21,7 +23,9 @@ fn fleet(rng: &mut SmallRng) -> Kit {
     let workers: Vec<(&str, &[&str])> = (0..nodes).map(|i| (NAMES[i], models[i].as_slice())).collect();
     let max = rng.random_range(1..=2);
     let floor = if rng.random_bool(0.2) { 2 } else { 1 };
-    Kit::new(&workers).policy(|policy| {
+    let listing: Vec<&str> = (0..nodes).filter(|_| rng.random_bool(0.5)).map(|i| NAMES[i]).collect();
+    let kit = Kit::new(&workers).on_demand(WANTED, &listing, &listing[..listing.len().min(1)]);
+    kit.policy(|policy| {
         policy.max_unavailable = MaxUnavailable::Count(max);
         policy.min_available.default = floor;
         policy.health_for = Duration::from_secs(3);
@@ -33,12 +37,12 @@ fn fleet(rng: &mut SmallRng) -> Kit {
 
 /// RO1: what is missing below the floor is missing by faults, never by the rollout.
 fn check_floor(kit: &Kit, cordoned: &[bool], seed: u64) {
-    for model in MODELS.map(model_id) {
+    for model in MODELS.into_iter().chain([WANTED]).map(model_id) {
         for gateway in &kit.gateways {
             let has = |model: &ModelId| kit.workers.iter().filter(|worker| worker.has(model)).count();
             let serving = kit.workers.iter().filter(|worker| worker.serves(&model, gateway)).count();
             // By fault: crashed, or cordoned by an operator, or not seen by this gateway.
-            let faulty = |(i, worker): &(usize, &super::kit::Worker)| {
+            let faulty = |(i, worker): &(usize, &Worker)| {
                 let detached = worker.back_at.is_none() && !worker.status.gateways.contains(gateway);
                 worker.has(&model) && (worker.crashed || cordoned[*i] || detached)
             };
@@ -47,6 +51,18 @@ fn check_floor(kit: &Kit, cordoned: &[bool], seed: u64) {
             let wanted = floor.min(has(&model));
             assert!(serving + faults >= wanted, "seed {seed}: {model} has {serving}, {faults} by fault: {kit:#?}");
         }
+    }
+}
+
+/// Asks for the model on demand: where it serves nowhere it is loaded.
+fn want(kit: &mut Kit) {
+    let (id, gateways) = (model_id(WANTED), kit.gateways.clone());
+    let open = |worker: &Worker| gateways.iter().any(|gateway| worker.serves(&id, gateway));
+    let loaded = |worker: &Worker| worker.status.model(&id).is_some_and(|model| model.state == ModelState::Ready);
+    if !kit.workers.iter().any(|worker| open(worker) && loaded(worker))
+        && let Some(worker) = kit.workers.iter_mut().find(|worker| open(worker))
+    {
+        worker.bring(&id);
     }
 }
 
@@ -91,6 +107,7 @@ fn run(seed: u64) -> &'static str {
             33 => kit.workers[i].answer = "green".into(),
             _ => {}
         }
+        want(&mut kit);
         kit.tick();
         check_floor(&kit, &cordoned, seed);
     }
