@@ -242,7 +242,7 @@ impl Answer {
             Some(Message::Event(event)) => event,
             Some(Message::Refused(error)) => return Err(self.ended(error)),
             None => {
-                let error = Error::new(Code::ModelNotHere, "the model was unloaded before it could answer");
+                let error = self.account.model.engine.ended();
                 return Err(self.ended(error));
             }
         };
