@@ -60,7 +60,6 @@ impl Account {
     /// Tells of the end of a request that was cancelled; nobody waits for those who hear it.
     fn tell(&mut self, seconds: f64) {
         let Some(reason) = self.cancelled else { return };
-        self.plane.metrics.cancelled(self.model.id.as_str(), reason.name());
         self.plane.stopped.tell(Stopped {
             model: self.model.id.clone(),
             request_id: std::mem::take(&mut self.request_id),

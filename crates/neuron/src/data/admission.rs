@@ -29,6 +29,7 @@ use crate::harness::{ChatText, Prompt};
 use crate::models::InUse;
 use crate::ready::{Local, ReadyModel};
 use crate::sampling;
+use crate::stopped::Stopped;
 use crate::streams::{self as running, Ticket};
 use service::gate::Admission;
 
@@ -199,21 +200,34 @@ pub(super) async fn enter(
     Ok(Entered { admission, arrived, bytes })
 }
 
-/// Gives a request its place in its model, by any of its names. From here on it can be cancelled, also while it waits.
+/// Gives a request its place in its model, by any of its names. From here on it can be cancelled, also while it waits; who
+/// is told of that is told here until it has its place, and by its account from then on.
 ///
 /// # Errors
 /// As [`crate::models::Models::attach`]; `Cancelled` when it was cancelled meanwhile.
-pub(super) async fn attach(plane: &DataPlane, private: &Private, name: &ModelId) -> Result<(InUse, Ticket), Error> {
-    let mut ticket = plane.streams.enter(running::Asked {
+pub(super) async fn attach(
+    plane: &DataPlane,
+    private: &Private,
+    name: &ModelId,
+    arrived: Moment,
+) -> Result<(InUse, Ticket), Error> {
+    let (model, request_id, completion_id) =
+        (plane.models.resolve(name), private.request_id.clone(), private.id.clone());
+    let asked = running::Asked {
         gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
-        model: plane.models.resolve(name),
-        request_id: private.request_id.clone(),
-        completion_id: private.id.clone(),
-    });
-    tokio::select! {
-        model = plane.models.attach(name) => Ok((model?, ticket)),
-        () = ticket.cancelled() => Err(running::cancelled()),
-    }
+        model: model.clone(),
+        request_id: request_id.clone(),
+        completion_id: completion_id.clone(),
+    };
+    let mut ticket = plane.streams.enter(asked);
+    let reason = tokio::select! {
+        biased;
+        reason = ticket.cancelled() => reason,
+        model = plane.models.attach(name) => return Ok((model?, ticket)),
+    };
+    let seconds = plane.clock.now().since(arrived).as_secs_f64();
+    plane.stopped.tell(Stopped { model, request_id, completion_id, reason, tokens: 0, seconds });
+    Err(running::cancelled())
 }
 
 async fn admit<A: Ask>(
@@ -224,13 +238,13 @@ async fn admit<A: Ask>(
     span: &mut Span,
 ) -> Result<Response, Error> {
     let entered = enter(plane, headers, &private, body).await?;
-    if let Some(place) = forward::attach(plane, &private, &entered.bytes).await? {
+    if let Some(place) = forward::attach(plane, &private, &entered).await? {
         return forward::answer(plane, private, entered, place, A::ENDPOINT, span).await;
     }
     let Entered { admission, arrived, bytes } = entered;
     let ask = A::parse(&bytes)?;
     drop(bytes);
-    let (model, ticket) = attach(plane, &private, &ask.generation().model).await?;
+    let (model, ticket) = attach(plane, &private, &ask.generation().model, arrived).await?;
     let local = model.local()?;
     plane.metrics.unknown_fields(model.id.as_str(), ask.generation().unknown_fields);
     let style = local.text.style();

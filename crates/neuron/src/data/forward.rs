@@ -140,10 +140,10 @@ async fn pass_on(mut answer: Incoming, out: &mpsc::Sender<Said>) -> Result<(), E
 pub(super) async fn attach(
     plane: &DataPlane,
     private: &Private,
-    body: &[u8],
+    entered: &Entered,
 ) -> Result<Option<(InUse, Ticket)>, Error> {
-    let Some(name) = plane.models.external(body)? else { return Ok(None) };
-    let (model, ticket) = admission::attach(plane, private, &name).await?;
+    let Some(name) = plane.models.external(&entered.bytes)? else { return Ok(None) };
+    let (model, ticket) = admission::attach(plane, private, &name, entered.arrived).await?;
     // Somebody may have loaded it with another harness.
     let external = model.upstream().is_some();
     Ok(external.then_some((model, ticket)))
