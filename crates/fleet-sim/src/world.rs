@@ -302,11 +302,10 @@ impl World {
         }
         // Long enough for a load that failed to be tried again.
         let settled = self.context.now.since(self.context.plan.faults_until) > ms(16_000);
-        if whole && ended && settled && self.probes.is_empty() {
-            for gateway in 0..self.gateways.len() {
-                let probe = self.arrive(Some(gateway));
-                self.probes.push(probe);
-            }
+        if whole && ended && settled && self.probes.len() < self.gateways.len() {
+            // One after another: two models that fit one at a time may be asked for.
+            let probe = self.arrive(Some(self.probes.len()));
+            self.probes.push(probe);
             return;
         }
         if !(whole && ended) {

@@ -143,7 +143,10 @@ impl EngineHandle {
 
     /// Ends the thread after its running step; what still runs is failed.
     pub(crate) fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
+        // One that was lost before was not told to end.
+        if self.alive() {
+            self.stopped.store(true, Ordering::Release);
+        }
         self.inbox.send(Command::Stop);
     }
 
