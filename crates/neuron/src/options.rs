@@ -105,6 +105,11 @@ impl DataOptions {
     pub fn load_wait(&self) -> Duration {
         seconds(self.load_wait_s)
     }
+
+    /// Returns how long a stream waits for its first token before its head goes out.
+    pub fn commit_after(&self) -> Duration {
+        Duration::from_millis(self.commit_after_ms)
+    }
 }
 
 /// The control plane.

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use service::traces::{KeyValue, Span, list};
+use wire::private::Line;
 use words::{Code, Moment};
 
 use super::DataPlane;
@@ -68,6 +70,12 @@ impl Account {
             tokens: self.tokens,
             seconds,
         });
+    }
+
+    /// Makes the sign of life that a gateway gets.
+    pub(super) fn progress(&self) -> Bytes {
+        let load = self.model.engine.load();
+        Line::Progress(format!("waiting running={} queued={}", load.running, load.waiting)).event()
     }
 
     /// Takes a token that was said just now.
