@@ -144,9 +144,7 @@ impl EngineHandle {
     /// Ends the thread after its running step; what still runs is failed.
     pub(crate) fn stop(&self) {
         // One that was lost before was not told to end.
-        if self.alive() {
-            self.stopped.store(true, Ordering::Release);
-        }
+        self.stopped.fetch_or(self.alive(), Ordering::Release);
         self.inbox.send(Command::Stop);
     }
 
