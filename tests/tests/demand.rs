@@ -36,20 +36,7 @@ impl Worker {
         let data = format!("bind = \"127.0.0.1:0\"\n{data}");
         let neuron = fleet.starter().neuron_with_data("a", free_port().unwrap(), &data, config).unwrap();
         fleet.until_ok(&format!("http://{}/readyz", neuron.control), &neuron.process).await.unwrap();
-        let mut tries = 0;
-        // The log is written some milliseconds after what it tells of.
-        let address = loop {
-            let log = neuron.process.log();
-            let line = log.lines().rev().find(|line| line.contains("data port open"));
-            let address = line.and_then(|line| line.split("address=").nth(1)?.split_whitespace().next());
-            if let Some(address) = address {
-                break address.to_string();
-            }
-            tries += 1;
-            assert!(tries < 500, "no data port: {log}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        };
-        let api = format!("http://{address}");
+        let api = neuron.process.data_url().await.unwrap();
         let (control, client) = (format!("http://{}", neuron.control), Client::new(&api).unwrap());
         Worker { neuron, control, api, client }
     }
