@@ -19,6 +19,8 @@ use crate::talk::{Ask, Order, Said};
 
 /// How long a node has to end a request that was cancelled.
 const CANCEL_MAX: std::time::Duration = ms(5_000);
+/// How late its gateway may be to end it, unless that slept.
+const CANCEL_LATE: std::time::Duration = ms(1_000);
 /// How much longer than a node a gateway waits for a load.
 const LOAD_WAIT_MORE: std::time::Duration = ms(10_000);
 
@@ -91,11 +93,17 @@ impl Gateway {
     /// Looks at the timers of all requests.
     pub(crate) fn look(&mut self, context: &mut Context, clients: &mut [Client], nodes: &[Node]) {
         let now = self.now(context);
-        let Some(process) = &self.process else { return };
+        let Some(process) = &mut self.process else { return };
+        let slept = now.since(std::mem::replace(&mut process.looked, now)) > CANCEL_LATE / 2;
         for client in process.relays.keys().copied().collect::<Vec<_>>() {
             let Some(process) = &mut self.process else { return };
             let Some(relay) = process.relays.get_mut(&client) else { continue };
-            if relay.end_by.is_some_and(|end| now >= end) && relay.attempt.is_some() {
+            if let Some(end) = relay.end_by {
+                let late = !slept && now >= end + CANCEL_LATE;
+                context.check(!late, "CN1", || format!("request {client} was cancelled, and its client waits on"));
+            }
+            let keeps = context.planted(Planted::KeepCancelled);
+            if relay.end_by.is_some_and(|end| now >= end) && relay.attempt.is_some() && !keeps {
                 self.ended(context, clients, nodes, client, Ending::Failed(cancelled()));
                 continue;
             }

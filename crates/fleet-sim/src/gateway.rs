@@ -58,6 +58,8 @@ pub(crate) struct Process {
     pub(crate) attempts: BTreeMap<ConnId, usize>,
     /// Requests that may wait for loads.
     pub(crate) placements: Placements,
+    /// When its requests were looked at.
+    pub(crate) looked: Moment,
     pub(crate) rng: SmallRng,
     /// The newest word of each node that ever came, kept apart from the view, to judge it by.
     pub(crate) newest: Vec<(Incarnation, Generation)>,
@@ -102,6 +104,7 @@ impl Gateway {
             relays: BTreeMap::new(),
             attempts: BTreeMap::new(),
             placements: Placements::default(),
+            looked: Moment::ZERO,
             rng: SmallRng::seed_from_u64(context.now.0 ^ self.place as u64),
             newest: vec![Default::default(); count],
             said: vec![None; count],

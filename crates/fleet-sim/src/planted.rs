@@ -30,11 +30,13 @@ pub enum Planted {
     WaitForEver,
     /// A node does not tell an engine that a request was cancelled.
     DeafToCancel,
+    /// A gateway waits for ever for a node to end what was cancelled.
+    KeepCancelled,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Planted; 13] = [
+    pub const ALL: [Planted; 14] = [
         Planted::SkipSettle,
         Planted::DropFence,
         Planted::IgnoreEpochs,
@@ -48,5 +50,6 @@ impl Planted {
         Planted::Overcommit,
         Planted::WaitForEver,
         Planted::DeafToCancel,
+        Planted::KeepCancelled,
     ];
 }
