@@ -248,7 +248,7 @@ impl Claims {
         for model in models {
             let Some(holder) = self.holders.get_mut(model) else { continue };
             let mut door = doors(model);
-            if shut.contains(model) && door.in_use() {
+            if shut.contains(model) && door.in_use() && !door.shut {
                 door.shut = true;
                 acts.push(ClaimAct::Shut(model.clone()));
             }
