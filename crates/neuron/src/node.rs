@@ -259,7 +259,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         models: models.clone(),
         gate: gate.clone(),
         streams: streams.clone(),
-        stopped: StopTeller::start(turns.clone(), models.clone()),
+        stopped: StopTeller::start(turns.clone(), models.clone(), metrics.clone()),
         publisher: publisher.clone(),
         metrics: metrics.clone(),
         traces,

@@ -105,6 +105,11 @@ impl DataOptions {
     pub fn load_wait(&self) -> Duration {
         seconds(self.load_wait_s)
     }
+
+    /// Returns how long a stream waits for its first token before its head goes out.
+    pub fn commit_after(&self) -> Duration {
+        Duration::from_millis(self.commit_after_ms)
+    }
 }
 
 /// The control plane.
@@ -357,6 +362,8 @@ pub struct FakeOptions {
     pub context_length: usize,
     /// The process aborts in a step that begins a prompt with this byte in it; 0: never.
     pub crash_byte: u8,
+    /// The engine's thread is lost in a step that begins a prompt with this byte in it; 0: never.
+    pub lost_byte: u8,
     /// What a model takes that says nothing of it, in MiB.
     pub memory_mib: usize,
 }
@@ -370,6 +377,7 @@ impl Default for FakeOptions {
             failing_loads: 0,
             context_length: 8192,
             crash_byte: 0,
+            lost_byte: 0,
             memory_mib: 0,
         }
     }

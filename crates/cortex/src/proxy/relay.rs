@@ -159,11 +159,16 @@ impl Relay {
         });
         let (begun, loads) = (self.proxy.clock.now(), target.room.is_some());
         self.watch.begin(&self.proxy.options.proxy, begun);
-        let (span, watch) = (&self.attempt_span, &mut self.watch);
+        let (span, watch, flight) = (&self.attempt_span, &mut self.watch, &self.place.flight);
+        // The worker ends what it has and knows why: a connection that goes says only that somebody left.
+        let cancelled_in_vain = async {
+            flight.cancelled().await;
+            tokio::time::sleep(CANCEL_MAX).await;
+        };
         let opened = tokio::select! {
             biased;
             opened = Attempt::open(&self.proxy, &self.order, body, target, number, span, watch) => opened,
-            () = self.place.flight.cancelled() => Err(Unopened { ending: Ending::Failed(cancelled()), sent: false }),
+            () = cancelled_in_vain => Err(Unopened { ending: Ending::Failed(cancelled()), sent: false }),
         };
         drop(wait);
         if loads {

@@ -56,7 +56,8 @@ struct RestartArgs {
     /// Nodes that may be out of service at once, for whatever reason: a number, or a share of the fleet like 25%.
     #[arg(long, value_name = "N|P%", default_value = "1")]
     max_unavailable: String,
-    /// Replicas of a model that stay routable for every gateway; without MODEL= for all models. 1 by default.
+    /// Replicas of a model that stay routable for every gateway; without MODEL= for all models. 1 by default. Of a model on
+    /// demand a node that would load it counts as well.
     #[arg(long, value_name = "[MODEL=]N", value_parser = floor)]
     min_available: Vec<(Option<ModelId>, u32)>,
     /// A model that may have no replica for a while.

@@ -42,30 +42,14 @@ pub(super) fn free() -> Option<u64> {
     available(&std::fs::read_to_string("/proc/meminfo").ok()?).map(|(free, _)| free)
 }
 
-/// Bytes that the models of the configuration need, as far as their files are here, with their KV.
-fn needed(options: &Options) -> u64 {
-    let kv = (options.harness.candle.kv_cache_mib as u64) << 20;
-    let specs = options.at_start().into_iter().filter_map(|entry| spec_of(&entry).ok());
-    let lengths = specs.filter_map(|spec| std::fs::metadata(spec.path?).ok()).filter(|file| file.is_file());
-    lengths.map(|file| file.len() + kv).sum()
-}
-
-pub(super) fn memory(system: &Path, options: &Options) -> Finding {
+pub(super) fn memory(system: &Path) -> Finding {
     let text = std::fs::read_to_string(system.join("proc/meminfo")).unwrap_or_default();
-    let Some((available, total)) = available(&text) else {
-        return Finding::warning("memory", "how much there is is not known", "mount /proc");
-    };
-    let needed = needed(options);
-    let found = format!("{} of {} MiB available", available >> 20, total >> 20);
-    if needed > available && !cfg!(feature = "cuda") {
-        let found = format!("{found}; the default models need about {} MiB", needed >> 20);
-        return Finding::warning(
-            "memory",
-            found,
-            "configure fewer or smaller ones, or a smaller harness.candle.kv_cache_mib",
-        );
+    match available(&text) {
+        Some((available, total)) => {
+            Finding::ok("memory", format!("{} of {} MiB available", available >> 20, total >> 20))
+        }
+        None => Finding::warning("memory", "how much there is is not known", "mount /proc"),
     }
-    Finding::ok("memory", found)
 }
 
 fn port(what: &str, key: &str, bind: SocketAddr) -> Finding {

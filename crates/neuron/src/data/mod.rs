@@ -10,6 +10,7 @@ mod embeddings;
 mod errors;
 mod forward;
 mod manage;
+mod outgoing;
 mod output;
 mod parts;
 mod stack;

@@ -30,7 +30,7 @@ fn json(value: &impl serde::Serialize) -> Result<String, Error> {
 pub(super) async fn tokenize(State(plane): State<Arc<DataPlane>>, headers: HeaderMap, body: Body) -> Response {
     answered(Endpoint::Tokenize, &plane, &headers, async |private: Private| {
         let entered = enter(&plane, &headers, &private, body).await?;
-        if let Some(place) = forward::attach(&plane, &private, &entered.bytes).await? {
+        if let Some(place) = forward::attach(&plane, &private, &entered).await? {
             return forward::answer(&plane, private, entered, place, Endpoint::Tokenize, &mut Span::default()).await;
         }
         let Entered { admission: _admission, bytes, .. } = entered;
@@ -62,7 +62,7 @@ fn tokens(model: &ReadyModel, request: &TokenizeRequest, now: u64) -> Result<Tok
 pub(super) async fn detokenize(State(plane): State<Arc<DataPlane>>, headers: HeaderMap, body: Body) -> Response {
     answered(Endpoint::Detokenize, &plane, &headers, async |private: Private| {
         let entered = enter(&plane, &headers, &private, body).await?;
-        if let Some(place) = forward::attach(&plane, &private, &entered.bytes).await? {
+        if let Some(place) = forward::attach(&plane, &private, &entered).await? {
             return forward::answer(&plane, private, entered, place, Endpoint::Detokenize, &mut Span::default()).await;
         }
         let Entered { admission: _admission, bytes, .. } = entered;
