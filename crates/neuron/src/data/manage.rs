@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use serde::de::DeserializeOwned;
+use service::token;
 use wire::models::{Endpoint, LoadRequest, Model, ModelList, UnloadRequest};
 use words::{Code, Error, ModelId, ModelState, ModelStatus};
 
@@ -70,20 +71,11 @@ pub(super) async fn endpoint(State(plane): Plane, Path(rest): Path<String>) -> R
 /// # Errors
 /// `Unauthorized`.
 pub(super) fn authorise(plane: &DataPlane, headers: &HeaderMap) -> Result<(), Error> {
-    let shown = headers.get(axum::http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
-    match (&plane.token, shown) {
-        (None, _) if plane.options.data.bind.ip().is_loopback() => Ok(()),
-        (None, _) => {
-            let message = "orders from other hosts need a token: set control.token_file";
-            Err(Error::new(Code::Unauthorized, message))
-        }
-        (Some(token), Some(shown)) if token.matches(shown) => Ok(()),
-        (Some(_), _) => {
-            let message = "orders need the control token: Authorization: Bearer <token>";
-            Err(Error::new(Code::Unauthorized, message))
-        }
+    if plane.token.is_none() && !plane.options.data.bind.ip().is_loopback() {
+        let message = "orders from other hosts need a token: set control.token_file";
+        return Err(Error::new(Code::Unauthorized, message));
     }
+    token::authorise(plane.token.as_ref(), headers)
 }
 
 async fn read_json<T: DeserializeOwned>(plane: &DataPlane, body: Body) -> Result<T, Error> {
