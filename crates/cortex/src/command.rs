@@ -37,8 +37,13 @@ pub(crate) async fn dial(control_address: &str) -> Result<ControlClient<Channel>
         .map_err(|error| Status::invalid_argument(error.to_string()))?
         .connect_timeout(CONNECT_MAX)
         .tcp_nodelay(true);
-    let channel = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let channel = endpoint.connect().await.map_err(|error| Status::unavailable(root(&error)))?;
     Ok(ControlClient::new(channel))
+}
+
+/// Returns the first cause of an error: what stands over it says only whose it was.
+pub(crate) fn root(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error).to_string()
 }
 
 fn read(status: Option<proto::NodeStatus>) -> Result<NodeStatus, Error> {

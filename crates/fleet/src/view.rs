@@ -26,6 +26,8 @@ pub struct NodeView {
     pub status: Option<NodeStatus>,
     /// When that was.
     pub heard_at: Moment,
+    /// Why it can't be heard, in words for operators; none while it is.
+    pub problem: Option<String>,
     /// Another live neuron uses the same node id.
     pub conflicted: bool,
     /// When each model that it failed to load was first seen so.
@@ -59,6 +61,7 @@ impl FleetView {
             control_address,
             status: None,
             heard_at: Moment::ZERO,
+            problem: None,
             conflicted: false,
             failed: BTreeMap::new(),
         };
@@ -85,6 +88,7 @@ impl FleetView {
         }
         node.status = Some(status);
         node.heard_at = now;
+        node.problem = None;
         self.mark_conflicts(now);
         if changed {
             let aliases = catalogue::aliases(self.nodes.iter().filter_map(|node| node.status.as_ref()));
@@ -110,6 +114,14 @@ impl FleetView {
                 // What it was is still listed, but nothing can be sent to a port that is closed.
                 status.data_address.clear();
             }
+        }
+    }
+
+    /// Takes the loss of a neuron's connection, or that there is none, and why.
+    pub fn unreachable(&mut self, slot: Slot, why: String) {
+        self.lost(slot);
+        if let Some(node) = self.nodes.get_mut(slot.0) {
+            node.problem = Some(why);
         }
     }
 

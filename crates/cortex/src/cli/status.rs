@@ -4,7 +4,7 @@ use clap::Args;
 use service::exit;
 use words::{Intent, NodeState, NodeStatus};
 
-use super::admin::{Admin, AdminArgs, FleetStatus};
+use super::admin::{Admin, AdminArgs, FleetStatus, NodeView};
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
@@ -34,27 +34,38 @@ pub(super) fn progress_text(status: &NodeStatus) -> Option<String> {
     Some(format!("waits {left} s at most for {}", progress.waiting_for))
 }
 
-#[allow(clippy::print_stdout)]
+fn tell_problem(node: &NodeView) {
+    if let Some(problem) = &node.problem {
+        service::say!("{:<24} can't be heard: {problem}", "");
+    }
+}
+
 pub(super) async fn status(args: StatusArgs) -> anyhow::Result<u8> {
     let admin = Admin::new(&args.admin)?;
     if args.json {
-        println!("{:#}", admin.get::<serde_json::Value>("/api/status").await?);
+        service::say!("{:#}", admin.get::<serde_json::Value>("/api/status").await?);
         return Ok(exit::CLEAN);
     }
     let fleet: FleetStatus = admin.get("/api/status").await?;
-    println!("gateway {}  ready {}", fleet.gateway, fleet.ready);
-    println!(
+    service::say!("gateway {}  ready {}", fleet.gateway, fleet.ready);
+    service::say!(
         "{:<24} {:<16} {:<18} {:<8} {:<8} {:>8} MODELS",
-        "CONTROL", "NODE", "STATE", "INTENT", "ROUTABLE", "RUNNING"
+        "CONTROL",
+        "NODE",
+        "STATE",
+        "INTENT",
+        "ROUTABLE",
+        "RUNNING"
     );
     for node in &fleet.nodes {
         let Some(status) = &node.status else {
-            println!("{:<24} {:<16} {:<18} {:<8} {:<8} {:>8}", node.control, "never heard", "-", "-", false, 0);
+            service::say!("{:<24} {:<16} {:<18} {:<8} {:<8} {:>8}", node.control, "never heard", "-", "-", false, 0);
+            tell_problem(node);
             continue;
         };
         let models = status.models.iter().map(|model| format!("{} ({})", model.id, word(&model.state)));
         let intent = if status.intent == Intent::None { "-".into() } else { word(&status.intent) };
-        println!(
+        service::say!(
             "{:<24} {:<16} {:<18} {:<8} {:<8} {:>8} {}",
             node.control,
             status.node.as_str(),
@@ -64,16 +75,17 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<u8> {
             status.in_flight,
             models.collect::<Vec<_>>().join(", "),
         );
+        tell_problem(node);
         if let Some(progress) = progress_text(status) {
-            println!("{:<24} {progress}", "");
+            service::say!("{:<24} {progress}", "");
         }
         for model in &status.models {
             if let Some(failure) = &model.failure {
-                println!("{:<24} {} ({}): {failure}", "", model.id, word(&model.state));
+                service::say!("{:<24} {} ({}): {failure}", "", model.id, word(&model.state));
             }
         }
         if let Some(upgrade) = status.upgrade.as_ref().filter(|upgrade| !upgrade.ok) {
-            println!("{:<24} the upgrade '{}' failed: {}", "", upgrade.name, upgrade.detail);
+            service::say!("{:<24} the upgrade '{}' failed: {}", "", upgrade.name, upgrade.detail);
         }
     }
     Ok(exit::CLEAN)
