@@ -83,21 +83,19 @@ async fn soon<T>(answer: impl Future<Output = Result<T, tonic::Status>>) -> Resu
     }
 }
 
-#[allow(clippy::print_stdout)]
 pub(crate) async fn lifecycle(args: LifecycleArgs) -> Result<u8, Error> {
     let request = args.worker.request(proto::GetLifecycleRequest {})?;
     let mut worker = args.worker.dial().await?;
     let answer = soon(worker.get_lifecycle(request)).await?;
     let inspection: Inspection = inspection_from_proto(answer.into_inner()).map_err(Error::internal)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&inspection).map_err(Error::internal)?);
+        service::say!("{}", serde_json::to_string_pretty(&inspection).map_err(Error::internal)?);
     } else {
-        print!("{inspection}");
+        service::terminal::write(format_args!("{inspection}"));
     }
     Ok(exit::CLEAN)
 }
 
-#[allow(clippy::print_stdout, clippy::print_stderr)]
 pub(crate) async fn logs(args: LogsArgs) -> Result<u8, Error> {
     let model_id = args.model.clone().unwrap_or_default();
     let message = proto::ModelLogsRequest { model_id, follow: args.follow, lines: args.lines };
@@ -108,7 +106,7 @@ pub(crate) async fn logs(args: LogsArgs) -> Result<u8, Error> {
         if batch.missed > 0 {
             eprintln!("{} lines were missed", batch.missed);
         }
-        batch.lines.iter().for_each(|line| println!("{}: {}", line.source, line.text));
+        batch.lines.iter().for_each(|line| service::say!("{}: {}", line.source, line.text));
     }
     Ok(exit::CLEAN)
 }

@@ -26,7 +26,6 @@ pub(super) struct LogsArgs {
     admin: AdminArgs,
 }
 
-#[allow(clippy::print_stdout, clippy::print_stderr)]
 pub(super) async fn logs(args: LogsArgs) -> Result<u8> {
     let admin = Admin::new(&args.admin)?;
     let query = format!("follow={}&lines={}", args.follow, args.lines);
@@ -49,7 +48,7 @@ pub(super) async fn logs(args: LogsArgs) -> Result<u8> {
                     failed = true;
                     eprintln!("{node}: {error}");
                 }
-                None => println!("{node} {source}: {text}"),
+                None => service::say!("{node} {source}: {text}"),
             }
         }
     }

@@ -29,26 +29,24 @@ pub(super) struct CancelArgs {
     admin: AdminArgs,
 }
 
-#[allow(clippy::print_stdout)]
 pub(super) async fn list(args: RequestsArgs) -> Result<u8> {
     let admin = Admin::new(&args.admin)?;
     if args.json {
-        println!("{:#}", admin.get::<serde_json::Value>("/api/requests").await?);
+        service::say!("{:#}", admin.get::<serde_json::Value>("/api/requests").await?);
         return Ok(exit::CLEAN);
     }
     let running: Running = admin.get("/api/requests").await?;
-    println!("{:<36} {:<20} {:<16} {:>7} {:>8} {:>9}", "REQUEST", "MODEL", "NODE", "ATTEMPT", "TOKENS", "SECONDS");
+    service::say!("{:<36} {:<20} {:<16} {:>7} {:>8} {:>9}", "REQUEST", "MODEL", "NODE", "ATTEMPT", "TOKENS", "SECONDS");
     for Request { request_id, model, node, attempt, tokens, seconds, .. } in &running.requests {
         let node = node.as_deref().unwrap_or("-");
-        println!("{request_id:<36} {model:<20} {node:<16} {attempt:>7} {tokens:>8} {seconds:>9.1}");
+        service::say!("{request_id:<36} {model:<20} {node:<16} {attempt:>7} {tokens:>8} {seconds:>9.1}");
     }
     if running.total > running.requests.len() {
-        println!("and {} newer ones", running.total - running.requests.len());
+        service::say!("and {} newer ones", running.total - running.requests.len());
     }
     Ok(exit::CLEAN)
 }
 
-#[allow(clippy::print_stdout)]
 pub(super) async fn cancel(args: CancelArgs) -> Result<u8> {
     let admin = Admin::new(&args.admin)?;
     let path = match (&args.id, &args.model) {
@@ -59,11 +57,11 @@ pub(super) async fn cancel(args: CancelArgs) -> Result<u8> {
     let ended: Cancelled = admin.post(&path, &json!({})).await?;
     for request in &ended.requests {
         let node = request.node.as_deref().unwrap_or("no worker yet");
-        println!("{} of {} ({node}): cancelled", request.request_id, request.model);
+        service::say!("{} of {} ({node}): cancelled", request.request_id, request.model);
     }
     if !ended.unreachable.is_empty() {
-        println!("no answer of {}: what came to them another way may still run", ended.unreachable.join(", "));
+        service::say!("no answer of {}: what came to them another way may still run", ended.unreachable.join(", "));
     }
-    println!("{} cancelled", ended.cancelled);
+    service::say!("{} cancelled", ended.cancelled);
     Ok(exit::CLEAN)
 }
