@@ -159,6 +159,7 @@ fn loaded(args: &ConfigArgs) -> Result<Options, u8> {
 /// A configuration that can't work must not be restarted into.
 fn code_of(error: &NodeError) -> u8 {
     match error {
+        NodeError::State { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => exit::CONFIG,
         NodeError::Token(_)
         | NodeError::Name(_)
         | NodeError::Record(_)
