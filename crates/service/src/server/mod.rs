@@ -269,7 +269,7 @@ impl Server {
         let cut = if in_time { 0 } else { self.connections() };
         self.shared.phase.send_replace(Phase::Cut);
         if cut > 0 {
-            tracing::warn!(cut, address = %self.address, "connections were cut at the deadline");
+            tracing::info!(cut, address = %self.address, "connections were cut at the deadline");
         }
         StopReport { cut }
     }

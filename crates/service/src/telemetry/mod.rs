@@ -8,6 +8,7 @@ use std::io::{IsTerminal, Stderr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use lines::Lines;
@@ -48,6 +49,11 @@ pub enum TelemetryError {
     /// The filter is not one.
     #[error("log.filter: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// A word of the filter is no level.
+    #[error(
+        "log.filter: '{0}' is no level; use off, error, warn, info, debug, trace or directives such as cortex=debug"
+    )]
+    Level(String),
     /// Somebody was first.
     #[error("logging was started twice")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
@@ -72,11 +78,21 @@ impl Drop for Log {
     }
 }
 
+/// Finds a directive that is a single word and no level. It would be read as the name of a module, and with it alone
+/// nothing would be logged.
+fn no_level(filter: &str) -> Option<&str> {
+    let alone = |word: &&str| !word.is_empty() && !word.contains(['=', '[', ':']);
+    filter.split(',').map(str::trim).filter(alone).find(|word| word.parse::<LevelFilter>().is_err())
+}
+
 /// Starts logging for this process; call once, from `main`, and keep what it returns to the end.
 ///
 /// # Errors
 /// [`TelemetryError`] for a bad filter, or when called twice.
 pub fn init(options: &LogOptions) -> Result<Log, TelemetryError> {
+    if let Some(word) = no_level(&options.filter) {
+        return Err(TelemetryError::Level(word.into()));
+    }
     let filter = EnvFilter::builder().parse(&options.filter)?;
     let lines = Lines::start(std::io::stderr())?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines.clone());
@@ -93,4 +109,19 @@ pub fn init(options: &LogOptions) -> Result<Log, TelemetryError> {
         before(about);
     }));
     Ok(Log(lines))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::no_level;
+
+    #[test]
+    fn a_mistyped_level_is_found_and_directives_are_left_alone() {
+        for filter in ["info", "INFO", "off", "", "info,service=debug", "warn, neuron::life=trace", "3", "[span]=info"]
+        {
+            assert_eq!(no_level(filter), None, "{filter}");
+        }
+        assert_eq!(no_level("inf"), Some("inf"));
+        assert_eq!(no_level("info,verbose"), Some("verbose"));
+    }
 }
