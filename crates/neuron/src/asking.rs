@@ -7,6 +7,7 @@ use clap::Args;
 use control::proto::control_client::ControlClient;
 use control::{error_from_status, inspection_from_proto, proto};
 use service::exit;
+use service::program::first_cause;
 use service::token::Token;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
@@ -56,8 +57,11 @@ impl WorkerArgs {
     async fn dial(&self) -> Result<ControlClient<Channel>, Error> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
             .map_err(|error| Error::invalid("address", error.to_string()))?;
-        let unreachable = |error| {
-            let message = format!("no answer of a worker's control port at {}", self.address);
+        let unreachable = |error: tonic::transport::Error| {
+            let (address, why) = (&self.address, first_cause(&error));
+            let message = format!(
+                "no answer of a worker's control port at {address}: {why}; --address or NEURON_CONTROL_ADDRESS says where it is"
+            );
             Error::new(Code::UpstreamFailed, message).because(error)
         };
         let channel = endpoint.connect_timeout(ANSWER_MAX).connect().await.map_err(unreachable)?;

@@ -51,6 +51,11 @@ pub fn complain(program: &str, error: &dyn std::fmt::Display) {
     terminal::warn(format_args!("{program}: {error}"));
 }
 
+/// Returns the first cause of an error in words: what stands over it says only whose it was.
+pub fn first_cause(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error).to_string()
+}
+
 /// Loads and checks a program's options; says what is wrong and gives the exit code otherwise.
 ///
 /// # Errors

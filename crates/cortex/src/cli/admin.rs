@@ -7,11 +7,10 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use service::program::first_cause;
 use service::token::Token;
 use wire::ErrorEnvelope;
 use words::NodeStatus;
-
-use crate::command::root;
 
 /// Longest wait for one answer: an order waits for its worker.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -87,7 +86,7 @@ impl Admin {
             None => request,
         };
         let response = request.send().await.map_err(|error| {
-            let (url, why) = (&self.url, root(&error));
+            let (url, why) = (&self.url, first_cause(&error));
             anyhow!(
                 "no answer of the gateway's admin port at {url}: {why}; --admin or CORTEX_ADMIN_URL says where it is"
             )

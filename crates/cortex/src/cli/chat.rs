@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use clap::Args;
 use service::exit;
+use service::program::first_cause;
 
 use super::client;
-use crate::command::root;
 use crate::events::Events;
 
 #[derive(Debug, Args)]
@@ -40,7 +40,7 @@ pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<u8> {
     }
     let url = format!("{}/v1/chat/completions", args.api.trim_end_matches('/'));
     let unreachable = |error: reqwest::Error| {
-        let why = root(&error);
+        let why = first_cause(&error);
         anyhow::anyhow!(
             "no answer of the gateway's API at {}: {why}; --api or CORTEX_API_URL says where it is",
             args.api
