@@ -234,7 +234,7 @@ fn refuse(error: &Error, request_id: &str) -> Response<BoxBody> {
     if let Some(source) = std::error::Error::source(error) {
         tracing::warn!(request_id, code = error.code().row().code, %source, "request failed");
     } else {
-        tracing::info!(request_id, code = error.code().row().code, "request refused");
+        tracing::info!(request_id, code = error.code().row().code, why = error.message(), "request refused");
     }
     let mut response = Response::new(full(parts.body));
     *response.status_mut() = StatusCode::from_u16(parts.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -8,6 +8,7 @@ use control::proto::control_client::ControlClient;
 use control::{error_from_status, inspection_from_proto, proto};
 use service::exit;
 use service::program::first_cause;
+use service::telemetry::time_text;
 use service::token::Token;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
@@ -49,6 +50,9 @@ pub(crate) struct LogsArgs {
     /// Most lines of those that are there.
     #[arg(long, short = 'n', default_value_t = LINES_DEFAULT)]
     lines: u32,
+    /// Begin each line with its time.
+    #[arg(long, short)]
+    times: bool,
     #[command(flatten)]
     worker: WorkerArgs,
 }
@@ -110,7 +114,10 @@ pub(crate) async fn logs(args: LogsArgs) -> Result<u8, Error> {
         if batch.missed > 0 {
             eprintln!("{} lines were missed", batch.missed);
         }
-        batch.lines.iter().for_each(|line| service::say!("{}: {}", line.source, line.text));
+        for line in batch.lines {
+            let time = if args.times { time_text(line.at_unix_ms) + " " } else { String::new() };
+            service::say!("{time}{}: {}", line.source, line.text);
+        }
     }
     Ok(exit::CLEAN)
 }

@@ -78,6 +78,13 @@ impl Drop for Log {
     }
 }
 
+/// Writes a point in time, in milliseconds of Unix time, as lines of the log do.
+pub fn time_text(unix_ms: u64) -> String {
+    let mut text = String::new();
+    plain::push_time(&mut text, unix_ms / 1000, (unix_ms % 1000) as u32 * 1000);
+    text
+}
+
 /// Finds a directive that is a single word and no level. It would be read as the name of a module, and with it alone
 /// nothing would be logged.
 fn no_level(filter: &str) -> Option<&str> {
@@ -113,7 +120,12 @@ pub fn init(options: &LogOptions) -> Result<Log, TelemetryError> {
 
 #[cfg(test)]
 mod tests {
-    use super::no_level;
+    use super::{no_level, time_text};
+
+    #[test]
+    fn a_point_in_time_is_told_as_in_the_log() {
+        assert_eq!(time_text(1_700_000_000_123), "2023-11-14T22:13:20.123000Z");
+    }
 
     #[test]
     fn a_mistyped_level_is_found_and_directives_are_left_alone() {
