@@ -9,6 +9,7 @@ mod node;
 mod pull;
 mod requests;
 mod status;
+mod table;
 mod targets;
 
 use std::process::ExitCode;

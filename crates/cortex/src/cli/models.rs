@@ -10,6 +10,7 @@ use words::ModelState;
 use super::admin::{Admin, AdminArgs};
 use super::pull::lines;
 use super::status::word;
+use super::table::Table;
 use crate::models::{FleetModel, FleetModels, Line, Replica, SILENCE_MAX, Wanted};
 
 /// A line is printed at least this often, also when nothing but the time has changed.
@@ -90,25 +91,23 @@ pub(super) async fn models(args: ListArgs) -> Result<u8> {
         return Ok(exit::CLEAN);
     }
     let fleet: FleetModels = admin.get("/api/models").await?;
-    service::say!("{:<32} {:<10} {:>8} {:<24} {:<24} DESCRIPTION", "MODEL", "STATE", "CONTEXT", "ALIASES", "NODES");
+    let mut table = Table::new(&["MODEL", "STATE", ">CONTEXT", "ALIASES", "NODES", "DESCRIPTION"]);
     for FleetModel { id, state, card, context_length, replicas } in &fleet.models {
         let there = |replica: &&Replica| !matches!(replica.state, ModelState::Absent | ModelState::Failed);
         let nodes = replicas.iter().filter(there).map(|replica| replica.node.as_str()).collect::<Vec<_>>().join(", ");
         let aliases = card.aliases.iter().map(|alias| alias.as_str()).collect::<Vec<_>>().join(", ");
         let context = if *context_length == 0 { "-".into() } else { context_length.to_string() };
-        let description = card.description.as_deref().unwrap_or("-");
-        let state = word(state);
-        let (aliases, nodes) = (dash(aliases), dash(nodes));
-        service::say!("{:<32} {state:<10} {context:>8} {aliases:<24} {nodes:<24} {description}", id.as_str());
+        let description = card.description.clone().unwrap_or_default();
+        table.row([id.to_string(), word(state), context, dash(aliases), dash(nodes), dash(description)]);
         for failed in replicas.iter().filter(|replica| replica.state == ModelState::Failed) {
-            service::say!(
-                "{:<32} failed on {}: {}",
-                "",
+            table.note(format!(
+                "failed on {}: {}",
                 failed.node,
                 failed.failure.as_deref().unwrap_or("no reason given")
-            );
+            ));
         }
     }
+    table.print();
     Ok(exit::CLEAN)
 }
 
@@ -123,16 +122,7 @@ pub(super) async fn ps(args: ListArgs) -> Result<u8> {
         service::say!("{:#}", serde_json::to_value(&fleet)?);
         return Ok(exit::CLEAN);
     }
-    service::say!(
-        "{:<32} {:<16} {:<24} {:>10} {:>8} {:>8} {:>8} UNTIL",
-        "MODEL",
-        "NODE",
-        "STATE",
-        "MEMORY",
-        "RUNNING",
-        "WAITING",
-        "IDLE"
-    );
+    let mut table = Table::new(&["MODEL", "NODE", "STATE", ">MEMORY", ">RUNNING", ">WAITING", ">IDLE", "UNTIL"]);
     for model in &fleet.models {
         for replica in &model.replicas {
             let until = match replica.ttl_left_s {
@@ -141,17 +131,19 @@ pub(super) async fn ps(args: ListArgs) -> Result<u8> {
                 None => "-".into(),
             };
             let idle = if replica.running + replica.waiting > 0 { "-".into() } else { span(replica.idle_s.into()) };
-            service::say!(
-                "{:<32} {:<16} {:<24} {:>10} {:>8} {:>8} {idle:>8} {until}",
-                model.id.as_str(),
-                replica.node,
+            table.row([
+                model.id.to_string(),
+                replica.node.clone(),
                 state_text(replica.state, replica.progress, replica.eta_s),
                 size(replica.memory_bytes),
-                replica.running,
-                replica.waiting,
-            );
+                replica.running.to_string(),
+                replica.waiting.to_string(),
+                idle,
+                until,
+            ]);
         }
     }
+    table.print();
     for node in fleet.nodes.iter().filter(|node| node.memory.budget > 0) {
         service::say!("{}: {} of {} in use", node.node, size(node.memory.used), size(node.memory.budget));
     }

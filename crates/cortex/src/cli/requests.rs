@@ -6,6 +6,7 @@ use serde_json::json;
 use service::exit;
 
 use super::admin::{Admin, AdminArgs, segment};
+use super::table::Table;
 use crate::requests::{Cancelled, Request, Running};
 
 #[derive(Debug, Args)]
@@ -36,11 +37,13 @@ pub(super) async fn list(args: RequestsArgs) -> Result<u8> {
         return Ok(exit::CLEAN);
     }
     let running: Running = admin.get("/api/requests").await?;
-    service::say!("{:<36} {:<20} {:<16} {:>7} {:>8} {:>9}", "REQUEST", "MODEL", "NODE", "ATTEMPT", "TOKENS", "SECONDS");
+    let mut table = Table::new(&["REQUEST", "MODEL", "NODE", ">ATTEMPT", ">TOKENS", ">SECONDS"]);
     for Request { request_id, model, node, attempt, tokens, seconds, .. } in &running.requests {
-        let node = node.as_deref().unwrap_or("-");
-        service::say!("{request_id:<36} {model:<20} {node:<16} {attempt:>7} {tokens:>8} {seconds:>9.1}");
+        let node = node.clone().unwrap_or_else(|| "-".into());
+        let (attempt, tokens) = (attempt.to_string(), tokens.to_string());
+        table.row([request_id.clone(), model.clone(), node, attempt, tokens, format!("{seconds:.1}")]);
     }
+    table.print();
     if running.total > running.requests.len() {
         service::say!("and {} newer ones", running.total - running.requests.len());
     }
