@@ -189,6 +189,9 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
     let clock = Clock::start();
     let token = guard_control(&options)?;
     let taken = |path| StateDir::take(path).map_err(|source| NodeError::State { path: path.into(), source });
+    if let Some(hidden) = options.unreachable_data() {
+        tracing::warn!("{hidden}: set data.bind or data.advertise");
+    }
     let state_dir = options.node.state_dir.as_deref().map(taken).transpose()?;
     let record = state_dir.as_ref().map(StateDir::read_record).transpose().map_err(NodeError::Record)?;
     let first = first_status(&options, &around.host_name, state_dir.as_ref())?;

@@ -68,7 +68,8 @@ pub struct NodeOptions {
 pub struct DataOptions {
     /// Where it listens. Port 0 takes a free one.
     pub bind: SocketAddr,
-    /// The address gateways are told, host:port, when it differs from the one bound (behind NAT, say).
+    /// The address gateways are told, host:port, when it differs from the one bound (behind NAT, say). One that listens on
+    /// every address (0.0.0.0) is looked for at its control port's host.
     pub advertise: Option<String>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
@@ -97,6 +98,16 @@ impl Default for DataOptions {
             load_wait_s: 600.0,
             server: ServerOptions::default(),
         }
+    }
+}
+
+impl Options {
+    /// Says what gateways on other hosts can't reach, though they may give orders.
+    pub(crate) fn unreachable_data(&self) -> Option<String> {
+        let hidden = self.data.bind.ip().is_loopback() && self.data.advertise.is_none();
+        let bind = self.data.bind;
+        (hidden && !self.control.bind.ip().is_loopback())
+            .then(|| format!("the data port is bound to {bind}, where gateways on other hosts can't reach it"))
     }
 }
 

@@ -122,6 +122,7 @@ fn findings(options: &Options, cache: Option<&Path>) -> Vec<Finding> {
     findings.extend(gpu::look(system, options));
     findings.push(places::memory(system, options));
     findings.extend(places::ports(options));
+    findings.extend(places::reach(options));
     findings.push(places::token(options));
     findings.push(places::state(options));
     findings.push(places::cache(cache, options));
