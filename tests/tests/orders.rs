@@ -331,3 +331,23 @@ async fn a_command_says_where_it_found_no_gateway_and_ends_quietly_when_nobody_r
     drop(child.stdout.take());
     assert_eq!(child.wait().await.unwrap().code(), Some(1), "a panic has another code");
 }
+
+#[tokio::test]
+async fn a_worker_on_every_address_is_found_by_gateways_and_says_where_it_was_asked() {
+    let fleet = fleet();
+    let (data, control) = (free_port().unwrap(), free_port().unwrap());
+    let config = format!("{}[node]\nid = \"a\"\n", fake(""));
+    let bind = format!("bind = \"0.0.0.0:{data}\"");
+    let a = fleet.starter().neuron_with_data("a", control, &bind, &config).unwrap();
+    fleet.until_ok(&format!("http://{}/readyz", a.control), &a.process).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control], "").await.unwrap();
+    let status: Value = reqwest::get(format!("{}/api/status", gateway.admin)).await.unwrap().json().await.unwrap();
+    assert_eq!(status["nodes"][0]["status"]["data_address"], format!("127.0.0.1:{data}"));
+    let http = reqwest::Client::new();
+    let streamed = http.post(format!("{}/v1/chat/completions", gateway.api)).json(&chat_body("m", "x", 2));
+    let streamed = streamed.send().await.unwrap();
+    assert_eq!((streamed.status().as_u16(), &streamed.headers()["x-accel-buffering"]), (200, &"no".parse().unwrap()));
+    let endpoint = reqwest::get(format!("http://localhost:{data}/models/m/endpoint")).await.unwrap();
+    let endpoint: Value = endpoint.json().await.unwrap();
+    assert_eq!(endpoint["url"], format!("http://localhost:{data}/v1"));
+}

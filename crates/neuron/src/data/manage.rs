@@ -1,5 +1,6 @@
 //! Listing, loading and unloading models.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
+use axum::http::header::HOST;
 use serde::de::DeserializeOwned;
 use service::token;
 use wire::models::{Endpoint, LoadRequest, Model, ModelList, UnloadRequest};
@@ -54,7 +56,11 @@ pub(super) async fn list(State(plane): Plane) -> Json<Vec<ModelStatus>> {
 }
 
 /// `GET /models/{id}/endpoint`, whatever slashes the id has.
-pub(super) async fn endpoint(State(plane): Plane, Path(rest): Path<String>) -> Result<Json<Endpoint>, HttpError> {
+pub(super) async fn endpoint(
+    State(plane): Plane,
+    Path(rest): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Endpoint>, HttpError> {
     let Some(id) = rest.strip_suffix("/endpoint") else {
         let message =
             "there is nothing here; GET /models lists the models, GET /models/{id}/endpoint says where one is";
@@ -63,6 +69,10 @@ pub(super) async fn endpoint(State(plane): Plane, Path(rest): Path<String>) -> R
     let here = |status: &ModelStatus| status.state != ModelState::Absent || status.card.on_demand;
     let status = find(&plane, id, here)?;
     let address = plane.publisher.snapshot().data_address;
+    // Who listens on every address is where it was asked.
+    let everywhere = address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
+    let asked = headers.get(HOST).filter(|_| everywhere).and_then(|host| host.to_str().ok());
+    let address = asked.unwrap_or(&address);
     Ok(Json(Endpoint { model_id: id.to_string(), url: format!("http://{address}/v1"), state: status.state }))
 }
 
