@@ -33,6 +33,11 @@ async fn a_cordon_outlives_worker_and_gateway_and_running_work_goes_on_under_it(
     let seen = fleet.status(&gateway, "a").await.unwrap();
     assert_eq!((&seen["status"]["state"]["state"], &seen["status"]["intent"]), (&json!("ready"), &json!("cordon")));
     let data = format!("http://{}", seen["status"]["data_address"].as_str().unwrap());
+    let probe = reqwest::get(format!("http://{}/readyz", a.control)).await.unwrap();
+    assert_eq!(
+        (probe.status().as_u16(), probe.text().await.unwrap().as_str()),
+        (503, "ready, intent cordon, default models 1/1\n")
+    );
     let direct = Client::new(&data).unwrap().stream(&chat_body("m", "direct", 4), |_| {}).await.unwrap();
     assert_eq!(direct.error.unwrap()["code"], "draining", "the worker's own refusal");
     let load = reqwest::Client::new().post(format!("{data}/models/load"));
