@@ -356,3 +356,16 @@ async fn a_worker_on_every_address_is_found_by_gateways_and_says_where_it_was_as
     let endpoint: Value = endpoint.json().await.unwrap();
     assert_eq!(endpoint["url"], format!("http://localhost:{data}/v1"));
 }
+
+#[tokio::test]
+async fn two_workers_of_one_name_are_told_of_with_the_remedy() {
+    let fleet = fleet();
+    let one = fleet.neuron("a", &fake("")).await.unwrap();
+    let other = fleet.neuron("a", &fake("")).await.unwrap();
+    let gateway = fleet.gateway(&[&one.control, &other.control], "[proxy]\nroute_wait_ms = 100\n").await.unwrap();
+    let (_, text) = fleet.cortex(&["status", "--admin", &gateway.admin]).await.unwrap();
+    assert_eq!(text.matches("another worker has the same name").count(), 2, "{text}");
+    assert_eq!(asked(&gateway, "x").await.unwrap().status, 503);
+    let (code, text) = fleet.cortex(&["cordon", "a", "--admin", &gateway.admin]).await.unwrap();
+    assert!(code == Some(1) && text.contains("say the control address"), "{text}");
+}

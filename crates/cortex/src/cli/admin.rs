@@ -54,6 +54,9 @@ pub(super) struct NodeView {
     pub(super) routable: bool,
     /// How long ago it was heard, in seconds.
     pub(super) heard_s_ago: Option<f64>,
+    /// Another live worker has its name.
+    #[serde(default)]
+    pub(super) conflicted: bool,
     /// Why it can't be heard.
     #[serde(default)]
     pub(super) problem: Option<String>,

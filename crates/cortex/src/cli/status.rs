@@ -58,7 +58,9 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<u8> {
         let intent = if status.intent == Intent::None { "-".into() } else { word(&status.intent) };
         let (name, running) = (status.node.to_string(), status.in_flight.to_string());
         table.row([control, name, state_text(status.state), intent, routable, running, models]);
-        problem.into_iter().chain(progress_text(status)).for_each(|note| table.note(note));
+        let conflict = "another worker has the same name, so neither gets requests: set node.id";
+        let conflict = node.conflicted.then(|| conflict.to_string());
+        problem.into_iter().chain(conflict).chain(progress_text(status)).for_each(|note| table.note(note));
         for model in &status.models {
             if let Some(failure) = &model.failure {
                 table.note(format!("{} ({}): {failure}", model.id, word(&model.state)));
