@@ -23,8 +23,8 @@ pub(crate) enum Report {
     Status(Slot, Box<NodeStatus>),
     /// A sign of life.
     Heard(Slot),
-    /// The connection is gone.
-    Lost(Slot),
+    /// There is no connection, and why.
+    Lost(Slot, String),
 }
 
 /// What the rest of the gateway sees of the fleet; cheap to clone.
@@ -132,7 +132,7 @@ pub(crate) fn spawn(
                     }
                 }
                 Report::Heard(slot) => view.heard(now, slot),
-                Report::Lost(slot) => view.lost(slot),
+                Report::Lost(slot, why) => view.unreachable(slot, why),
             }
             show(&view, &metrics, &mut shown, now);
             publish.send_replace(Arc::new(view.clone()));

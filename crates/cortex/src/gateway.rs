@@ -291,7 +291,10 @@ async fn fleet_heard(fleet: &Fleet, patience: Duration) {
     let mut view = fleet.watch();
     let all = view.wait_for(|view| view.all_heard());
     if tokio::time::timeout(patience, all).await.is_err() {
-        tracing::warn!("not every neuron was heard from; serving with those that were");
+        let view = fleet.view();
+        let silent = view.nodes().filter(|(_, node)| node.status.is_none());
+        let silent = silent.map(|(_, node)| node.control_address.as_str()).collect::<Vec<_>>().join(", ");
+        tracing::warn!(silent, "not every worker was heard from; serving with those that were");
     }
 }
 

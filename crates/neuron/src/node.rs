@@ -188,7 +188,11 @@ impl DataPort {
 pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeError> {
     let clock = Clock::start();
     let token = guard_control(&options)?;
-    let state_dir = options.node.state_dir.as_deref().map(StateDir::new);
+    let taken = |path| StateDir::take(path).map_err(|source| NodeError::State { path: path.into(), source });
+    if let Some(hidden) = options.unreachable_data() {
+        tracing::warn!("{hidden}: set data.bind or data.advertise");
+    }
+    let state_dir = options.node.state_dir.as_deref().map(taken).transpose()?;
     let record = state_dir.as_ref().map(StateDir::read_record).transpose().map_err(NodeError::Record)?;
     let first = first_status(&options, &around.host_name, state_dir.as_ref())?;
     let machine = NodeLife::start(first.incarnation, record.unwrap_or_default(), options.rules());

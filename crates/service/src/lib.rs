@@ -24,5 +24,6 @@ pub mod server;
 pub mod signals;
 pub mod supervision;
 pub mod telemetry;
+pub mod terminal;
 pub mod token;
 pub mod traces;

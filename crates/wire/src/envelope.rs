@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use words::{Code, Error, Loading, ModelState};
+use words::{Code, Error, Loading, ModelState, Retry};
 
 use crate::private::ERROR_HEADER;
 use crate::sse::data_event;
@@ -94,6 +94,10 @@ impl From<&Error> for ErrorResponse {
         let row = error.code().row();
         let mut headers = vec![("content-type", "application/json".to_string()), (ERROR_HEADER, row.code.to_string())];
         headers.extend(error.retry_after_seconds().map(|seconds| ("retry-after", seconds.to_string())));
+        // OpenAI's clients try these again by themselves, unless they are told that it can't help.
+        if error.retry() == Retry::Never && matches!(row.http, 408 | 409 | 500..) {
+            headers.push(("x-should-retry", "false".to_string()));
+        }
         if error.code() == Code::Draining {
             headers.push(("connection", "close".to_string()));
         }
@@ -147,6 +151,22 @@ mod tests {
         assert_eq!(read.error.loading.map(Loading::from), Some(loading));
         let event = String::from_utf8(error_event(&error).to_vec()).unwrap();
         assert!(event.starts_with("data: ") && event.contains("\"eta_s\":3.25"), "{event}");
+    }
+
+    #[test]
+    fn clients_are_told_what_not_to_try_again() {
+        let told = |error: Error| {
+            let response = ErrorResponse::from(&error);
+            response.headers.iter().any(|(name, value)| (*name, value.as_str()) == ("x-should-retry", "false"))
+        };
+        for code in [Code::PoisonRequest, Code::Internal, Code::DeadlinePassed, Code::Conflict, Code::RequestTimeout] {
+            assert!(told(Error::new(code, "x")), "{code:?}");
+        }
+        for code in [Code::Draining, Code::EngineFailed, Code::RateLimited, Code::UpstreamTimeout, Code::InvalidRequest]
+        {
+            assert!(!told(Error::new(code, "x")), "{code:?}");
+        }
+        assert!(!told(Error::new(Code::Internal, "x").retry_after(std::time::Duration::from_secs(1))));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod node;
 mod pull;
 mod requests;
 mod status;
+mod table;
 mod targets;
 
 use std::process::ExitCode;
@@ -100,7 +101,6 @@ enum Command {
 }
 
 /// The program.
-#[allow(clippy::print_stdout)]
 pub fn main() -> ExitCode {
     let code = match Cli::parse().command {
         Command::Serve(args) => options("cortex", &args, Options::check).map(|mut options: Options| {
@@ -129,11 +129,11 @@ pub fn main() -> ExitCode {
         Command::Pull(args) => Ok(client_run(pull::pull(args))),
         Command::Targets(args) => Ok(client_run(targets::print(args))),
         Command::Metrics => metrics("cortex", Families::register).map(|table| {
-            print!("{table}");
+            service::terminal::write(format_args!("{table}"));
             exit::CLEAN
         }),
         Command::Config { what } => {
-            print!("{}", document::<Options>("cortex", what));
+            service::terminal::write(format_args!("{}", document::<Options>("cortex", what)));
             Ok(exit::CLEAN)
         }
         Command::Pages(args) => pages::write(Cli::command(), &args).map(|()| exit::CLEAN).map_err(|error| {

@@ -378,8 +378,13 @@ impl Relay {
         let ending = if self.place.flight.is_cancelled() { Ending::Failed(cancelled()) } else { ending };
         self.read_meta();
         if let Ending::Failed(error) | Ending::NobodyFound(error) = &ending {
-            let source = std::error::Error::source(error);
-            tracing::warn!(request_id = self.order.request_id, %error, source, "attempt failed");
+            let (request_id, source) = (&self.order.request_id, std::error::Error::source(error));
+            // What a client did wrong is no warning to an operator, and a client could fill the log with such.
+            if error.code().row().http < 500 {
+                tracing::info!(request_id, %error, source, "attempt refused");
+            } else {
+                tracing::warn!(request_id, %error, source, "attempt failed");
+            }
         }
         let last_error = match &ending {
             Ending::Failed(error) => Some(public(Error::new(error.code(), error.message()))),

@@ -122,6 +122,7 @@ fn findings(options: &Options, cache: Option<&Path>) -> Vec<Finding> {
     findings.extend(gpu::look(system, options));
     findings.push(places::memory(system));
     findings.extend(places::ports(options));
+    findings.extend(places::reach(options));
     findings.push(places::token(options));
     findings.push(places::state(options));
     findings.push(places::cache(cache, options));
@@ -135,7 +136,6 @@ fn findings(options: &Options, cache: Option<&Path>) -> Vec<Finding> {
 
 /// Looks at everything and prints what was found; the exit code is that of an unusable configuration when something
 /// would stop the start.
-#[allow(clippy::print_stdout)]
 pub(crate) fn run(options: &Options, cache: Option<&Path>, json: bool) -> u8 {
     let begun = Clock::start();
     let findings = findings(options, cache);
@@ -143,8 +143,8 @@ pub(crate) fn run(options: &Options, cache: Option<&Path>, json: bool) -> u8 {
     let exit_budget_s = options.drain.exit_budget().as_secs_f64();
     let report = Report { version: env!("CARGO_PKG_VERSION"), ok, exit_budget_s, findings };
     match json {
-        true => println!("{:#}", serde_json::json!(report)),
-        false => print!("{}", text(&report)),
+        true => service::say!("{:#}", serde_json::json!(report)),
+        false => service::terminal::write(format_args!("{}", text(&report))),
     }
     tracing::debug!(elapsed = ?begun.now(), "checked");
     if ok { exit::CLEAN } else { exit::CONFIG }

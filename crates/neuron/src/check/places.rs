@@ -73,6 +73,12 @@ pub(super) fn ports(options: &Options) -> [Finding; 2] {
     [port("data port", "data.bind", options.data.bind), port("control port", "control.bind", options.control.bind)]
 }
 
+/// Whether gateways that may give orders can send requests too.
+pub(super) fn reach(options: &Options) -> Option<Finding> {
+    let advice = "set data.bind to an address of this machine, or data.advertise to one that leads here";
+    options.unreachable_data().map(|found| Finding::warning("data port", found, advice))
+}
+
 pub(super) fn token(options: &Options) -> Finding {
     let advice = "openssl rand -hex 32 > FILE, name it in control.token_file, and let this user read it";
     match (node::guard_control(options), &options.control.token_file) {
@@ -189,6 +195,12 @@ mod tests {
         let finding = port("data port", "data.bind", taken.local_addr().unwrap());
         assert!(finding.level == Level::Fault && finding.advice.unwrap().contains("ss -ltnp"));
         assert_eq!(port("data port", "data.bind", "127.0.0.1:0".parse().unwrap()).level, Level::Ok);
+        let mut options = Options::default();
+        assert!(reach(&options).is_none(), "all on loopback");
+        options.control.bind = "0.0.0.0:13231".parse().unwrap();
+        assert_eq!(reach(&options).unwrap().level, Level::Warning);
+        options.data.advertise = Some("gpu1:13131".into());
+        assert!(reach(&options).is_none());
         let elsewhere = port("data port", "data.bind", "192.0.2.1:1".parse().unwrap());
         assert!(elsewhere.advice.unwrap().contains("data.bind"));
     }

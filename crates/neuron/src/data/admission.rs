@@ -160,15 +160,15 @@ pub(super) async fn answered(
     make: impl AsyncFnOnce(Private) -> Result<Response, Error>,
 ) -> Response {
     let private = Private::read(headers, plane, endpoint);
-    let request_id = HeaderValue::from_str(&private.request_id);
+    let request_id = private.request_id.clone();
     let mut response = match make(private).await {
         Ok(response) => response,
         Err(error) => {
-            tracing::info!(request_id = ?request_id, code = error.code().row().code, %error, "request refused");
+            tracing::info!(request_id, code = error.code().row().code, %error, "request refused");
             axum::response::IntoResponse::into_response(HttpError(error))
         }
     };
-    if let Ok(request_id) = request_id {
+    if let Ok(request_id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(private::REQUEST_ID_HEADER, request_id);
     }
     response

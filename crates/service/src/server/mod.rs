@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::addresses::Addresses;
-use crate::config::UnusableOption;
+use crate::config::{DAY_MS, UnusableOption, check_bounds};
 use crate::lanes::Lanes;
 use crate::metrics::{MetricsError, Registry};
 
@@ -95,17 +95,9 @@ impl ServerOptions {
             ("h2_keepalive_interval_ms", self.h2_keepalive_interval_ms, 1, DAY_MS),
             ("h2_keepalive_timeout_ms", self.h2_keepalive_timeout_ms, 1, DAY_MS),
         ];
-        match bounds.into_iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
-            None => Ok(()),
-            Some((key, value, low, high)) => {
-                let problem = format!("must be from {low} to {high}, it is {value}");
-                Err(UnusableOption { key: format!("{table}.{key}"), problem })
-            }
-        }
+        check_bounds(&bounds).map_err(|error| UnusableOption { key: format!("{table}.{}", error.key), ..error })
     }
 }
-
-const DAY_MS: u64 = 86_400_000;
 
 /// What Prometheus sees of one listener.
 #[derive(Clone, Debug)]
@@ -300,7 +292,7 @@ impl Server {
         let cut = if in_time { 0 } else { self.connections() };
         self.shared.phase.send_replace(Phase::Cut);
         if cut > 0 {
-            tracing::warn!(cut, address = %self.address, "connections were cut at the deadline");
+            tracing::info!(cut, address = %self.address, "connections were cut at the deadline");
         }
         StopReport { cut }
     }

@@ -54,7 +54,7 @@ where
 }
 
 /// Appends an instant as RFC 3339 has it, in UTC.
-fn push_time(line: &mut String, seconds: u64, micros: u32) {
+pub(super) fn push_time(line: &mut String, seconds: u64, micros: u32) {
     let (year, month, day) = date(seconds / 86_400);
     let of_day = (seconds % 86_400) as u32;
     push_digits(line, year, 4);
