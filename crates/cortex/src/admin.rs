@@ -120,6 +120,7 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
                 "control": node.control_address,
                 "routable": node.routable(now).is_some(),
                 "conflicted": node.conflicted,
+                "same_as": node.same_as.and_then(|slot| view.node(slot)).map(|first| &first.control_address),
                 "problem": node.problem,
                 "heard_s_ago": node.status.as_ref().map(|_| now.since(node.heard_at).as_secs_f64()),
                 "status": node.status,

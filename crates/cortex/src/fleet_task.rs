@@ -160,6 +160,10 @@ fn log_change(view: &FleetView, slot: Slot, state: words::NodeState) {
     if node.conflicted {
         tracing::error!(node = %status.node, control = node.control_address, "two live processes use one node id");
     }
+    if let Some(first) = node.same_as.and_then(|slot| view.node(slot)) {
+        let (control, first) = (&node.control_address, &first.control_address);
+        tracing::warn!(node = %status.node, control, first, "one worker is listed twice; the later entry gets no requests");
+    }
 }
 
 /// Names each alias that means different models once for as long as it does.

@@ -257,8 +257,9 @@ fn request_id(headers: &HeaderMap) -> String {
 }
 
 fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    wire::check_media_type(value.to_str().unwrap_or_default())
+    // What is no text is no name of a type either.
+    let said = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    wire::check_media_type(said(header::CONTENT_TYPE), said(header::CONTENT_ENCODING))
 }
 
 /// Decodes `%XX`; what is no such triple stays as it is.

@@ -201,6 +201,21 @@ fn two_live_processes_under_one_name_get_nothing() {
 }
 
 #[test]
+fn a_worker_that_is_listed_twice_counts_once() {
+    let same = || Some(status("n", NodeState::Ready, vec![model(ModelState::Ready, 0)]));
+    let mut fleet = view(vec![same(), same(), same()]);
+    let same_as = |fleet: &FleetView| fleet.nodes().map(|(_, node)| node.same_as).collect::<Vec<_>>();
+    assert_eq!(same_as(&fleet), [None, Some(Slot(0)), Some(Slot(0))]);
+    assert_eq!(fleet.replicas(at(1100)).into_values().collect::<Vec<_>>(), [1]);
+    assert_eq!(slot(go(&fleet, &[], at(1100))), 0);
+    assert!(fleet.nodes().all(|(_, node)| !node.conflicted));
+    // Where the first address is not heard from any more, the next one is the worker's.
+    fleet.lost(Slot(0));
+    fleet.observe(at(1200), Slot(1), same().unwrap());
+    assert_eq!(slot(go(&fleet, &[], at(1300))), 1);
+}
+
+#[test]
 fn an_older_word_changes_nothing() {
     let mut fleet = view(vec![None]);
     let mut new = status("n", NodeState::Draining(DrainPhase::Closed), vec![]);

@@ -31,6 +31,8 @@ pub struct NodeView {
     pub problem: Option<String>,
     /// Another live neuron uses the same node id.
     pub conflicted: bool,
+    /// The entry before it that is this very process, reached by another address: what is there twice counts once.
+    pub same_as: Option<Slot>,
     /// When each model that it failed to load was first seen so.
     pub failed: BTreeMap<ModelId, Moment>,
 }
@@ -64,6 +66,7 @@ impl FleetView {
             heard_at: Moment::ZERO,
             problem: None,
             conflicted: false,
+            same_as: None,
             failed: BTreeMap::new(),
         };
         FleetView { nodes: control_addresses.into_iter().map(node).collect(), aliases: Arc::default() }
@@ -140,6 +143,8 @@ impl FleetView {
             node.conflicted = live[i].as_ref().is_some_and(|(id, incarnation)| {
                 live.iter().flatten().any(|(other, theirs)| other == id && theirs.random != incarnation.random)
             });
+            let before = live[..i].iter().position(|other| live[i].is_some() && *other == live[i]);
+            node.same_as = before.map(Slot);
         }
     }
 
@@ -232,8 +237,8 @@ impl NodeView {
         self.failed.get(model).is_some_and(|since| now.since(*since) < FAILED_PAUSE)
     }
 
-    /// Returns whether new work may go there (RT1): fresh, unambiguous, open, and its data port known. A cordoned
-    /// node is ready and not open; one that settles still is.
+    /// Returns whether new work may go there (RT1): fresh, unambiguous, not there twice, open, and its data port known. A
+    /// cordoned node is ready and not open; one that settles still is.
     pub fn routable(&self, now: Moment) -> Option<&NodeStatus> {
         let status = self.status.as_ref()?;
         let open = match status.state {
@@ -242,7 +247,8 @@ impl NodeView {
             _ => false,
         };
         let fresh = now.since(self.heard_at) <= SILENT_AFTER;
-        (open && fresh && !self.conflicted && !status.data_address.is_empty()).then_some(status)
+        let unique = !self.conflicted && self.same_as.is_none();
+        (open && fresh && unique && !status.data_address.is_empty()).then_some(status)
     }
 }
 

@@ -20,7 +20,7 @@ use words::{Incarnation, NodeId, NodeStatus};
 
 use crate::control::{ControlPlane, router as control_router};
 use crate::crumbs::Crumbs;
-use crate::data::{DataPlane, router as data_router};
+use crate::data::{DataPlane, Texts, router as data_router};
 use crate::fetch::{self, Downloads};
 use crate::harness::Harnesses;
 use crate::inspect::Inspector;
@@ -263,6 +263,8 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         models: models.clone(),
         gate: gate.clone(),
         streams: streams.clone(),
+        // The engine has as many threads as there are processors.
+        texts: Texts::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get) / 2),
         stopped: StopTeller::start(turns.clone(), models.clone(), metrics.clone()),
         publisher: publisher.clone(),
         metrics: metrics.clone(),

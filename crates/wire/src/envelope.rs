@@ -114,17 +114,21 @@ pub fn error_event(error: &Error) -> Bytes {
     data_event(&json(error))
 }
 
-/// Checks a request's content type.
+/// Checks what a request's headers say of its body: `Content-Type` and `Content-Encoding`. Nothing said means plain JSON.
 ///
 /// # Errors
-/// `UnsupportedMediaType` for anything but JSON.
-pub fn check_media_type(content_type: &str) -> Result<(), Error> {
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case("application/json") {
-        return Ok(());
+/// `UnsupportedMediaType` for anything else.
+pub fn check_media_type(content_type: Option<&str>, encoding: Option<&str>) -> Result<(), Error> {
+    let refuse = |message| Err(Error::new(Code::UnsupportedMediaType, message));
+    let essence = content_type.map(|said| said.split(';').next().unwrap_or_default().trim());
+    if let Some(essence) = essence.filter(|essence| !essence.eq_ignore_ascii_case("application/json")) {
+        return refuse(format!("the content type must be application/json, it is '{essence}'"));
     }
-    let message = format!("the content type must be application/json, it is '{essence}'");
-    Err(Error::new(Code::UnsupportedMediaType, message))
+    let encoding = encoding.map(str::trim).filter(|said| !said.is_empty() && !said.eq_ignore_ascii_case("identity"));
+    match encoding {
+        Some(encoding) => refuse(format!("the body must not be encoded, it is said to be '{encoding}'")),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -135,6 +139,19 @@ mod tests {
 
     fn value(error: &Error) -> Value {
         serde_json::from_slice(&ErrorResponse::from(error).body).unwrap()
+    }
+
+    #[test]
+    fn only_plain_json_is_taken() {
+        let refused = |kind, encoding| check_media_type(kind, encoding).map_err(|error| error.code());
+        for kind in [None, Some("application/json"), Some("Application/JSON ; charset=utf-8")] {
+            for encoding in [None, Some(""), Some("identity")] {
+                assert_eq!(refused(kind, encoding), Ok(()), "{kind:?} {encoding:?}");
+            }
+            assert_eq!(refused(kind, Some("gzip")), Err(Code::UnsupportedMediaType));
+        }
+        assert_eq!(refused(Some("text/plain"), None), Err(Code::UnsupportedMediaType));
+        assert_eq!(refused(Some(""), None), Err(Code::UnsupportedMediaType));
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub(super) struct NodeView {
     /// Another live worker has its name.
     #[serde(default)]
     pub(super) conflicted: bool,
+    /// The address before it under which the same worker is listed.
+    #[serde(default)]
+    pub(super) same_as: Option<String>,
     /// Why it can't be heard.
     #[serde(default)]
     pub(super) problem: Option<String>,

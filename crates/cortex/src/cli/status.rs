@@ -60,7 +60,9 @@ pub(super) async fn status(args: StatusArgs) -> anyhow::Result<u8> {
         table.row([control, name, state_text(status.state), intent, routable, running, models]);
         let conflict = "another worker has the same name, so neither gets requests: set node.id";
         let conflict = node.conflicted.then(|| conflict.to_string());
-        problem.into_iter().chain(conflict).chain(progress_text(status)).for_each(|note| table.note(note));
+        let twice =
+            node.same_as.as_ref().map(|first| format!("the same worker as {first}: list it once in [[neurons]]"));
+        problem.into_iter().chain(conflict).chain(twice).chain(progress_text(status)).for_each(|note| table.note(note));
         for model in &status.models {
             if let Some(failure) = &model.failure {
                 table.note(format!("{} ({}): {failure}", model.id, word(&model.state)));

@@ -24,6 +24,7 @@ use super::outgoing::{Outgoing, response};
 use super::output::Output;
 use super::parts::Parts;
 use super::telling::Telling;
+use super::texts::Texts;
 use super::{DataPlane, HttpError};
 use crate::harness::{ChatText, Prompt};
 use crate::models::InUse;
@@ -138,8 +139,9 @@ pub(crate) async fn read_body(plane: &DataPlane, body: Body) -> Result<Bytes, Er
 }
 
 fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    wire::check_media_type(value.to_str().unwrap_or_default())
+    // What is no text is no name of a type either.
+    let said = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    wire::check_media_type(said(header::CONTENT_TYPE), said(header::CONTENT_ENCODING))
 }
 
 pub(super) async fn answer<A: Ask>(State(plane): State<Arc<DataPlane>>, headers: HeaderMap, body: Body) -> Response {
@@ -242,14 +244,14 @@ async fn admit<A: Ask>(
         return forward::answer(plane, private, entered, place, A::ENDPOINT, span).await;
     }
     let Entered { admission, arrived, bytes } = entered;
-    let ask = A::parse(&bytes)?;
+    let (ask, length) = (A::parse(&bytes)?, bytes.len());
     drop(bytes);
     let (model, ticket) = attach(plane, &private, &ask.generation().model, arrived).await?;
     let local = model.local()?;
     plane.metrics.unknown_fields(model.id.as_str(), ask.generation().unknown_fields);
     let style = local.text.style();
     ask.check(&style)?;
-    let (asked, ask) = tokenize(local, ask, private.created).await?;
+    let (asked, ask) = tokenize(&plane.texts, local, ask, length, private.created).await?;
     let (request, task) = (ask.generation(), ask.task(&asked)?);
     let room = room::<A>(&model, local, &asked.prompts, task)?;
     let fallback = plane.options.scheduler.default_max_tokens;
@@ -364,12 +366,12 @@ fn salt_of(request: &Generation) -> [u8; 32] {
     request.cache_salt.as_ref().map_or([0; 32], |salt| *blake3::hash(salt.as_bytes()).as_bytes())
 }
 
-/// Renders and tokenises off the runtime: a long prompt takes milliseconds of pure computing. What the disk has of the
-/// prompts' KV is brought into memory on the way.
-async fn tokenize<A: Ask>(model: &Local, ask: A, now: u64) -> Result<(Asked, A), Error> {
+/// Renders and tokenises what came in a body of so many bytes. What the disk has of the prompts' KV is brought into memory on
+/// the way.
+async fn tokenize<A: Ask>(texts: &Texts, model: &Local, ask: A, length: usize, now: u64) -> Result<(Asked, A), Error> {
     let (text, pooling, width) = (model.text.clone(), model.pooling.clone(), model.width);
     let keeper = model.keeper.clone();
-    let work = tokio::task::spawn_blocking(move || {
+    let work = move || {
         let prompts = ask.prompts(&*text, now)?;
         if let Some(keeper) = keeper {
             let salt = salt_of(ask.generation());
@@ -378,8 +380,8 @@ async fn tokenize<A: Ask>(model: &Local, ask: A, now: u64) -> Result<(Asked, A),
         let opening = prompts.first().map_or(Opening::default(), |prompt| prompt.opening);
         let prompts = prompts.into_iter().map(|prompt| prompt.ids).collect();
         Ok((Asked { prompts, opening, text, pooling, width }, ask))
-    });
-    work.await.map_err(Error::internal)?
+    };
+    texts.work(length, work).await
 }
 
 /// Names the `i`th of several texts.

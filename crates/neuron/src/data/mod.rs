@@ -15,6 +15,7 @@ mod output;
 mod parts;
 mod stack;
 mod telling;
+mod texts;
 mod tokens;
 
 use std::sync::Arc;
@@ -41,12 +42,14 @@ use service::clock::Clock;
 use service::gate::Gate;
 use service::traces::Traces;
 pub(crate) use stack::stack;
+pub(crate) use texts::Texts;
 
 /// What handlers need.
 pub(crate) struct DataPlane {
     pub(crate) models: Models,
     pub(crate) gate: Gate,
     pub(crate) streams: Streams,
+    pub(crate) texts: Texts,
     /// Where requests that were cancelled are told of.
     pub(crate) stopped: StopTeller,
     pub(crate) publisher: Publisher,
