@@ -47,17 +47,18 @@ impl Texts {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
     use std::time::Duration;
+
+    use tokio::sync::mpsc;
 
     use super::*;
 
     #[tokio::test]
     async fn long_texts_wait_for_one_another_and_short_ones_for_nobody() {
         let texts = Texts::new(1);
-        let (begun, begins) = mpsc::channel();
-        let (end, ends) = mpsc::channel::<()>();
-        let long = |name: &'static str, wait: Option<mpsc::Receiver<()>>| {
+        let (begun, mut begins) = mpsc::unbounded_channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let long = |name: &'static str, wait: Option<std::sync::mpsc::Receiver<()>>| {
             let (texts, begun) = (texts.clone(), begun.clone());
             tokio::spawn(async move {
                 let work = move || {
@@ -69,7 +70,7 @@ mod tests {
         };
         let first = long("first", Some(ends));
         let soon = Duration::from_secs(5);
-        assert_eq!(begins.recv_timeout(soon), Ok("first"));
+        assert_eq!(tokio::time::timeout(soon, begins.recv()).await, Ok(Some("first")));
         let (second, gone) = (long("second", None), long("gone", None));
         tokio::task::yield_now().await;
         // Whoever leaves the queue does not begin.
