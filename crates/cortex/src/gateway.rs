@@ -193,8 +193,11 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         rollout::Surroundings { fleet: &fleet, clock, gateway: &gateway, token: &token, metrics: families.rollouts };
     let (rollout_routes, rollouts) = rollout::start(options.rollout.store.as_deref(), rollouts)?;
     let service = TowerToHyperService::new(router(Arc::new(admin)).merge(rollout_routes));
-    let admin = Server::start(around.admin, &options.admin.server, service, families.admin).map_err(|source| {
-        GatewayError::Bind { what: "the admin port", address: options.admin.bind.to_string(), source }
+    let admin = Server::start(&Lanes::here(), around.admin, &options.admin.server, |_| service.clone(), families.admin);
+    let admin = admin.map_err(|source| GatewayError::Bind {
+        what: "the admin port",
+        address: options.admin.bind.to_string(),
+        source,
     })?;
     tracing::info!(address = %admin.local_addr(), %gateway, neurons = addresses.len(), "gateway starting");
     let mut attached = tokio::task::JoinSet::new();
@@ -256,7 +259,7 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         // Boxed: it would be moved several times for each request, and each connection would keep room for it.
         service_fn(move |request| Box::pin(front.clone().handle(request)))
     };
-    let api = Server::start_on(&lanes, around.api, &options.api.server, service, families.api)
+    let api = Server::start(&lanes, around.api, &options.api.server, service, families.api)
         .map_err(|source| GatewayError::Bind { what: "the API port", address: options.api.bind.to_string(), source })?;
     readiness.set(READY);
     watched.supervision.ready();

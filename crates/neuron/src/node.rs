@@ -8,6 +8,7 @@ use hyper_util::service::TowerToHyperService;
 use lifecycle::{HookEvent, NodeLife};
 use rand::Rng;
 use service::exit;
+use service::lanes::Lanes;
 use service::metrics::{MetricsError, Registry};
 use service::notify::Notifier;
 use service::server::{Server, ServerMetrics};
@@ -328,5 +329,6 @@ fn serve(
     metrics: ServerMetrics,
 ) -> Result<Server, NodeError> {
     let unusable = |source| NodeError::Bind { what, address: "its listener".into(), source };
-    Server::start(listener, options, TowerToHyperService::new(router), metrics).map_err(unusable)
+    let service = TowerToHyperService::new(router);
+    Server::start(&Lanes::here(), listener, options, |_| service.clone(), metrics).map_err(unusable)
 }

@@ -178,6 +178,8 @@ pub struct Server {
     address: SocketAddr,
     shared: Arc<Shared>,
     accept: JoinHandle<()>,
+    /// The connections end with their threads.
+    _lanes: Lanes,
 }
 
 /// A connection's place in the count.
@@ -199,31 +201,11 @@ impl Drop for Place {
 }
 
 impl Server {
-    /// Starts serving on `listener`, with the connections on the runtime that this is called on.
-    ///
-    /// # Errors
-    /// When the listener has no address.
-    pub fn start<S, B>(
-        listener: TcpListener,
-        options: &ServerOptions,
-        service: S,
-        metrics: ServerMetrics,
-    ) -> std::io::Result<Server>
-    where
-        S: hyper::service::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
-        S::Future: Send + 'static,
-        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        Self::start_on(&Lanes::here(), listener, options, |_| service.clone(), metrics)
-    }
-
     /// Starts serving on `listener`: each connection in one of the `lanes`, by what `service` makes for that lane.
     ///
     /// # Errors
     /// When the listener has no address.
-    pub fn start_on<S, B>(
+    pub fn start<S, B>(
         lanes: &Lanes,
         listener: TcpListener,
         options: &ServerOptions,
@@ -248,7 +230,7 @@ impl Server {
         });
         let services = (0..lanes.count()).map(service).collect();
         let accept = tokio::spawn(accept_loop(listener, shared.clone(), lanes.clone(), services));
-        Ok(Server { address, shared, accept })
+        Ok(Server { address, shared, accept, _lanes: lanes.clone() })
     }
 
     /// Returns the bound address.
