@@ -5,6 +5,7 @@
     openai_sdk.py http://127.0.0.1:31313/v1 MODEL
 """
 
+import json
 import math
 import sys
 
@@ -60,6 +61,28 @@ for entry in told.logprobs.content:
 streamed = [c.choices[0] for c in chat(logprobs=True, top_logprobs=3, max_tokens=6, stream=True)]
 tokens = [entry for choice in streamed if choice.logprobs for entry in choice.logprobs.content]
 assert tokens == told.logprobs.content
+
+# Calls that the model chooses come in pieces, which the SDK puts together, and are the answer's in one JSON; also in the
+# words of functions.
+if "caller" in [model.id for model in client.models.list()]:
+    said = "\x02I ask.\n<tool_call>\n<function=weather>\n<parameter=city>\nA \"M\u00e9xico\"\n</parameter>\n" \
+           "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>\x03"
+    schema = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+              "required": ["city", "days"], "additionalProperties": False}
+    function = {"name": "weather", "parameters": schema, "strict": True}
+    ask = {"model": "caller", "messages": [{"role": "user", "content": said}], "max_tokens": 300}
+    tools = [{"type": "function", "function": function}]
+    with client.chat.completions.stream(**ask, tools=tools) as stream:
+        pieces = [e.arguments_delta for e in stream if e.type == "tool_calls.function.arguments.delta"]
+        choice = stream.get_final_completion().choices[0]
+    (call,) = choice.message.tool_calls
+    assert choice.finish_reason == "tool_calls" and choice.message.content == "I ask."
+    assert call.function.name == "weather" and json.loads(call.function.arguments) == {"city": 'A "M\u00e9xico"', "days": 3}
+    assert "".join(pieces) == call.function.arguments and len(pieces) > 10
+    whole = client.chat.completions.create(**ask, tools=tools).choices[0]
+    assert whole.message.tool_calls[0].function.arguments == call.function.arguments
+    older = client.chat.completions.create(**ask, functions=[function]).choices[0]
+    assert older.finish_reason == "function_call" and older.message.function_call.arguments == call.function.arguments
 
 # Text completions.
 gone_on = text()

@@ -46,6 +46,8 @@ class Fleet:
     def __init__(self, folder, cortex, neuron, model):
         self.folder, self.children = folder, []
         path = f'path = "{model.resolve()}"' if model else 'harness = "fake"'
+        # A fake model says what it is told to, in any form.
+        caller = '' if model else '[[default_models]]\nid = "caller"\nharness = "fake"\ntool_parser = "qwen3_coder"'
         entries = ""
         for i in range(NEURONS):
             control = free_port()
@@ -61,7 +63,8 @@ class Fleet:
                 [[default_models]]
                 id = "demo"
                 {path}
-                required = true''')
+                required = true
+                {caller}''')
             entries += f'[[neurons]]\ncontrol = "127.0.0.1:{control}"\n'
         api, admin = free_port(), free_port()
         self.url = f"http://127.0.0.1:{api}"

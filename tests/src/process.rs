@@ -48,6 +48,8 @@ pub struct Running {
     child: Child,
     name: String,
     log: PathBuf,
+    /// Bytes that were in it before.
+    log_from: usize,
 }
 
 impl Running {
@@ -63,6 +65,7 @@ impl Running {
         std::fs::write(&file, config)?;
         let log = folder.join(format!("{name}.log"));
         let stderr = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
+        let log_from = stderr.metadata()?.len() as usize;
         let mut command = Command::new(program);
         command.args(["serve", "--config"]).arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
@@ -74,7 +77,7 @@ impl Running {
             // The first one leads the group of all others.
             let _ = group.compare_exchange(0, child.id() as i32, Ordering::Relaxed, Ordering::Relaxed);
         }
-        Ok(Running { child, name: name.into(), log })
+        Ok(Running { child, name: name.into(), log, log_from })
     }
 
     /// Sends a signal to this child.
@@ -121,6 +124,27 @@ impl Running {
             }
             ensure!(Instant::now() < until, "{} did not end within {patience:?}\n{}", self.name, self.log());
             std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Returns `http://host:port` of a worker's data port, as its log tells some milliseconds after it was opened. The
+    /// lives before this one have written into the same log.
+    ///
+    /// # Errors
+    /// When it does not say so in time.
+    pub async fn data_url(&self) -> Result<String> {
+        let until = Instant::now() + SOON;
+        loop {
+            let log = self.log();
+            let own = log.get(self.log_from..).unwrap_or_default();
+            let whole = own.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            let line = whole.lines().find(|line| line.contains("data port open"));
+            let address = line.and_then(|line| line.split("address=").nth(1)?.split_whitespace().next());
+            if let Some(address) = address {
+                return Ok(format!("http://{address}"));
+            }
+            ensure!(Instant::now() < until, "{} has no data port\n{log}", self.name);
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 

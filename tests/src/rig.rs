@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use service::lanes::Lanes;
 use service::notify::Notifier;
 use service::signals::Signal;
 use service::traces::TraceSettings;
@@ -177,9 +178,11 @@ impl Rig {
         }
         let (api, admin) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
         let urls = (format!("http://{}", api.local_addr()?), format!("http://{}", admin.local_addr()?));
+        let lanes = Lanes::start("rig", 2)?;
         let around = surrounded(&mut signals, |signals| cortex::gateway::Surroundings {
             admin,
             api,
+            lanes,
             signals,
             notifier: Notifier::default(),
             traces: TraceSettings::default(),

@@ -288,8 +288,13 @@ async fn a_worker_that_hangs_can_not_keep_what_was_cancelled() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_waits_for_its_model_does_not_wait_on() {
     let fleet = fleet();
-    let config = "[harness.fake]\nload_ms = 20000\n[[models]]\nid = 'late'\naliases = ['slow']\nharness = 'fake'\nmemory_mib = 1\n";
-    let a = fleet.neuron("a", config).await.unwrap();
+    let diary = fleet.folder().join("diary");
+    let config = format!(
+        "[harness.fake]\nload_ms = 20000\n[[models]]\nid = 'late'\naliases = ['slow']\nharness = 'fake'\nmemory_mib = 1\n\
+         [[hooks.run]]\non = 'stop_generation'\ncommand = ['sh', '-c', 'cat >> {}']\n",
+        diary.display()
+    );
+    let a = fleet.neuron("a", &config).await.unwrap();
     let gateway = fleet.gateway(&[&a.control], "").await.unwrap();
     let seen = fleet.status(&gateway, "a").await.unwrap();
     let direct = Client::new(&format!("http://{}", seen["status"]["data_address"].as_str().unwrap())).unwrap();
@@ -310,4 +315,16 @@ async fn a_request_that_waits_for_its_model_does_not_wait_on() {
         assert_eq!((answer.status, code), (499, Some(json!("request_cancelled"))));
     }
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let base = format!("http://{}", a.control);
+    fleet.until_metric(&base, "neuron_hook_runs_total", &["stop_generation", "ok"], 3.0).await.unwrap();
+    for (reason, count) in [("reason=\"id\"", 2.0), ("reason=\"model\"", 1.0)] {
+        let told = fleet.metric(&base, "neuron_requests_cancelled_total", &["model=\"late\"", reason]).await.unwrap();
+        assert_eq!(told, count, "{reason}");
+    }
+    let diary = std::fs::read_to_string(&diary).unwrap();
+    let told: Vec<Value> = serde_json::Deserializer::from_str(&diary).into_iter().map(Result::unwrap).collect();
+    let ids: std::collections::BTreeSet<&str> =
+        told.iter().filter_map(|told| told["detail"]["request_id"].as_str()).collect();
+    assert_eq!(ids, ["straight", "third", "through"].into());
+    assert!(told.iter().all(|told| told["detail"]["tokens"] == 0 && told["model"] == "late"), "{diary}");
 }

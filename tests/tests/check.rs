@@ -34,6 +34,23 @@ fn what_would_stop_the_start_is_named_with_its_advice_and_fails_the_check() {
 }
 
 #[test]
+fn models_that_cannot_fit_the_budget_fail_the_check_with_the_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("neuron.toml");
+    let config = |budget: usize| {
+        let ports = "[data]\nbind = \"127.0.0.1:0\"\n[control]\nbind = \"127.0.0.1:0\"\n";
+        let model = "[[models]]\nid = \"m\"\nharness = \"fake\"\nmemory_mib = 300\n";
+        std::fs::write(&file, format!("{ports}[memory]\nbudget_mib = {budget}\n{model}")).unwrap();
+        check(&["--config", file.to_str().unwrap()])
+    };
+    let (code, text) = config(200);
+    assert!(code == i32::from(exit::CONFIG), "{text}");
+    assert!(text.contains("models may take 200 MiB; 'm' needs 300 MiB"), "{text}");
+    let (code, text) = config(400);
+    assert!(code == 0 && text.contains("models may take 400 MiB"), "{text}");
+}
+
+#[test]
 fn each_command_of_both_programs_has_its_manual_page_and_the_shells_know_them() {
     for (program, path, page) in [("neuron", NEURON, "neuron-check.1"), ("cortex", CORTEX, "cortex-rollout-restart.1")]
     {

@@ -94,7 +94,7 @@ fn scripted() -> neuron::options::Options {
         reasoning_parser: Some("think".into()),
         ..fake()
     };
-    let default_models = ["hermes", "llama", "mistral"].map(model).to_vec();
+    let default_models = ["hermes", "llama", "mistral", "qwen3_coder", "glm45"].map(model).to_vec();
     neuron::options::Options { default_models, ..Default::default() }
 }
 
@@ -110,6 +110,9 @@ fn scripted_request(model: &str, script: &str, opened: bool, more: Value) -> Val
 
 const HERMES: &str = "<think>\nhm, é\n</think>\n\nI ask.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"é\"}}\n\
                       </tool_call>\n<tool_call>{\"name\":\"get_weather\"}</tool_call>";
+
+const CODER: &str = "<think>hm</think>I ask.\n<tool_call>\n<function=f>\n<parameter=a>\né \"so\"\n</parameter>\n<parameter=b>\n[1, 2]\n\
+                     </parameter>\n</function>\n</tool_call>";
 
 /// Puts a stream together as clients do: each choice's message and finish, and the usage.
 fn folded(answer: &Answer, choices: usize) -> (Vec<(Value, Value)>, Value) {
@@ -187,11 +190,16 @@ async fn a_stream_with_reasoning_and_calls_cut_at_any_token_is_the_uncut_stream(
         ),
         ("llama", "{\"name\": \"f\", \"parameters\": {\"a\": 1}}; {\"name\": \"no", false, json!({"n": 2})),
         ("mistral", "Well [TOOL_CALLS][{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"f\"}]", false, json!({})),
+        // What turns out to be no JSON, and what is cut off.
+        ("hermes", "<tool_call>{\"name\": \"f\", \"arguments\": {a: \"}\"</tool_call>x", false, json!({})),
+        ("mistral", "[TOOL_CALLS]f[ARGS]{\"a\": \"é", false, json!({})),
+        ("qwen3_coder", CODER, false, json!({})),
+        ("glm45", "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>[1]</arg_value>\n</tool_call>", false, json!({})),
     ] {
         made += cut_everywhere(&rig, &client, &|| scripted_request(model, script, opened, more.clone())).await;
     }
     eprintln!("{made} cuts");
-    assert!(made > 250, "{made} cuts are too few");
+    assert!(made > 500, "{made} cuts are too few");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -213,11 +221,15 @@ async fn a_stream_folds_to_the_answer_in_one_json_which_survives_cuts() {
     let both = [call("f", "{\"a\": \"é\"}"), call("get_weather", "{}")];
     let stopped = "x</think>\n<tool_call>{\"name\":\"f\"}</tool_call><tool_call>{\"name\":\"f\"}</tool_call>";
     let broken = "<tool_call>{\"name\": \"f\", \"arguments\": {a}}</tool_call>";
+    let nobodys = "<tool_call>{\"name\": \"nobody\", \"arguments\": {}}</tool_call>";
+    let typed = call("f", "{\"a\": \"é \\\"so\\\"\", \"b\": [1, 2]}");
     let one = json!({"parallel_tool_calls": false, "n": 2});
     for (model, script, opened, more, wanted, finish, reasoning) in [
         ("hermes", HERMES, false, json!({}), message(json!("I ask."), "hm, é", &both), "tool_calls", 23),
         ("hermes", "hm</think>\n\nhello\n", true, json!({}), message(json!("hello\n"), "hm", &[]), "stop", 10),
-        ("hermes", broken, false, json!({}), message(json!(broken), "", &[]), "stop", 0),
+        ("hermes", broken, false, json!({}), message(Value::Null, "", &[call("f", "{a}")]), "tool_calls", 0),
+        ("hermes", nobodys, false, json!({}), message(json!(nobodys), "", &[]), "stop", 0),
+        ("qwen3_coder", CODER, false, json!({}), message(json!("I ask."), "hm", &[typed]), "tool_calls", 17),
         (
             "hermes",
             "<think>on and on",
@@ -288,6 +300,7 @@ fn told() -> Vec<(&'static str, Value)> {
         (text, json!({"prompt": "one"})),
         (text, json!({"prompt": "\u{e9}cho", "echo": true, "logprobs": 2, "n": 2})),
         (text, json!({"prompt": ["first", "another"], "logprobs": 0, "stop": ["e"]})),
+        (text, json!({"prompt": "held", "guided_regex": "[a-z]{8}[0-9]{9}"})),
         (
             text,
             json!({"prompt": [[104, 105], [106]], "echo": true, "logprobs": 1, "temperature": 1, "seed": 9, "n": 2}),

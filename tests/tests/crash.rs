@@ -242,3 +242,43 @@ async fn a_request_that_crashes_workers_ends_with_words_is_refused_and_harms_no_
     }
     panic!("the next lives named the request, and it was not refused");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_thread_that_is_lost_costs_its_model_one_load_and_at_the_second_time_the_model() {
+    let fleet = fleet();
+    let lost = "\u{6}";
+    let config = fake(10) + "lost_byte = 6\n[[default_models]]\nid = \"other\"\nharness = \"fake\"\n";
+    let neuron = fleet.neuron("a", &config).await.unwrap();
+    let gateway = fleet.gateway(&[&neuron.control], "").await.unwrap();
+    let (client, base) = (Client::new(&gateway.api).unwrap(), format!("http://{}", neuron.control));
+    let seen = fleet.status(&gateway, "a").await.unwrap();
+    let direct = Client::new(&format!("http://{}", seen["status"]["data_address"].as_str().unwrap())).unwrap();
+    let ask = |model: &str, prompt: &str| tokio::spawn(client.stream_owned(chat_body(model, prompt, 150)));
+    let (beside, elsewhere) = (ask("m", "beside it"), ask("other", "of another model"));
+    fleet.until_metric(&base, "neuron_generation_tokens_total", &["model=\"m\""], 5.0).await.unwrap();
+    let code = async || {
+        let answer = direct.stream(&chat_body("m", lost, 4), |_| {}).await.unwrap();
+        assert!(!answer.done && answer.text.is_empty(), "{answer:?}");
+        answer.error.unwrap()["code"].clone()
+    };
+    assert_eq!(code().await, "engine_failed");
+    check("beside it", 150, &beside.await.unwrap().unwrap());
+    check("of another model", 150, &elsewhere.await.unwrap().unwrap());
+    assert_eq!(fleet.metric(&base, "neuron_engine_restarts_total", &["model=\"m\""]).await.unwrap(), 1.0);
+    assert_eq!(fleet.metric(&base, "neuron_model_loads_total", &["model=\"other\""]).await.unwrap(), 1.0);
+
+    assert_eq!(code().await, "engine_failed");
+    let model = |node: &serde_json::Value, id: &str| {
+        let models = node["status"]["models"].as_array().unwrap();
+        models.iter().find(|model| model["id"] == id).unwrap().clone()
+    };
+    let seen = fleet.until_status(&gateway, "a", |node| model(node, "m")["state"] == "failed").await.unwrap();
+    let failure = model(&seen, "m")["failure"].clone();
+    let wanted = "the engine has ended by itself; lost 2 times within 60 s, and given up";
+    assert_eq!(failure, wanted, "and the one who watches is told why");
+    assert_eq!(code().await, "model_not_here");
+    check("still there", 5, &client.stream(&chat_body("other", "still there", 5), |_| {}).await.unwrap());
+    let (status, body) = direct.at("/models/load").json(&serde_json::json!({"model_id": "m"})).await.unwrap();
+    assert_eq!(status, 200, "an order brings it back: {body}");
+    check("back", 5, &client.stream(&chat_body("m", "back", 5), |_| {}).await.unwrap());
+}

@@ -36,10 +36,7 @@ impl Worker {
         let data = format!("bind = \"127.0.0.1:0\"\n{data}");
         let neuron = fleet.starter().neuron_with_data("a", free_port().unwrap(), &data, config).unwrap();
         fleet.until_ok(&format!("http://{}/readyz", neuron.control), &neuron.process).await.unwrap();
-        let log = neuron.process.log();
-        let line = log.lines().rev().find(|line| line.contains("data port open")).unwrap();
-        let address = line.split("address=").nth(1).unwrap().split_whitespace().next().unwrap();
-        let api = format!("http://{address}");
+        let api = neuron.process.data_url().await.unwrap();
         let (control, client) = (format!("http://{}", neuron.control), Client::new(&api).unwrap());
         Worker { neuron, control, api, client }
     }
@@ -289,4 +286,27 @@ async fn a_request_that_finds_no_room_in_time_is_told_who_holds_it() {
     };
     tokio::join!(long, refused);
     worker.right("b", "now").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_whose_model_does_not_come_in_time_is_told_how_far_it_is() {
+    let fleet = fleet();
+    let config = catalogue(500, "load_ms = 3000", &[("m", "")]);
+    let worker = Worker::start_with(&fleet, &config, "load_wait_s = 0.6").await;
+    let body = chat_body("m", "x", 1);
+    let url = format!("{}/v1/chat/completions", worker.api);
+    let answer = reqwest::Client::new().post(url).json(&body).send().await.unwrap();
+    let (status, after) = (answer.status().as_u16(), answer.headers()["retry-after"].to_str().unwrap().to_string());
+    let body: Value = answer.json().await.unwrap();
+    let (error, loading) = (&body["error"], &body["error"]["loading"]);
+    assert_eq!(
+        (status, &error["code"], &loading["state"]),
+        (503, &json!("model_loading"), &json!("loading")),
+        "{body}"
+    );
+    let (progress, eta) = (loading["progress"].as_f64().unwrap(), loading["eta_s"].as_f64().unwrap());
+    assert!(progress > 0.05 && progress < 0.5 && eta > 1.0 && eta < 4.0, "{body}");
+    assert_eq!(after.parse::<f64>().unwrap(), eta.ceil());
+    worker.until_state("m", "ready").await;
+    worker.right("m", "then it is there").await;
 }

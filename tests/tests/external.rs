@@ -263,6 +263,64 @@ async fn an_engine_killed_under_load_comes_back_and_every_request_is_whole_or_to
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_lives_and_does_not_serve_is_killed_and_comes_back() {
+    let fleet = fleet();
+    // The shell outlives the server that it has started.
+    let script = format!("{} & wait; sleep 1000", engine(&fleet, 0));
+    let config = entry(&fleet, &script, "health_failures_max = 3");
+    let config = config.replace("health_interval_s = 0.5", "health_interval_s = 0.2");
+    let (neuron, gateway) = one(&fleet, &config).await;
+    let (pid, _) = noted(&fleet);
+    let server = group(pid).iter().find_map(|stat| {
+        let (number, _) = stat.split_once(" (test-neuron)")?;
+        number.parse().ok()
+    });
+    let begun = Instant::now();
+    kill(server.unwrap());
+    let base = format!("http://{}", neuron.control);
+    fleet.until_metric(&base, "neuron_engine_restarts_total", &["m"], 1.0).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(400), "one bad look is none");
+    fleet.until_status(&gateway, "a", |node| model(node)["state"] == "ready").await.unwrap();
+    let answer = Client::new(&gateway.api).unwrap().stream(&chat_body("m", "again", 8), |_| {}).await.unwrap();
+    assert!(answer.whole() && answer.text == fake_answer("again", 8), "{answer:?}");
+    assert_ne!(noted(&fleet).0, pid);
+    assert_eq!(group(pid), Vec::<String>::new());
+    let log = neuron.process.log();
+    assert!(log.contains("was not healthy at /health 3 times in a row and was killed"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_cuts_what_runs_at_an_external_engine_at_its_deadline_and_stops_the_engine() {
+    let fleet = fleet();
+    let drain = "[drain]\nsettle_max_ms = 500\nhandoff_s = 0.6\ndeadline_s = 1.5\n";
+    let config = entry(&fleet, &format!("exec {}", engine(&fleet, 20)), "max_running = 1") + drain;
+    let (mut neuron, gateway) = one(&fleet, &config).await;
+    let seen = fleet.status(&gateway, "a").await.unwrap();
+    let direct = Client::new(&format!("http://{}", seen["status"]["data_address"].as_str().unwrap())).unwrap();
+    let (pid, _) = noted(&fleet);
+    let running = tokio::spawn(direct.stream_owned(chat_body("m", "a long story", 2000)));
+    let base = format!("http://{}", neuron.control);
+    fleet.until_metric(&base, "neuron_generation_tokens_total", &["m"], 5.0).await.unwrap();
+    let queued = tokio::spawn(direct.stream_owned(chat_body("m", "behind it", 4)));
+    fleet.until_metric(&base, "neuron_num_requests_waiting", &["m"], 1.0).await.unwrap();
+    let begun = Instant::now();
+    neuron.process.terminate().unwrap();
+    let queued = queued.await.unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(1400), "what waits is handed back at once");
+    assert_eq!(queued.error.unwrap()["code"], "draining");
+    let answer = running.await.unwrap().unwrap();
+    let cut = begun.elapsed();
+    assert!(cut >= Duration::from_millis(1400) && cut < Duration::from_secs(6), "{cut:?}");
+    let error = answer.error.as_ref().unwrap();
+    assert!(!answer.done && error["code"] == "stream_interrupted", "{answer:?}");
+    assert!(error["message"].as_str().unwrap().contains("time to finish this answer is over"), "{error}");
+    assert!(!answer.text.is_empty() && fake_answer("a long story", 2000).starts_with(&answer.text), "{answer:?}");
+    assert_eq!(neuron.process.wait(Duration::from_secs(20)).unwrap().code(), Some(75), "the code says so");
+    assert_eq!(group(pid), Vec::<String>::new());
+    assert!(neuron.process.log().contains("engine process stopped"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_is_lost_too_often_is_given_up_with_the_reason() {
     let fleet = fleet();
     let marker = fleet.folder().join("marker");

@@ -405,8 +405,11 @@ async fn browsers_may_call_from_the_configured_origins_only() {
     let theirs = http.get(&url).header("origin", "http://elsewhere").send().await.unwrap();
     assert!(theirs.headers().get(header).is_none());
     let ask = http.request(reqwest::Method::OPTIONS, format!("{}/v1/chat/completions", gateway.api));
-    let preflight = ask.header("origin", &origin).send().await.unwrap();
+    let named = "authorization,content-type,x-stainless-lang";
+    let ask = ask.header("origin", &origin).header("access-control-request-headers", named);
+    let preflight = ask.send().await.unwrap();
     assert_eq!((preflight.status().as_u16(), &preflight.headers()[header]), (204, &origin.parse().unwrap()));
+    assert_eq!(preflight.headers()["access-control-allow-headers"], named, "a client's own headers come through");
 }
 
 #[tokio::test]

@@ -5,6 +5,9 @@ use fleet_tests::{Answer, Client, Cut, Rig};
 use neuron::options::{ModelEntry, Options};
 use serde_json::{Value, json};
 
+/// Every form of calls, and the model that has it.
+const FORMS: [&str; 7] = ["hermes", "llama", "mistral", "functionary", "qwen3_coder", "seed_oss", "glm45"];
+
 fn worker() -> Options {
     let model = |id: &str, parser: Option<&str>| ModelEntry {
         id: id.into(),
@@ -12,7 +15,8 @@ fn worker() -> Options {
         tool_parser: parser.map(str::to_string),
         ..ModelEntry::default()
     };
-    Options { default_models: vec![model("m", None), model("hermes", Some("hermes"))], ..Options::default() }
+    let default_models = [model("m", None)].into_iter().chain(FORMS.map(|form| model(form, Some(form)))).collect();
+    Options { default_models, ..Options::default() }
 }
 
 fn person() -> Value {
@@ -126,13 +130,40 @@ async fn a_forced_call_is_made_whatever_the_model_would_have_said() {
     let tools = json!([tool("weather", json!(["Oslo", "Rome"])), tool("time", json!(["Bonn"]))]);
     let named = json!({"type": "function", "function": {"name": "time"}});
     let script = "\u{2}I would rather not.\u{3}";
-    for (choice, names) in [(json!("required"), vec!["weather", "time"]), (named, vec!["time"])] {
-        let more = json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": false});
-        let (status, answer) = client.json(&body("hermes", script, more)).await.unwrap();
-        assert_eq!(status, 200, "{answer}");
-        let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
-        assert!(names.iter().any(|name| call["name"] == *name), "{answer}");
-        let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
-        assert!(["Oslo", "Rome", "Bonn"].iter().any(|city| arguments["city"] == *city), "{answer}");
+    for form in FORMS {
+        for (choice, names) in [(json!("required"), vec!["weather", "time"]), (named.clone(), vec!["time"])] {
+            let more = json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": false});
+            let (status, answer) = client.json(&body(form, script, more)).await.unwrap();
+            assert_eq!(status, 200, "{form}: {answer}");
+            let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
+            assert!(names.iter().any(|name| call["name"] == *name), "{form}: {answer}");
+            let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+            assert!(["Oslo", "Rome", "Bonn"].iter().any(|city| arguments["city"] == *city), "{form}: {answer}");
+        }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_completion_is_held_to_a_format_as_a_chat_is() {
+    let rig = Rig::start(&[worker(), worker()], cortex::options::Options::default()).await.unwrap();
+    let client = Client::new(&rig.api).unwrap().at("/v1/completions");
+    let ask = async |more: Value| {
+        let mut body = json!({"model": "m", "prompt": ["one", "two"], "max_tokens": 400});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        client.json(&body).await.unwrap()
+    };
+    for more in
+        [schema(person()), json!({"guided_json": person()}), json!({"structured_outputs": {"json": person()}, "n": 2})]
+    {
+        let (status, answer) = ask(more).await;
+        assert_eq!(status, 200, "{answer}");
+        for choice in answer["choices"].as_array().unwrap() {
+            assert!(is_person(choice["text"].as_str().unwrap()) && choice["finish_reason"] == "stop", "{choice}");
+        }
+    }
+    let (_, answer) = ask(json!({"guided_choice": ["red", "blue"], "echo": true})).await;
+    let text = answer["choices"][1]["text"].as_str().unwrap();
+    assert!(["twored", "twoblue"].contains(&text), "{text}");
+    let (status, answer) = ask(json!({"guided_regex": "("})).await;
+    assert_eq!((status, answer["error"]["param"].as_str()), (400, Some("guided_regex")), "{answer}");
 }

@@ -4,24 +4,11 @@
 use std::time::Duration;
 
 use fleet_tests::scene::{durable, fake, metric, ready};
-use fleet_tests::{Client, Fleet, Neuron, chat_body, fake_answer, free_port, programs};
+use fleet_tests::{Client, Fleet, chat_body, fake_answer, free_port, programs};
 use serde_json::{Value, json};
 
 fn fleet() -> Fleet {
     Fleet::new(programs(env!("CARGO_BIN_EXE_test-cortex"), env!("CARGO_BIN_EXE_test-neuron"))).unwrap()
-}
-
-async fn data(neuron: &Neuron) -> String {
-    let log = || neuron.process.log();
-    for _ in 0..200 {
-        let log = log();
-        let line = log.lines().rev().find(|line| line.contains("data port open"));
-        if let Some(address) = line.and_then(|line| line.split("address=").nth(1)) {
-            return format!("http://{}", address.split_whitespace().next().unwrap());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("no data port: {}", log());
 }
 
 /// Asks, checks the answer, and returns how many tokens of the prompt came from the cache.
@@ -54,7 +41,7 @@ async fn a_prefix_is_found_again_after_a_swap_a_restart_and_a_kill() {
     let port = free_port().unwrap();
     let prompt = "a prefix of a thousand tokens. ".repeat(33);
     let mut worker = ready(&fleet, "a", port, &config).await.unwrap();
-    let api = data(&worker).await;
+    let api = worker.process.data_url().await.unwrap();
     assert_eq!(cached(&api, &prompt).await, 0);
     let warm = cached(&api, &prompt).await;
     assert!(warm > 900, "{warm}");
@@ -71,7 +58,7 @@ async fn a_prefix_is_found_again_after_a_swap_a_restart_and_a_kill() {
     assert_eq!(worker.process.wait(Duration::from_secs(10)).unwrap().code(), Some(0));
     assert!(files(folder.path()).len() > 30, "{}", worker.process.log());
     let mut worker = ready(&fleet, "a", port, &config).await.unwrap();
-    let api = data(&worker).await;
+    let api = worker.process.data_url().await.unwrap();
     assert_eq!(cached(&api, &prompt).await, warm, "after a restart");
     worker.process.kill().unwrap();
 
@@ -79,7 +66,7 @@ async fn a_prefix_is_found_again_after_a_swap_a_restart_and_a_kill() {
     let engine = files(folder.path())[0].parent().unwrap().to_path_buf();
     std::fs::write(engine.join(".part-00"), "half").unwrap();
     let mut worker = ready(&fleet, "a", port, &config).await.unwrap();
-    let api = data(&worker).await;
+    let api = worker.process.data_url().await.unwrap();
     assert_eq!(cached(&api, &prompt).await, warm, "after a kill");
     assert!(!engine.join(".part-00").exists());
     worker.process.kill().unwrap();
@@ -91,7 +78,7 @@ async fn a_prefix_is_found_again_after_a_swap_a_restart_and_a_kill() {
         std::fs::write(&file, bytes).unwrap();
     }
     let worker = ready(&fleet, "a", port, &config).await.unwrap();
-    let api = data(&worker).await;
+    let api = worker.process.data_url().await.unwrap();
     assert_eq!(cached(&api, &prompt).await, 0, "nothing damaged is believed");
     assert_eq!(cached(&api, &prompt).await, warm);
 }
@@ -106,7 +93,7 @@ async fn a_folder_that_cannot_be_used_costs_a_warning_and_nothing_else() {
     let log = second.process.log();
     assert_eq!(log.matches("KV is kept in memory alone").count(), 1, "{log}");
     assert!(log.contains("another process uses this folder"), "{log}");
-    let api = data(&second).await;
+    let api = second.process.data_url().await.unwrap();
     let prompt = "hello ".repeat(50);
     assert_eq!(cached(&api, &prompt).await, 0);
     assert!(cached(&api, &prompt).await > 0);

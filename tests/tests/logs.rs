@@ -26,6 +26,8 @@ async fn a_models_log_is_followed_live_over_its_loads() {
     assert!(text.contains("a neuron: warming -> ready\n"), "{text}");
     let (_, last) = logs(&["m", "-n", "1"]).await;
     assert_eq!(last.lines().count(), 1, "{last}");
+    let (_, timed) = logs(&["m", "-n", "1", "--times"]).await;
+    assert!(timed.starts_with("20") && timed.trim_end().ends_with(last.trim_end()), "{timed}");
     let (code, text) = logs(&["--node", "a"]).await;
     assert!(code == Some(0) && text.contains("good morning"), "{text}");
     let (code, text) = logs(&["nobody/here", "--node", "a"]).await;

@@ -33,6 +33,11 @@ async fn a_cordon_outlives_worker_and_gateway_and_running_work_goes_on_under_it(
     let seen = fleet.status(&gateway, "a").await.unwrap();
     assert_eq!((&seen["status"]["state"]["state"], &seen["status"]["intent"]), (&json!("ready"), &json!("cordon")));
     let data = format!("http://{}", seen["status"]["data_address"].as_str().unwrap());
+    let probe = reqwest::get(format!("http://{}/readyz", a.control)).await.unwrap();
+    assert_eq!(
+        (probe.status().as_u16(), probe.text().await.unwrap().as_str()),
+        (503, "ready, intent cordon, default models 1/1\n")
+    );
     let direct = Client::new(&data).unwrap().stream(&chat_body("m", "direct", 4), |_| {}).await.unwrap();
     assert_eq!(direct.error.unwrap()["code"], "draining", "the worker's own refusal");
     let load = reqwest::Client::new().post(format!("{data}/models/load"));
@@ -277,7 +282,7 @@ async fn an_order_needs_the_fleets_token_where_there_is_one() {
     assert_eq!((status, &answer["error"]["code"]), (401, &json!("invalid_api_key")));
     let bare = ["uncordon", "a", "--admin", &gateway.admin];
     let (code, text) = fleet.cortex(&bare).await.unwrap();
-    assert!(code == Some(1) && text.contains("needs its token"), "{text}");
+    assert!(code == Some(1) && text.contains("need the shared token"), "{text}");
     assert_eq!(fleet.status(&gateway, "a").await.unwrap()["status"]["epoch"], 0, "nothing was ordered");
     let shown = [&bare[..], &["--token-file", token.to_str().unwrap()]].concat();
     let (code, text) = fleet.cortex(&shown).await.unwrap();
@@ -285,4 +290,82 @@ async fn an_order_needs_the_fleets_token_where_there_is_one() {
     let mut client = control::proto::control_client::ControlClient::connect(format!("http://{control}")).await.unwrap();
     let refused = client.set_intent(control::proto::SetIntentRequest::default()).await.unwrap_err();
     assert_eq!(refused.code() as i32, 16, "the worker wants it too: {refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_cannot_be_heard_is_told_of_with_the_reason() {
+    let fleet = fleet();
+    for (name, token) in [("ours", "0123456789abcdef"), ("theirs", "fedcba9876543210")] {
+        std::fs::write(fleet.folder().join(name), token).unwrap();
+    }
+    let file = |name: &str| fleet.folder().join(name);
+    let (guarded, closed) =
+        (format!("127.0.0.1:{}", free_port().unwrap()), format!("127.0.0.1:{}", free_port().unwrap()));
+    let control = format!("[control]\nbind = \"{guarded}\"\ntoken_file = {:?}\n", file("theirs"));
+    let worker = fleet.neuron_with_control(&guarded, &control).unwrap();
+    fleet.until_ok(&format!("http://{guarded}/readyz"), &worker.process).await.unwrap();
+    let config = format!("[fleet]\ntoken_file = {:?}\nready_after_ms = 300\n", file("ours"));
+    let gateway = fleet.gateway(&[&guarded, &closed], &config).await.unwrap();
+    let refused = "can't be heard: the control port needs the shared token";
+    let mut text = String::new();
+    for _ in 0..100 {
+        text = fleet.cortex(&["status", "--admin", &gateway.admin]).await.unwrap().1;
+        if text.contains(refused) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(text.contains(refused) && text.contains("can't be heard: Connection refused"), "{text}");
+    let ours = file("ours");
+    let order = ["cordon", &closed, "--admin", &gateway.admin, "--token-file", ours.to_str().unwrap()];
+    let (code, text) = fleet.cortex(&order).await.unwrap();
+    assert!(code == Some(1) && text.contains("was never heard from: Connection refused"), "{text}");
+    let log = gateway.process.log();
+    let said = log.lines().filter(|line| line.contains("the worker can't be heard")).count();
+    assert_eq!(said, 2, "one line a reason, however often they are dialled: {log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_says_where_it_found_no_gateway_and_ends_quietly_when_nobody_reads_it() {
+    let fleet = fleet();
+    let (code, text) = fleet.cortex(&["status", "--admin", "http://127.0.0.1:1"]).await.unwrap();
+    assert!(code == Some(1) && text.contains("http://127.0.0.1:1: Connection refused"), "{text}");
+    let (code, text) = fleet.cortex(&["ps", "--admin", "127.0.0.1:31314"]).await.unwrap();
+    assert!(code == Some(1) && text.contains("must begin with http://"), "{text}");
+    let mut child = fleet.starting_cortex(&["config", "reference"]).unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().await.unwrap().code(), Some(1), "a panic has another code");
+}
+
+#[tokio::test]
+async fn a_worker_on_every_address_is_found_by_gateways_and_says_where_it_was_asked() {
+    let fleet = fleet();
+    let (data, control) = (free_port().unwrap(), free_port().unwrap());
+    let config = format!("{}[node]\nid = \"a\"\n", fake(""));
+    let bind = format!("bind = \"0.0.0.0:{data}\"");
+    let a = fleet.starter().neuron_with_data("a", control, &bind, &config).unwrap();
+    fleet.until_ok(&format!("http://{}/readyz", a.control), &a.process).await.unwrap();
+    let gateway = fleet.gateway(&[&a.control], "").await.unwrap();
+    let status: Value = reqwest::get(format!("{}/api/status", gateway.admin)).await.unwrap().json().await.unwrap();
+    assert_eq!(status["nodes"][0]["status"]["data_address"], format!("127.0.0.1:{data}"));
+    let http = reqwest::Client::new();
+    let streamed = http.post(format!("{}/v1/chat/completions", gateway.api)).json(&chat_body("m", "x", 2));
+    let streamed = streamed.send().await.unwrap();
+    assert_eq!((streamed.status().as_u16(), &streamed.headers()["x-accel-buffering"]), (200, &"no".parse().unwrap()));
+    let endpoint = reqwest::get(format!("http://localhost:{data}/models/m/endpoint")).await.unwrap();
+    let endpoint: Value = endpoint.json().await.unwrap();
+    assert_eq!(endpoint["url"], format!("http://localhost:{data}/v1"));
+}
+
+#[tokio::test]
+async fn two_workers_of_one_name_are_told_of_with_the_remedy() {
+    let fleet = fleet();
+    let one = fleet.neuron("a", &fake("")).await.unwrap();
+    let other = fleet.neuron("a", &fake("")).await.unwrap();
+    let gateway = fleet.gateway(&[&one.control, &other.control], "[proxy]\nroute_wait_ms = 100\n").await.unwrap();
+    let (_, text) = fleet.cortex(&["status", "--admin", &gateway.admin]).await.unwrap();
+    assert_eq!(text.matches("another worker has the same name").count(), 2, "{text}");
+    assert_eq!(asked(&gateway, "x").await.unwrap().status, 503);
+    let (code, text) = fleet.cortex(&["cordon", "a", "--admin", &gateway.admin]).await.unwrap();
+    assert!(code == Some(1) && text.contains("say the control address"), "{text}");
 }

@@ -1,10 +1,15 @@
 //! Models of the catalogue over real processes: where the gateway has them loaded, and what clients see meanwhile.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fleet_tests::{Client, Fleet, Gateway, chat_body, fake_answer, programs};
+use fleet_tests::supervisor::{RestartRules, Supervised};
+use fleet_tests::{Client, Fleet, Gateway, chat_body, fake_answer, free_port, programs};
 use serde_json::{Value, json};
+
+const UNIT: &str = include_str!("../../deploy/systemd/neuron.service");
 
 fn fleet() -> Fleet {
     Fleet::new(programs(env!("CARGO_BIN_EXE_test-cortex"), env!("CARGO_BIN_EXE_test-neuron"))).unwrap()
@@ -272,4 +277,49 @@ async fn a_stream_goes_on_where_its_model_is_loaded_for_it() {
     assert!(answer.whole() && answer.text == fake_answer("hello", 60), "{answer:?}");
     // The dead one may be asked once more before its connection's end is known.
     assert!(fleet.metric(&gateway.admin, "cortex_continuations_total", &[]).await.unwrap() >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_asks_no_leave_for_a_model_that_another_worker_would_load() {
+    let fleet = fleet();
+    let supervise = |name: &'static str| {
+        let (starter, port, state) = (fleet.starter(), free_port().unwrap(), fleet.folder().join(name));
+        let config = catalogue(150, 200, &["m", "n"]) + &format!("[node]\nid = \"{name}\"\nstate_dir = {state:?}\n");
+        let rules = RestartRules { pause: Duration::from_millis(200), ..RestartRules::read(UNIT).unwrap() };
+        Supervised::start(name, rules, move || starter.neuron(name, port, &config)).unwrap()
+    };
+    let workers = [supervise("a"), supervise("b")];
+    let store = format!("[rollout]\nstore = {:?}\n", fleet.folder().join("rollout.sqlite"));
+    let gateway = fleet.gateway(&[&workers[0].control, &workers[1].control], &store).await.unwrap();
+    fleet.until_metric(&gateway.admin, "cortex_node_routable", &[], 2.0).await.unwrap();
+    let client = Client::new(&gateway.api).unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let asking = tokio::spawn({
+        let (client, over) = (client.clone(), over.clone());
+        async move {
+            let mut asked = 0;
+            while !over.load(Ordering::Relaxed) {
+                asked += 1;
+                let prompt = format!("still there? {asked}");
+                let answer = client.stream(&chat_body("m", &prompt, 8), |_| {}).await.unwrap();
+                assert!(answer.whole() && answer.text == fake_answer(&prompt, 8), "{answer:?}");
+            }
+            asked
+        }
+    });
+    let until = Instant::now() + Duration::from_secs(20);
+    while ready_at(&gateway, "m").await.len() != 1 {
+        assert!(Instant::now() < until, "nobody has loaded it");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // What had it is asked for it before it is opened, and loads it for that.
+    let canary = format!("m:right={}", fake_answer("right", 4));
+    let rollout = ["rollout", "restart", "--health", "1", "--canary", &canary, "--admin", &gateway.admin];
+    let (code, text) = fleet.cortex(&rollout).await.unwrap();
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = fleet.cortex(&["rollout", "watch", "--admin", &gateway.admin]).await.unwrap();
+    assert_eq!(code, Some(0), "{text}");
+    over.store(true, Ordering::Relaxed);
+    assert!(asking.await.unwrap() > 10, "and nobody was refused");
+    assert_eq!(workers.each_ref().map(Supervised::starts), [2, 2]);
 }

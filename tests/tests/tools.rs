@@ -40,7 +40,8 @@ async fn what_can_not_be_honoured_is_refused_by_name() {
             "leave this one out",
         ),
         ("m", json!({"tools": [{"type": "function"}]}), "tools[0].function", "object"),
-        ("m", json!({"functions": [{"name": "f"}]}), "functions", "not supported"),
+        ("m", json!({"functions": [{"name": "f"}], "tools": [tool()]}), "functions", "older form"),
+        ("mute", json!({"functions": [{"name": "f"}]}), "functions", "tool_parser"),
         ("m", json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs.messages", "set by the server"),
         ("m", json!({"reasoning_effort": "huge"}), "reasoning_effort", "minimal"),
         ("m", json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].tool_call_id", "id of a call"),
@@ -73,4 +74,55 @@ async fn tools_and_variables_reach_the_template() {
     assert_eq!(prompt(json!({"chat_template_kwargs": {"a": 1}})).await, bare + "a=1\n".len());
     let off = "reasoning_effort=\"none\"\nenable_thinking=false\nthinking=false\n".len();
     assert_eq!(prompt(json!({"reasoning_effort": "none"})).await, bare + off);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_a_model_chooses_comes_out_in_pieces() {
+    let rig = Rig::start(&[worker()], cortex::options::Options::default()).await.unwrap();
+    let client = Client::new(&rig.api).unwrap();
+    let text = "I ask. <tool_call>\n{\"name\": \"f\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>";
+    let script = json!([{"role": "user", "content": format!("\u{2}{text}\u{3}")}]);
+    let more = json!({"tools": [tool()], "messages": script, "stream": true, "max_tokens": 200});
+    let answer = client.stream(&body("m", more), |_| {}).await.unwrap();
+    let events = answer.raw.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
+    let chunks = events.filter_map(|event| serde_json::from_str::<Value>(event).ok());
+    let calls: Vec<Value> = chunks
+        .filter_map(|chunk| chunk["choices"][0]["delta"].get("tool_calls").map(|calls| calls[0].clone()))
+        .collect();
+    let first = &calls[0];
+    let id = first["id"].as_str().unwrap();
+    let wanted = json!({"index": 0, "id": id, "type": "function", "function": {"name": "f", "arguments": ""}});
+    assert_eq!(*first, wanted);
+    // The fake model's tokens are bytes.
+    let pieces: Vec<&str> = calls[1..].iter().map(|call| call["function"]["arguments"].as_str().unwrap()).collect();
+    assert_eq!(pieces.concat(), "{\"city\": \"Paris\"}");
+    assert!(pieces.iter().all(|piece| piece.len() == 1), "{pieces:?}");
+    assert!(calls[1..].iter().all(|call| call.as_object().unwrap().len() == 2), "an index and a function");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_of_functions_reads_the_call_in_their_words() {
+    let rig = Rig::start(&[worker()], cortex::options::Options::default()).await.unwrap();
+    let client = Client::new(&rig.api).unwrap();
+    let call = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>";
+    let messages = json!([
+        {"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "function", "name": "f", "content": "y"},
+        {"role": "user", "content": format!("\u{2}{call}{call}\u{3}")},
+    ]);
+    let more =
+        |stream: bool| json!({"functions": [{"name": "f"}], "messages": messages, "stream": stream, "max_tokens": 200});
+    let (status, answer) = client.json(&body("m", more(false))).await.unwrap();
+    assert_eq!(status, 200, "{answer}");
+    let choice = &answer["choices"][0];
+    let wanted = json!({"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{\"a\": 1}"},
+        "refusal": null});
+    assert_eq!((&choice["message"], &choice["finish_reason"]), (&wanted, &json!("function_call")));
+    let streamed = client.stream(&body("m", more(true)), |_| {}).await.unwrap();
+    assert!(
+        streamed.raw.contains("\"delta\":{\"function_call\":{\"name\":\"f\",\"arguments\":\"\"}}"),
+        "{}",
+        streamed.raw
+    );
+    assert!(streamed.raw.contains("\"finish_reason\":\"function_call\"") && !streamed.raw.contains("tool_calls"));
 }

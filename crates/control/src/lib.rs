@@ -19,4 +19,4 @@ pub use intent::{intent_order_from_proto, intent_order_to_proto};
 pub use status::{error_from_status, status_from_error};
 
 /// The version of streams that this code speaks: private lines, and what clients read of the same ids.
-pub const STREAM_FORMAT: u32 = 2;
+pub const STREAM_FORMAT: u32 = 3;

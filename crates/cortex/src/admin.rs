@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use service::clock::Clock;
 use service::metrics::Registry;
 use service::token::Token;
-use words::Error;
+use words::{Code, Error};
 
 use crate::fleet_task::Fleet;
 use crate::gateway::Readiness;
@@ -77,9 +77,22 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/api/nodes/{node}/logs", get(logs::of_node))
         .route("/api/nodes/{node}/pull", post(pull::pull))
         .route("/api/nodes/{node}/{action}", post(operate::order))
+        .fallback(nothing_there)
+        .method_not_allowed_fallback(other_method)
         // Bodies are read with our own bound and deadline.
         .layer(DefaultBodyLimit::disable())
         .with_state(admin)
+}
+
+/// What answers where there is no route.
+async fn nothing_there(uri: Uri) -> Refused {
+    let message = format!("there is nothing at {}; deploy/README.md lists the paths of this port", uri.path());
+    Error::new(Code::RouteNotFound, message).into()
+}
+
+/// What answers where a path takes other methods.
+async fn other_method(method: Method, uri: Uri) -> Refused {
+    Error::new(Code::MethodNotAllowed, format!("{} does not take {method}", uri.path())).into()
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
@@ -107,6 +120,8 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<serde_json::Value> {
                 "control": node.control_address,
                 "routable": node.routable(now).is_some(),
                 "conflicted": node.conflicted,
+                "same_as": node.same_as.and_then(|slot| view.node(slot)).map(|first| &first.control_address),
+                "problem": node.problem,
                 "heard_s_ago": node.status.as_ref().map(|_| now.since(node.heard_at).as_secs_f64()),
                 "status": node.status,
             })

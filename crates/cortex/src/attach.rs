@@ -42,28 +42,35 @@ impl Attach {
     /// Runs until the fleet task is gone.
     pub(crate) async fn run(self) {
         let mut pause = REDIAL_FIRST;
+        let mut told = None;
         while !self.reports.is_closed() {
             let begun = tokio::time::Instant::now();
-            let ended = self.session().await;
+            let ended = self.session(&mut told).await;
             self.metrics.attached.with_label_values(&[&self.control_address]).set(0);
-            if self.reports.send(Report::Lost(self.slot)).await.is_err() {
+            let why = reason(&ended);
+            // Once for as long as it stays the same: the worker is dialled again and again.
+            if told.as_ref() != Some(&why) {
+                tracing::warn!(control = self.control_address, why, "the worker can't be heard");
+                told = Some(why.clone());
+            }
+            if self.reports.send(Report::Lost(self.slot, why)).await.is_err() {
                 return;
             }
-            tracing::debug!(control = self.control_address, reason = %ended, "control stream ended");
             pause = if begun.elapsed() > REDIAL_MAX { REDIAL_FIRST } else { (pause * 2).min(REDIAL_MAX) };
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// One session: from the dialling to its end, which it returns the reason of.
-    async fn session(&self) -> Status {
-        match self.attached().await {
-            Ok(()) => Status::ok("the neuron ended the session"),
+    /// One session: from the dialling to its end, which it returns the reason of. `told` is what the log says of the
+    /// worker: nothing once it is attached.
+    async fn session(&self, told: &mut Option<String>) -> Status {
+        match self.attached(told).await {
+            Ok(()) => Status::ok("the worker ended the session"),
             Err(status) => status,
         }
     }
 
-    async fn attached(&self) -> Result<(), Status> {
+    async fn attached(&self, told: &mut Option<String>) -> Result<(), Status> {
         let mut client = dial(&self.control_address).await?;
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let hello = proto::Hello {
@@ -74,8 +81,12 @@ impl Attach {
         send(&outbox, gateway_message::Message::Hello(hello))?;
         let stream = tokio_stream::wrappers::ReceiverStream::new(messages);
         let answer = tokio::time::timeout(CONNECT_MAX, client.attach(with_token(self.token.as_ref(), stream))).await;
-        let mut inbound = answer.map_err(|_| Status::deadline_exceeded("attach"))??.into_inner();
+        let mut inbound =
+            answer.map_err(|_| Status::deadline_exceeded("the worker's control port takes no session"))??.into_inner();
         self.metrics.attached.with_label_values(&[&self.control_address]).set(1);
+        if told.take().is_some() {
+            tracing::info!(control = self.control_address, "the worker is heard again");
+        }
         let mut ping = tokio::time::interval(PING_EVERY);
         let mut poll = tokio::time::interval_at(tokio::time::Instant::now() + self.poll, self.poll);
         let mut sequence = 0;
@@ -88,7 +99,7 @@ impl Attach {
                     self.take(message, &outbox).await?;
                 }
                 () = tokio::time::sleep_until(silent_at) => {
-                    return Err(Status::deadline_exceeded("the neuron is silent"));
+                    return Err(Status::deadline_exceeded("the worker is silent"));
                 }
                 _ = ping.tick() => {
                     sequence += 1;
@@ -97,7 +108,7 @@ impl Attach {
                 _ = poll.tick() => {
                     let request = with_token(self.token.as_ref(), proto::ListModelsRequest {});
                     let polled = tokio::time::timeout(CONNECT_MAX, client.list_models(request)).await;
-                    let polled = polled.map_err(|_| Status::deadline_exceeded("list models"))??.into_inner();
+                    let polled = polled.map_err(|_| Status::deadline_exceeded("the worker's control port does not answer"))??.into_inner();
                     if let Some(status) = polled.status {
                         self.report(read(status)?).await?;
                     }
@@ -135,11 +146,19 @@ impl Attach {
     }
 }
 
+/// Says in words why a session ended, or why there was none.
+fn reason(ended: &Status) -> String {
+    match (ended.message(), ended.code()) {
+        ("", code) => code.to_string(),
+        (words, _) => words.to_string(),
+    }
+}
+
 fn read(status: proto::NodeStatus) -> Result<NodeStatus, Status> {
     node_status_from_proto(status).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 fn send(outbox: &mpsc::Sender<proto::GatewayMessage>, message: gateway_message::Message) -> Result<(), Status> {
     let message = proto::GatewayMessage { message: Some(message) };
-    outbox.try_send(message).map_err(|_| Status::resource_exhausted("the neuron does not read"))
+    outbox.try_send(message).map_err(|_| Status::resource_exhausted("the worker does not read"))
 }

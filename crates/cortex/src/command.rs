@@ -5,6 +5,7 @@ use std::time::Duration;
 use control::proto::control_client::ControlClient;
 use control::proto::{self};
 use control::{error_from_status, inspection_from_proto, intent_order_to_proto, node_status_from_proto};
+use service::program::first_cause;
 use service::token::Token;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
@@ -37,7 +38,7 @@ pub(crate) async fn dial(control_address: &str) -> Result<ControlClient<Channel>
         .map_err(|error| Status::invalid_argument(error.to_string()))?
         .connect_timeout(CONNECT_MAX)
         .tcp_nodelay(true);
-    let channel = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let channel = endpoint.connect().await.map_err(|error| Status::unavailable(first_cause(&error)))?;
     Ok(ControlClient::new(channel))
 }
 

@@ -23,8 +23,8 @@ pub(crate) enum Report {
     Status(Slot, Box<NodeStatus>),
     /// A sign of life.
     Heard(Slot),
-    /// The connection is gone.
-    Lost(Slot),
+    /// There is no connection, and why.
+    Lost(Slot, String),
 }
 
 /// What the rest of the gateway sees of the fleet; cheap to clone.
@@ -132,7 +132,7 @@ pub(crate) fn spawn(
                     }
                 }
                 Report::Heard(slot) => view.heard(now, slot),
-                Report::Lost(slot) => view.lost(slot),
+                Report::Lost(slot, why) => view.unreachable(slot, why),
             }
             show(&view, &metrics, &mut shown, now);
             publish.send_replace(Arc::new(view.clone()));
@@ -159,6 +159,10 @@ fn log_change(view: &FleetView, slot: Slot, state: words::NodeState) {
     tracing::debug!(node = %status.node, ?state, generation = status.generation.0, "node status");
     if node.conflicted {
         tracing::error!(node = %status.node, control = node.control_address, "two live processes use one node id");
+    }
+    if let Some(first) = node.same_as.and_then(|slot| view.node(slot)) {
+        let (control, first) = (&node.control_address, &first.control_address);
+        tracing::warn!(node = %status.node, control, first, "one worker is listed twice; the later entry gets no requests");
     }
 }
 

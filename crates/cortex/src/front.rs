@@ -65,7 +65,7 @@ impl Front {
             }
         };
         match request.method() {
-            &Method::OPTIONS => return Ok(preflight(&wanted)),
+            &Method::OPTIONS => return Ok(preflight(&wanted, request.headers())),
             method if *method == wanted || (wanted == Method::GET && *method == Method::HEAD) => {}
             method => {
                 return Err(Error::new(Code::MethodNotAllowed, format!("{path} takes {wanted}, not {method}")));
@@ -205,7 +205,9 @@ fn describe(span: &mut Span, order: &Order) {
     });
 }
 
-fn preflight(wanted: &Method) -> Response<BoxBody> {
+/// Answers a browser that asks before it sends. Only pages of allowed origins may read the answer, and those may send
+/// whatever headers they name: OpenAI's own client sends a dozen.
+fn preflight(wanted: &Method, asked: &HeaderMap) -> Response<BoxBody> {
     let mut response = Response::new(full(""));
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
@@ -213,7 +215,8 @@ fn preflight(wanted: &Method) -> Response<BoxBody> {
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods.clone());
         headers.insert(header::ALLOW, methods);
     }
-    let allowed = HeaderValue::from_static("authorization, content-type, x-request-id, traceparent");
+    let usual = HeaderValue::from_static("authorization, content-type, x-request-id, traceparent");
+    let allowed = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned().unwrap_or(usual);
     headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     response
@@ -231,7 +234,7 @@ fn refuse(error: &Error, request_id: &str) -> Response<BoxBody> {
     if let Some(source) = std::error::Error::source(error) {
         tracing::warn!(request_id, code = error.code().row().code, %source, "request failed");
     } else {
-        tracing::info!(request_id, code = error.code().row().code, "request refused");
+        tracing::info!(request_id, code = error.code().row().code, why = error.message(), "request refused");
     }
     let mut response = Response::new(full(parts.body));
     *response.status_mut() = StatusCode::from_u16(parts.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -254,8 +257,9 @@ fn request_id(headers: &HeaderMap) -> String {
 }
 
 fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    wire::check_media_type(value.to_str().unwrap_or_default())
+    // What is no text is no name of a type either.
+    let said = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    wire::check_media_type(said(header::CONTENT_TYPE), said(header::CONTENT_ENCODING))
 }
 
 /// Decodes `%XX`; what is no such triple stays as it is.

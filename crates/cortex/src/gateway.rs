@@ -12,6 +12,7 @@ use rand::Rng;
 use service::addresses::Addresses;
 use service::clock::Clock;
 use service::gate::Gate;
+use service::lanes::Lanes;
 use service::metrics::{MetricsError, Registry};
 use service::notify::Notifier;
 use service::server::Server;
@@ -39,6 +40,8 @@ pub struct Surroundings {
     pub admin: TcpListener,
     /// The bound API listener; it accepts nothing before the gateway is ready.
     pub api: TcpListener,
+    /// Where the API's connections run.
+    pub lanes: Lanes,
     /// Signals, real or a test's.
     pub signals: mpsc::Receiver<Signal>,
     /// The service manager.
@@ -60,6 +63,9 @@ pub enum GatewayError {
         /// Why.
         source: std::io::Error,
     },
+    /// The threads of the API can't be started.
+    #[error("the threads that serve the API: {0}")]
+    Threads(std::io::Error),
     /// The token is unusable.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -187,8 +193,11 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         rollout::Surroundings { fleet: &fleet, clock, gateway: &gateway, token: &token, metrics: families.rollouts };
     let (rollout_routes, rollouts) = rollout::start(options.rollout.store.as_deref(), rollouts)?;
     let service = TowerToHyperService::new(router(Arc::new(admin)).merge(rollout_routes));
-    let admin = Server::start(around.admin, &options.admin.server, service, families.admin).map_err(|source| {
-        GatewayError::Bind { what: "the admin port", address: options.admin.bind.to_string(), source }
+    let admin = Server::start(&Lanes::here(), around.admin, &options.admin.server, |_| service.clone(), families.admin);
+    let admin = admin.map_err(|source| GatewayError::Bind {
+        what: "the admin port",
+        address: options.admin.bind.to_string(),
+        source,
     })?;
     tracing::info!(address = %admin.local_addr(), %gateway, neurons = addresses.len(), "gateway starting");
     let mut attached = tokio::task::JoinSet::new();
@@ -222,32 +231,35 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, Gatew
         return Ok(exit::CLEAN);
     }
     let (cut, cut_watch) = watch::channel(false);
+    let addresses = Addresses::new(options.api.max_requests_per_address);
     let budget = RetryBudget::new(clock.now(), options.proxy.retry_ratio, options.proxy.retry_floor_per_second);
-    let proxy = Proxy {
-        fleet,
-        upstream: Upstream::new(
-            Duration::from_millis(options.proxy.connect_timeout_ms),
-            options.proxy.idle_connections,
-        ),
-        metrics,
-        traces,
-        clock,
-        options: options.clone(),
-        gateway,
-        budget: Mutex::new(budget),
-        quarantine,
-        flights,
-        cut: cut_watch,
+    let (budget, options) = (Arc::new(Mutex::new(budget)), Arc::new(options));
+    let lanes = around.lanes;
+    let service = |_| {
+        let idle = options.proxy.idle_connections.div_ceil(lanes.count());
+        let proxy = Proxy {
+            fleet: fleet.clone(),
+            upstream: Upstream::new(Duration::from_millis(options.proxy.connect_timeout_ms), idle),
+            metrics: metrics.clone(),
+            traces: traces.clone(),
+            clock,
+            options: options.clone(),
+            gateway: gateway.clone(),
+            budget: budget.clone(),
+            quarantine: quarantine.clone(),
+            flights: flights.clone(),
+            cut: cut_watch.clone(),
+        };
+        let front = Arc::new(Front {
+            proxy: Arc::new(proxy),
+            gate: gate.clone(),
+            readiness: readiness.clone(),
+            addresses: addresses.clone(),
+        });
+        // Boxed: it would be moved several times for each request, and each connection would keep room for it.
+        service_fn(move |request| Box::pin(front.clone().handle(request)))
     };
-    let front = Arc::new(Front {
-        proxy: Arc::new(proxy),
-        gate: gate.clone(),
-        readiness: readiness.clone(),
-        addresses: Addresses::new(options.api.max_requests_per_address),
-    });
-    // Boxed: it would be moved several times for each request, and each connection would keep room for it.
-    let service = service_fn(move |request| Box::pin(front.clone().handle(request)));
-    let api = Server::start(around.api, &options.api.server, service, families.api)
+    let api = Server::start(&lanes, around.api, &options.api.server, service, families.api)
         .map_err(|source| GatewayError::Bind { what: "the API port", address: options.api.bind.to_string(), source })?;
     readiness.set(READY);
     watched.supervision.ready();
@@ -282,7 +294,10 @@ async fn fleet_heard(fleet: &Fleet, patience: Duration) {
     let mut view = fleet.watch();
     let all = view.wait_for(|view| view.all_heard());
     if tokio::time::timeout(patience, all).await.is_err() {
-        tracing::warn!("not every neuron was heard from; serving with those that were");
+        let view = fleet.view();
+        let silent = view.nodes().filter(|(_, node)| node.status.is_none());
+        let silent = silent.map(|(_, node)| node.control_address.as_str()).collect::<Vec<_>>().join(", ");
+        tracing::warn!(silent, "not every worker was heard from; serving with those that were");
     }
 }
 

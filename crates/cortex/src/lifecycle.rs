@@ -7,6 +7,7 @@ use axum::extract::{Query, State};
 use axum::http::HeaderMap;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
+use service::token::authorise;
 use words::{Error, Inspection};
 
 use crate::admin::{Admin, Refused};
@@ -45,7 +46,7 @@ pub(crate) async fn inspect(
     Query(wanted): Query<Wanted>,
     headers: HeaderMap,
 ) -> Result<Json<Inspections>, Refused> {
-    operate::authorise(admin.token.as_ref(), &headers)?;
+    authorise(admin.token.as_ref(), &headers)?;
     let token = admin.token.as_ref();
     if let Some(node) = &wanted.node {
         let (control, _) = operate::find(&admin, node)?;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use control::{error_from_status, proto};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use serde::{Deserialize, Serialize};
+use service::token::authorise;
 use tonic::Streaming;
 use words::{Code, Error, ModelId};
 
@@ -65,7 +66,7 @@ pub(crate) async fn of_model(
     Query(wanted): Query<Wanted>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
-    operate::authorise(admin.token.as_ref(), &headers)?;
+    authorise(admin.token.as_ref(), &headers)?;
     let id = ModelId::new(model).map_err(|error| Error::invalid("model", error.to_string()))?;
     let nodes = match &wanted.node {
         Some(node) => operate::find(&admin, node).map(|(control, status)| vec![(control, status.node.to_string())])?,
@@ -91,7 +92,7 @@ pub(crate) async fn of_node(
     Query(wanted): Query<Wanted>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
-    operate::authorise(admin.token.as_ref(), &headers)?;
+    authorise(admin.token.as_ref(), &headers)?;
     let (control, status) = operate::find(&admin, &node)?;
     tell(&admin, "", vec![(control, status.node.to_string())], &wanted).await
 }

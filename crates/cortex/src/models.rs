@@ -12,6 +12,7 @@ use bytes::Bytes;
 use fleet::{FleetView, PlaceQuery, Room, place};
 use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
+use service::token::authorise;
 use words::{Code, Error, ModelCard, ModelId, ModelState, ModelStatus, Moment, NodeMemory};
 
 use crate::admin::{Admin, Refused};
@@ -232,7 +233,7 @@ impl Orders {
 
 /// Reads the order, and the model's own id.
 async fn read(admin: &Admin, headers: &HeaderMap, body: Body) -> Result<(Wanted, ModelId), Error> {
-    operate::authorise(admin.token.as_ref(), headers)?;
+    authorise(admin.token.as_ref(), headers)?;
     let wanted: Wanted = operate::read_json(body).await?;
     let name = ModelId::new(wanted.model.clone()).map_err(|error| Error::invalid("model", error.to_string()))?;
     let id = admin.fleet.alias(&name).unwrap_or(name);

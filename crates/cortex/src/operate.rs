@@ -6,14 +6,14 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, header};
+use axum::http::HeaderMap;
 use fleet::NodeView;
 use serde::Deserialize;
-use service::token::Token;
+use service::token::authorise;
 use words::{Code, Error, HandoffPolicy, Incarnation, Intent, IntentOrder, NodeStatus};
 
 use crate::admin::{Admin, Refused};
-use crate::command;
+use crate::{command, rollout};
 
 /// Largest body of an order.
 const BODY_BYTES_MAX: usize = 16 << 10;
@@ -30,23 +30,6 @@ struct Details {
     handoff: HandoffPolicy,
     /// The worker's `[upgrade.NAME]` to run on a restart.
     upgrade: Option<String>,
-}
-
-/// Checks the shared token, where there is one.
-///
-/// # Errors
-/// `Unauthorized`.
-pub(crate) fn authorise(token: Option<&Token>, headers: &HeaderMap) -> Result<(), Error> {
-    let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
-    match (token, shown) {
-        (None, _) => Ok(()),
-        (Some(token), Some(shown)) if token.matches(shown) => Ok(()),
-        (Some(_), _) => {
-            let message = "what changes the fleet needs its token: Authorization: Bearer <token>";
-            Err(Error::new(Code::Unauthorized, message))
-        }
-    }
 }
 
 /// Reads a small JSON body; none at all is an empty object.
@@ -79,9 +62,7 @@ pub(crate) async fn order(
         }
     };
     let details: Details = read_json(body).await?;
-    let deadline = details.deadline_s.map(|seconds| {
-        Duration::try_from_secs_f64(seconds).map_err(|error| Error::invalid("deadline_s", error.to_string()))
-    });
+    let deadline = details.deadline_s.map(|seconds| rollout::span("deadline_s", seconds));
     let (control, known) = find(&admin, &node)?;
     let order = IntentOrder {
         seen: known.epoch,
@@ -141,7 +122,8 @@ pub(crate) fn find(admin: &Admin, name: &str) -> Result<(String, NodeStatus), Er
         return Err(Error::new(Code::RouteNotFound, message));
     };
     let Some(status) = &node.status else {
-        let message = format!("the worker at {} was never heard from", node.control_address);
+        let why = node.problem.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let message = format!("the worker at {} was never heard from{why}", node.control_address);
         return Err(Error::new(Code::NoReplica, message));
     };
     if node.conflicted && node.control_address != name {

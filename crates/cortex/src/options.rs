@@ -8,7 +8,7 @@ use fleet::JourneyLimits;
 use lifecycle::DrainBudget;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use service::config::UnusableOption;
+use service::config::{DAY_MS, UnusableOption, check_address, check_bounds};
 use service::server::ServerOptions;
 use service::telemetry::LogOptions;
 
@@ -40,6 +40,9 @@ pub struct Options {
 pub struct ApiOptions {
     /// Where it listens. Port 0 takes a free one.
     pub bind: SocketAddr,
+    /// Threads that serve it, each with its own share of the clients and its own connections to the workers. 0 for one
+    /// on each processor that the gateway may use.
+    pub threads: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
     /// Longest time for a request body to arrive, in milliseconds.
@@ -62,6 +65,7 @@ impl Default for ApiOptions {
     fn default() -> Self {
         ApiOptions {
             bind: SocketAddr::from(([127, 0, 0, 1], 31313)),
+            threads: 0,
             max_body_bytes: 4 << 20,
             body_timeout_ms: 30_000,
             commit_after_ms: 5_000,
@@ -114,7 +118,7 @@ pub struct ProxyOptions {
     pub retry_ratio: f64,
     /// Retries a second that are always affordable.
     pub retry_floor_per_second: f64,
-    /// Idle connections kept to each worker.
+    /// Idle connections kept to each worker, by all threads together.
     pub idle_connections: usize,
     /// Largest event of a worker's stream, in bytes.
     pub event_bytes_max: usize,
@@ -214,6 +218,9 @@ impl DrainOptions {
     }
 }
 
+/// Most threads that serve the API.
+const THREADS_MAX: usize = 1024;
+
 /// Longest wait for connections to close once the drain is over.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
 
@@ -234,13 +241,13 @@ impl Options {
         let wrong = |key: &str, problem: String| Err(UnusableOption { key: key.into(), problem });
         for (i, neuron) in self.neurons.iter().enumerate() {
             let key = format!("neurons[{i}].control");
-            let port = neuron.control.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
-            if port.and_then(|port| port.parse::<u16>().ok()).is_none() {
-                return wrong(&key, format!("must be host:port, it is '{}'", neuron.control));
-            }
+            check_address(&neuron.control).map_err(|problem| UnusableOption { key: key.clone(), problem })?;
             if self.neurons[..i].iter().any(|known| known.control == neuron.control) {
                 return wrong(&key, format!("'{}' is there twice", neuron.control));
             }
+        }
+        if self.api.threads > THREADS_MAX {
+            return wrong("api.threads", format!("must be from 0 to {THREADS_MAX}, it is {}", self.api.threads));
         }
         self.api.server.check("api.server")?;
         self.admin.server.check("admin.server")?;
@@ -252,16 +259,51 @@ impl Options {
         if !(0.0..=86_400.0).contains(&self.drain.deadline_s) {
             return wrong("drain.deadline_s", format!("must be from 0 to 86400, it is {}", self.drain.deadline_s));
         }
+        check_bounds(&[
+            ("api.body_timeout_ms", self.api.body_timeout_ms, 1, DAY_MS),
+            ("api.commit_after_ms", self.api.commit_after_ms, 0, DAY_MS),
+            ("api.keep_alive_ms", self.api.keep_alive_ms, 1, DAY_MS),
+            ("api.max_body_bytes", self.api.max_body_bytes as u64, 1024, 1 << 30),
+            ("proxy.connect_timeout_ms", self.proxy.connect_timeout_ms, 1, DAY_MS),
+            ("proxy.first_event_timeout_ms", self.proxy.first_event_timeout_ms, 1, DAY_MS),
+            ("proxy.stall_min_ms", self.proxy.stall_min_ms, 1, DAY_MS),
+            ("proxy.route_wait_ms", self.proxy.route_wait_ms, 0, DAY_MS),
+            ("proxy.load_wait_ms", self.proxy.load_wait_ms, 0, DAY_MS),
+            ("proxy.continue_wait_ms", self.proxy.continue_wait_ms, 0, DAY_MS),
+            ("proxy.event_bytes_max", self.proxy.event_bytes_max as u64, 1024, 1 << 30),
+            ("fleet.poll_ms", self.fleet.poll_ms, 100, DAY_MS),
+            ("fleet.ready_after_ms", self.fleet.ready_after_ms, 0, DAY_MS),
+            ("drain.settle_ms", self.drain.settle_ms, 0, DAY_MS),
+            ("drain.cut_max_ms", self.drain.cut_max_ms, 0, DAY_MS),
+        ])?;
         let share = |share: f64| (0.0..=10_000.0).contains(&share);
         if !share(self.proxy.retry_ratio) || !share(self.proxy.retry_floor_per_second) {
             return wrong("proxy.retry_ratio", "it and retry_floor_per_second must be from 0 to 10000".into());
         }
-        if self.api.max_body_bytes < 1024 || self.proxy.event_bytes_max < 1024 || self.api.keep_alive_ms == 0 {
-            return wrong(
-                "api.max_body_bytes",
-                "it and proxy.event_bytes_max must be at least 1024, keep_alive_ms 1".into(),
-            );
-        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_could_never_work_is_refused_with_its_key() {
+        let fault = |change: &dyn Fn(&mut Options)| {
+            let mut options = Options::default();
+            change(&mut options);
+            options.check().unwrap_err().key
+        };
+        let neuron = |control: &str| NeuronEntry { control: control.into() };
+        assert!(Options { neurons: vec![neuron("a:1"), neuron("[::1]:1")], ..Options::default() }.check().is_ok());
+        assert_eq!(fault(&|options| options.neurons = vec![neuron("http://a:1")]), "neurons[0].control");
+        assert_eq!(fault(&|options| options.neurons = vec![neuron("a:1"), neuron("a:1")]), "neurons[1].control");
+        // A program that never leaves, and waits that no clock can add.
+        assert_eq!(fault(&|options| options.drain.settle_ms = u64::MAX), "drain.settle_ms");
+        assert_eq!(fault(&|options| options.proxy.route_wait_ms = u64::MAX), "proxy.route_wait_ms");
+        assert_eq!(fault(&|options| options.proxy.connect_timeout_ms = 0), "proxy.connect_timeout_ms");
+        assert_eq!(fault(&|options| options.api.max_body_bytes = 1), "api.max_body_bytes");
     }
 }

@@ -12,6 +12,7 @@ use control::error_from_status;
 use control::proto::PullProgress;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
+use service::token::authorise;
 use tonic::Streaming;
 use words::{Code, Error};
 
@@ -79,7 +80,7 @@ pub(crate) async fn pull(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refused> {
-    operate::authorise(admin.token.as_ref(), &headers)?;
+    authorise(admin.token.as_ref(), &headers)?;
     let wanted: Wanted = operate::read_json(body).await?;
     let (control, status) = operate::find(&admin, &node)?;
     tracing::info!(node = %status.node, model = wanted.model, "pull");

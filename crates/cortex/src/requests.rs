@@ -11,11 +11,12 @@ use axum::http::HeaderMap;
 use fleet::{FleetView, NodeView, Slot};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
+use service::token::authorise;
 use words::{Code, Error, ModelId};
 
 use crate::admin::{Admin, Refused};
 use crate::command::{self, Which};
-use crate::operate;
+
 use crate::proxy::Flight;
 
 /// Most requests that an answer names; it counts them all.
@@ -98,7 +99,7 @@ pub(crate) async fn cancel(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<Cancelled>, Refused> {
-    operate::authorise(admin.token.as_ref(), &headers)?;
+    authorise(admin.token.as_ref(), &headers)?;
     let ours = admin.flights.cancel(&id);
     let ended = if ours.is_empty() {
         let everywhere = orders(&admin.fleet.view(), |_| vec![Which::RequestId(id.clone())]);
@@ -134,7 +135,7 @@ pub(crate) async fn cancel_model(
     Path(model): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<Cancelled>, Refused> {
-    operate::authorise(admin.token.as_ref(), &headers)?;
+    authorise(admin.token.as_ref(), &headers)?;
     let id = ModelId::new(model).map_err(|error| Error::invalid("model", error.to_string()))?;
     let view = admin.fleet.view();
     let ours = admin.flights.cancel_model(&id);

@@ -23,6 +23,8 @@ pub(crate) enum Ended {
     Left,
     /// Its connection broke, because its gateway died.
     Broken,
+    /// With what it had when it was cancelled.
+    Cut,
 }
 
 /// What the fleet must answer to one choice, if nodes of one build do.
@@ -44,6 +46,8 @@ pub(crate) struct Client {
     expected: Vec<Expected>,
     got: Vec<(String, Option<FinishReason>)>,
     pub(crate) ended: Option<Ended>,
+    /// An operator wants it to end with what it has.
+    pub(crate) cancelled: bool,
 }
 
 /// Puts a build's way to read a prompt into the prompt: its "template".
@@ -90,7 +94,7 @@ impl Client {
     /// Draws a client and its request.
     pub(crate) fn draw(context: &mut Context, number: usize, gateway: usize) -> Self {
         let rng = &mut context.rng;
-        let model = rng.random_range(0..context.plan.models);
+        let model = rng.random_range(0..context.plan.models + context.plan.on_demand);
         let prompt: Arc<[u32]> =
             (0..rng.random_range(1..=60)).map(|_| u32::from(b'a') + rng.random_range(0..26)).collect();
         let long = rng.random_bool(0.1);
@@ -133,7 +137,16 @@ impl Client {
             context.count(Count::SeveralChoices);
         }
         let got = vec![Default::default(); choices];
-        Client { number, order: Arc::new(order_of), gateway, reading: true, expected, got, ended: None }
+        Client {
+            number,
+            order: Arc::new(order_of),
+            gateway,
+            reading: true,
+            expected,
+            got,
+            ended: None,
+            cancelled: false,
+        }
     }
 
     /// Takes an event of the stream.
@@ -187,6 +200,26 @@ impl Client {
         self.end(context, Ended::Done);
     }
 
+    /// Takes the end of an answer that was cancelled: `last` is the text that each choice still held back.
+    pub(crate) fn cut(&mut self, context: &mut Context, completion_tokens: usize, last: &[(u32, String)]) {
+        let (number, choices) = (self.number, self.got.len());
+        context.check(self.cancelled, "CN1", || format!("request {number} was ended, and nobody wanted that"));
+        for (choice, text) in last {
+            let Some((got, None)) = self.got.get_mut(*choice as usize) else { continue };
+            got.push_str(text.trim_end_matches(char::REPLACEMENT_CHARACTER));
+            let got = got.as_str();
+            // What may yet have become a stop string is told now.
+            let stops = !self.order.stop.strings.is_empty();
+            let agrees = self.expected.iter().any(|expected| stops || expected.text.starts_with(got));
+            context.check(agrees, "ST2", || format!("request {number} was cut at {got:?}, which no build says"));
+        }
+        let most = self.expected.iter().map(|expected| expected.tokens * choices).max().unwrap_or_default();
+        context.check(completion_tokens <= most, "ST2", || {
+            format!("request {number} was billed {completion_tokens} tokens of {most}")
+        });
+        self.end(context, Ended::Cut);
+    }
+
     /// Takes the end, whatever it is.
     pub(crate) fn end(&mut self, context: &mut Context, ended: Ended) {
         let number = self.number;
@@ -201,6 +234,7 @@ impl Client {
             Ended::Failed(_) => (Count::Failed, "client #: failed with HTTP status #"),
             Ended::Left => (Count::Left, "client #: left"),
             Ended::Broken => (Count::GatewayDied, "client #: its gateway died"),
+            Ended::Cut => (Count::CutShort, "client #: ended by its cancelling"),
         };
         let status = if let Ended::Failed(code) = ended { code.row().http } else { 0 };
         context.count(count);
@@ -210,7 +244,7 @@ impl Client {
 
 /// Names a model by its place.
 pub(crate) fn model_id(model: usize) -> ModelId {
-    const NAMES: [&str; 4] = ["m0", "m1", "m2", "m3"];
+    const NAMES: [&str; 5] = ["m0", "m1", "m2", "m3", "m4"];
     // The names are ids by construction; `m0` stands in for a place that no plan has.
     ModelId::new(NAMES.get(model).copied().unwrap_or("m0")).unwrap_or_else(|_| unreachable!("a plain name"))
 }

@@ -63,6 +63,8 @@ pub(crate) enum ClientDue {
     StopReading,
     /// It reads again.
     Read,
+    /// An operator cancels its request.
+    Cancel,
 }
 
 /// An invariant that did not hold.

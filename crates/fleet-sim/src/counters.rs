@@ -32,6 +32,12 @@ counts! {
     Left => "clients left",
     /// A request that ended with an error.
     Failed => "requests failed",
+    /// A request that an operator cancelled.
+    Cancelled => "requests cancelled",
+    /// A request that was cancelled at a node, where it waited for its model.
+    CancelledWaiting => "requests cancelled before their model came",
+    /// A request that ended with what it had when it was cancelled.
+    CutShort => "requests ended by their cancelling",
     /// A request whose gateway died; an honest failure of the client's own connection.
     GatewayDied => "requests whose gateway died",
     /// An attempt was opened on a node.
@@ -164,6 +170,18 @@ counts! {
     EngineHang => "fault: engine hung",
     /// A load failed.
     LoadFailure => "fault: load failed",
+    /// A request waited at a node for its model.
+    WaitedForLoad => "requests that waited for their model",
+    /// A request was told that its model did not come in its time.
+    LoadTooLate => "requests whose model did not come in time",
+    /// A gateway sent a request to a node that had to load its model.
+    Placed => "requests placed",
+    /// A model made room for another one.
+    Evicted => "models evicted",
+    /// A model let nobody in, so that another one finds room.
+    Shut => "models that let nobody in for another's sake",
+    /// A model went, because nobody had asked for it for long.
+    TtlOver => "models that nobody asked for",
     /// A load was over.
     Loaded => "models loaded",
     /// A model was unloaded.

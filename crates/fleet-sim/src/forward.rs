@@ -1,8 +1,8 @@
 //! A gateway's data plane: clients' requests to attempts, attempts' events to clients.
 
 use fleet::{
-    Ending, Patience, PatienceFacts, PatienceLimits, Placements, Route, RouteQuery, Slot, Step, Target, Verdict, route,
-    worth_waiting,
+    Ending, Patience, PatienceFacts, PatienceLimits, Placements, Route, RouteQuery, Slot, Step, Target, Verdict,
+    coming, route, worth_waiting,
 };
 use words::{Code, Error, Moment};
 
@@ -14,11 +14,15 @@ use crate::gateway::{Gateway, Process};
 use crate::net::{ConnId, DIALLER, Loss, Message};
 use crate::node::{Node, Told};
 use crate::planted::Planted;
-use crate::relay::{Attempt, Relay, broken};
-use crate::talk::{Ask, Said};
+use crate::relay::{Attempt, Relay, broken, cancelled};
+use crate::talk::{Ask, Order, Said};
 
-const PATIENCE: PatienceLimits =
-    PatienceLimits { first_event: ms(25_000), stall: ms(5_000), load_until: Moment::after_start(ms(3_600_000)) };
+/// How long a node has to end a request that was cancelled.
+const CANCEL_MAX: std::time::Duration = ms(5_000);
+/// How late its gateway may be to end it, unless that slept.
+const CANCEL_LATE: std::time::Duration = ms(1_000);
+/// How much longer than a node a gateway waits for a load.
+const LOAD_WAIT_MORE: std::time::Duration = ms(10_000);
 
 /// Most events of one request that one input may cause, so that no loop is endless.
 const STEPS_MAX: usize = 200;
@@ -43,8 +47,29 @@ impl Gateway {
         if let Some(relay) = process.relays.remove(&client)
             && let Some(attempt) = relay.attempt
         {
+            process.answered(&relay.order, &attempt);
             process.attempts.remove(&attempt.conn);
             context.close(attempt.conn, DIALLER, Loss::Clean);
+        }
+    }
+
+    /// Takes an operator's word that nobody wants a request any more. Its node may end it, and has its time for that.
+    pub(crate) fn cancel(&mut self, context: &mut Context, clients: &mut [Client], nodes: &[Node], client: usize) {
+        let (now, me) = (self.now(context), self.party());
+        let Some(process) = &mut self.process else { return };
+        let Some(relay) = process.relays.get_mut(&client) else { return };
+        if std::mem::replace(&mut relay.cancelled, true) {
+            return;
+        }
+        context.count(Count::Cancelled);
+        context.note("gateway #: request # is cancelled", &[self.place as u64, client as u64]);
+        (clients[client].cancelled, relay.end_by) = (true, Some(now + CANCEL_MAX));
+        match relay.attempt.as_ref().map(|attempt| attempt.slot) {
+            Some(slot) => {
+                let conn = context.dial(me, Party::Node(slot.0));
+                context.send(conn, DIALLER, Message::Cancel(client, process.id.clone()));
+            }
+            None => self.ended(context, clients, nodes, client, Ending::Failed(cancelled())),
         }
     }
 
@@ -68,10 +93,20 @@ impl Gateway {
     /// Looks at the timers of all requests.
     pub(crate) fn look(&mut self, context: &mut Context, clients: &mut [Client], nodes: &[Node]) {
         let now = self.now(context);
-        let Some(process) = &self.process else { return };
+        let Some(process) = &mut self.process else { return };
+        let slept = now.since(std::mem::replace(&mut process.looked, now)) > CANCEL_LATE / 2;
         for client in process.relays.keys().copied().collect::<Vec<_>>() {
             let Some(process) = &mut self.process else { return };
             let Some(relay) = process.relays.get_mut(&client) else { continue };
+            if let Some(end) = relay.end_by {
+                let late = !slept && now >= end + CANCEL_LATE;
+                context.check(!late, "CN1", || format!("request {client} was cancelled, and its client waits on"));
+            }
+            let keeps = context.planted(Planted::KeepCancelled);
+            if relay.end_by.is_some_and(|end| now >= end) && relay.attempt.is_some() && !keeps {
+                self.ended(context, clients, nodes, client, Ending::Failed(cancelled()));
+                continue;
+            }
             if relay.waits && now >= relay.journey.wait_until() {
                 self.find(context, clients, nodes, client);
                 continue;
@@ -79,14 +114,16 @@ impl Gateway {
             // Nobody looks while nobody reads.
             let Some(attempt) = relay.attempt.as_mut().filter(|_| clients[client].reading) else { continue };
             let node = process.view.node(attempt.slot);
-            let p99 = node.and_then(|node| node.status.as_ref()).and_then(|status| status.model(&relay.order.model));
+            let status = node.and_then(|node| node.status.as_ref());
+            let p99 = status.and_then(|status| status.model(&relay.order.model));
             let facts = PatienceFacts {
                 control_heard: node.map_or(Moment::ZERO, |node| node.heard_at),
                 inter_token_p99: p99.map_or(ms(0), |model| ms(u64::from(model.inter_token_p99_ms))),
                 begun: relay.journey.accepted() > 0,
-                coming: false,
+                coming: !attempt.reached && status.is_some_and(|status| coming(status, &relay.order.model)),
             };
-            let (count, text) = match attempt.patience.look(now, &PATIENCE, &facts) {
+            let limits = PatienceLimits { first_event: ms(25_000), stall: ms(5_000), load_until: attempt.load_until };
+            let (count, text) = match attempt.patience.look(now, &limits, &facts) {
                 Verdict::WaitUntil(_) => continue,
                 Verdict::Stalled => (Count::Stalled, "the worker stood still"),
                 Verdict::StillLoading => (Count::Stalled, "the model is still on its way"),
@@ -151,7 +188,13 @@ impl Gateway {
         };
         attempt.patience.heard(now);
         match said {
-            Said::Reached => relay.journey.reached(),
+            Said::Reached => {
+                relay.journey.reached();
+                attempt.reached = true;
+                if std::mem::take(&mut attempt.placed) {
+                    process.placements.leave(&relay.order.model, attempt.slot);
+                }
+            }
             Said::Progress => relay.journey.queued(),
             Said::Origin(origin) => match relay.journey.began(origin) {
                 Ok(()) => _ = relay.origin.get_or_insert(origin),
@@ -177,12 +220,16 @@ impl Gateway {
                 clients[client].done(context, usage.completion_tokens, &answers);
                 self.left(context, client);
             }
+            Said::Cut(usage, last) => {
+                clients[client].cut(context, usage.completion_tokens, &last);
+                self.left(context, client);
+            }
             Said::Refused(code) => {
                 let error = Error::new(code, "the worker will not go on");
                 self.ended(context, clients, nodes, client, fail(error));
             }
             Said::Offer(rollout) => {
-                if !self.old {
+                if !self.old && !relay.cancelled {
                     attempt.offered = true;
                     relay.journey.driven_by(rollout);
                     self.hand_over(context, clients, nodes, client);
@@ -207,7 +254,9 @@ impl Gateway {
             successor: successor.as_ref(),
             placements: &Placements::default(),
         };
-        if let Route::Forward(_) = route(view, &query, |slot| sent[slot.0], now, rng) {
+        // A stream that runs is not moved to where it would have to wait for a load.
+        let found = route(view, &query, |slot| sent[slot.0], now, rng);
+        if matches!(found, Route::Forward(target) if target.room.is_none()) {
             context.count(Count::HandedOver);
             self.ended(context, clients, nodes, client, Ending::HandedOver);
         }
@@ -218,7 +267,13 @@ impl Gateway {
         let now = self.now(context);
         let Some(process) = &mut self.process else { return };
         let Some(relay) = process.relays.get_mut(&client) else { return };
-        if let Some(attempt) = relay.attempt.take() {
+        let taken = relay.attempt.take();
+        // Whatever ended the attempt: nobody wants another one.
+        let ending = if relay.cancelled { Ending::Failed(cancelled()) } else { ending };
+        if let Some(attempt) = taken {
+            if attempt.placed {
+                process.placements.leave(&relay.order.model, attempt.slot);
+            }
             process.attempts.remove(&attempt.conn);
             context.close(attempt.conn, DIALLER, Loss::Clean);
             // What it still says goes nowhere.
@@ -248,7 +303,12 @@ impl Gateway {
             Step::Complete => {
                 context.count(Count::CompletedLocally);
                 let tokens = relay.journey.accepted();
-                clients[client].done(context, tokens, &[]);
+                let finished = relay.journey.choices().iter().all(|choice| choice.finished);
+                if finished || !relay.cancelled {
+                    clients[client].done(context, tokens, &[]);
+                } else {
+                    clients[client].cut(context, tokens, &[]);
+                }
                 self.left(context, client);
             }
             Step::Fail(error) => self.fail(context, clients, client, &error),
@@ -266,7 +326,7 @@ impl Gateway {
     fn find(&mut self, context: &mut Context, clients: &mut [Client], nodes: &[Node], client: usize) {
         let now = self.now(context);
         let Some(process) = &mut self.process else { return };
-        let Process { relays, view, sent, rng, .. } = process;
+        let Process { relays, view, sent, rng, placements, .. } = process;
         let Some(relay) = relays.get_mut(&client) else { return };
         let successor = relay.journey.successor();
         let query = RouteQuery {
@@ -274,7 +334,7 @@ impl Gateway {
             tried: relay.journey.tried(),
             wait_until: relay.journey.wait_until(),
             successor: successor.as_ref(),
-            placements: &Placements::default(),
+            placements,
         };
         match route(view, &query, |slot| sent[slot.0], now, rng) {
             Route::Forward(target) => {
@@ -330,7 +390,16 @@ impl Gateway {
             canary: None,
         };
         let patience = Patience::new(now);
-        relay.attempt = Some(Attempt { slot: target.slot, conn, patience, offered: false });
+        let placed = target.on_demand;
+        if placed {
+            process.placements.enter(&relay.order.model, target.slot);
+        }
+        if target.room.is_some() {
+            context.count(Count::Placed);
+        }
+        let load_until = now + context.plan.load_wait + LOAD_WAIT_MORE;
+        let (slot, offered, reached) = (target.slot, false, false);
+        relay.attempt = Some(Attempt { slot, conn, patience, offered, placed, reached, load_until });
         process.attempts.insert(conn, client);
         context.send(conn, DIALLER, Message::Ask(Box::new(ask)));
     }
@@ -341,11 +410,20 @@ impl Gateway {
         let (incarnation, generation) = process.newest[slot.0];
         let told = nodes[slot.0].told.get(&(incarnation.counter, generation));
         let wanted = &clients[client].order.model;
-        let ready = |told: &Told| told.ready.iter().any(|number| model_id(*number) == *wanted);
+        let ready = |told: &Told| told.ready.iter().chain(&told.listed).any(|number| model_id(*number) == *wanted);
         let open = told.is_some_and(|told| told.open && ready(told));
         let name = self.place;
         context.check(open, "RT1", || {
             format!("gateway {name} sends request {client} to node {}, which said that it does not take it", slot.0)
         });
+    }
+}
+
+impl Process {
+    /// Counts a request out of those that may wait for a load.
+    fn answered(&mut self, order: &Order, attempt: &Attempt) {
+        if attempt.placed {
+            self.placements.leave(&order.model, attempt.slot);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fleet::{FleetView, Observation, RetryBudget, SILENT_AFTER, Slot};
+use fleet::{FleetView, Observation, Placements, RetryBudget, SILENT_AFTER, Slot};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use words::{DrainPhase, GatewayId, Generation, Incarnation, Moment, NodeState, NodeStatus};
@@ -56,6 +56,10 @@ pub(crate) struct Process {
     pub(crate) relays: BTreeMap<usize, Relay>,
     /// The client of each attempt's connection.
     pub(crate) attempts: BTreeMap<ConnId, usize>,
+    /// Requests that may wait for loads.
+    pub(crate) placements: Placements,
+    /// When its requests were looked at.
+    pub(crate) looked: Moment,
     pub(crate) rng: SmallRng,
     /// The newest word of each node that ever came, kept apart from the view, to judge it by.
     pub(crate) newest: Vec<(Incarnation, Generation)>,
@@ -99,6 +103,8 @@ impl Gateway {
             budget: RetryBudget::new(zero, 0.2, 10.0),
             relays: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            placements: Placements::default(),
+            looked: Moment::ZERO,
             rng: SmallRng::seed_from_u64(context.now.0 ^ self.place as u64),
             newest: vec![Default::default(); count],
             said: vec![None; count],

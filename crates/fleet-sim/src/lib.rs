@@ -11,6 +11,7 @@ mod clock;
 mod context;
 mod coordinator;
 mod counters;
+mod demand;
 mod faults;
 mod forward;
 mod gateway;

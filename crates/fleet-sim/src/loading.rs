@@ -2,6 +2,7 @@
 
 use words::ModelState;
 
+use crate::client::model_id;
 use crate::clock::ms;
 use crate::context::Context;
 use crate::model::{Command, Given, Model};
@@ -69,7 +70,12 @@ impl Node {
                 changed |= model.begin_load(context);
             }
             let mut of_model = Given::default();
-            changed |= model.go_on_unloading(context, &mut of_model);
+            if model.go_on_unloading(context, &mut of_model) {
+                changed = true;
+                if model.on_demand && !model.in_memory() {
+                    process.claims.free(&model_id(model.number));
+                }
+            }
             given.push((place, of_model));
         }
         let empty = process.models.iter().all(|model| matches!(model.state, ModelState::Absent | ModelState::Failed));
@@ -92,8 +98,9 @@ impl Node {
     /// Takes the end of a load.
     pub(crate) fn load_over(&mut self, context: &mut Context, number: usize, load: u64) {
         let Some(process) = &mut self.process else { return };
-        let Some(model) = process.models.iter_mut().find(|model| model.number == number) else { return };
-        if model.load_over(context, load) {
+        let Some(place) = process.models.iter().position(|model| model.number == number) else { return };
+        if process.models[place].load_over(context, load) {
+            self.came_or_failed(context, place);
             self.show_models(context);
         }
         self.go_on_loading(context);

@@ -8,13 +8,13 @@ use inference::engine::{Batch, Capabilities, Engine, EngineError, Outputs};
 use inference::{Event, FAKE_VOCABULARY, FakeEngine, Limits, RequestKey, Scheduler, Submission, fake_token_bytes};
 use lifecycle::{ModelInput, next_model_state};
 use rand::Rng;
-use words::{Code, Fingerprint, ModelLoad, ModelState, ModelStatus, Moment};
+use words::{Code, Fingerprint, ModelCard, ModelLoad, ModelState, ModelStatus, Moment};
 
 use crate::client::model_id;
 use crate::clock::{At, draw_ms, ms};
 use crate::context::{Context, Due};
 use crate::counters::Count;
-use crate::plan::Build;
+use crate::plan::{Build, memory_of};
 use crate::talk::fingerprint;
 
 /// Most tokens of prompt and completion together.
@@ -26,6 +26,8 @@ const BLOCK_TOKENS: usize = 16;
 pub(crate) enum Command {
     Submit(Box<Submission>),
     Cancel(RequestKey),
+    /// To end it with what it has.
+    End(RequestKey),
     HandBack,
     FailAll(Code),
 }
@@ -43,7 +45,14 @@ pub(crate) struct Model {
     node: usize,
     life: u32,
     pub(crate) build: Build,
+    /// A request brings it; others are loaded by default.
+    pub(crate) on_demand: bool,
     pub(crate) state: ModelState,
+    /// It lets nobody in for now.
+    pub(crate) shut: bool,
+    /// When it came into its state, and when its last request ended.
+    pub(crate) since: At,
+    pub(crate) idle_since: At,
     /// Counts loads; the end of an earlier one means nothing.
     load: u64,
     loads_running: u32,
@@ -52,6 +61,8 @@ pub(crate) struct Model {
     scheduler: Scheduler,
     engine: FakeEngine,
     step: Option<(Batch, Result<Outputs, EngineError>)>,
+    /// When that began.
+    step_since: At,
     inbox: Vec<Command>,
     pub(crate) hang_until: At,
     live: BTreeSet<RequestKey>,
@@ -81,14 +92,18 @@ fn scheduler(sizes: usize) -> (Scheduler, FakeEngine) {
 }
 
 impl Model {
-    pub(crate) fn new(node: usize, life: u32, number: usize, build: Build) -> Self {
+    pub(crate) fn new(node: usize, life: u32, number: usize, build: Build, on_demand: bool) -> Self {
         let (scheduler, engine) = scheduler(node + number);
         Model {
             number,
             node,
             life,
             build,
+            on_demand,
             state: ModelState::Absent,
+            shut: false,
+            since: At::default(),
+            idle_since: At::default(),
             load: 0,
             loads_running: 0,
             unload_by: None,
@@ -96,6 +111,7 @@ impl Model {
             scheduler,
             engine,
             step: None,
+            step_since: At::default(),
             inbox: Vec::new(),
             hang_until: At::default(),
             live: BTreeSet::new(),
@@ -107,7 +123,7 @@ impl Model {
             Ok(state) => {
                 let numbers = [self.node as u64, self.number as u64, self.state as u64, state as u64];
                 context.note("node #: model # goes from state # to #", &numbers);
-                self.state = state;
+                (self.state, self.since, self.idle_since, self.shut) = (state, context.now, context.now, false);
                 true
             }
             Err(_) => false,
@@ -140,7 +156,8 @@ impl Model {
         }
         if context.stormy() && context.rng.random_bool(0.05) && self.go(context, ModelInput::Fail) {
             context.count(Count::LoadFailure);
-            self.again_at = Some(context.now.after(ms(3_000)));
+            // Who wants one that comes on demand says so again.
+            self.again_at = (!self.on_demand).then(|| context.now.after(ms(3_000)));
             return true;
         }
         let steps = [ModelInput::Fetched, ModelInput::Loaded, ModelInput::Warmed];
@@ -213,6 +230,7 @@ impl Model {
                     self.live.remove(&key);
                     self.scheduler.cancel(key);
                 }
+                Command::End(key) => drop(self.scheduler.stop(key, &mut given.events)),
                 Command::HandBack => self.scheduler.hand_back(&mut given.events),
                 Command::FailAll(code) => self.scheduler.fail_all(code, "the node ends it", &mut given.events),
             }
@@ -222,7 +240,7 @@ impl Model {
             if let Err(error) = &outputs {
                 context.breach("KV1", || format!("a batch broke the engine's contract: {error}"));
             }
-            self.step = Some((batch, outputs));
+            (self.step, self.step_since) = (Some((batch, outputs)), context.now);
             let takes = draw_ms(&mut context.rng, 8, 30) + self.hang_until.since(context.now);
             let (node, life, model) = (self.node, self.life, self.number);
             context.after(takes, Due::StepOver { node, life, model });
@@ -286,7 +304,7 @@ impl Model {
             match command {
                 Command::Submit(submission) => _ = live.insert(submission.request),
                 Command::Cancel(key) => _ = live.remove(key),
-                Command::HandBack | Command::FailAll(_) => {}
+                Command::End(_) | Command::HandBack | Command::FailAll(_) => {}
             }
         }
         live.len()
@@ -297,6 +315,16 @@ impl Model {
         self.step.is_none()
     }
 
+    /// Returns whether it takes memory: on its way in, serving, or on its way out.
+    pub(crate) fn in_memory(&self) -> bool {
+        !matches!(self.state, ModelState::Absent | ModelState::Failed)
+    }
+
+    /// Returns whether the step that ran then runs still.
+    pub(crate) fn steps_since(&self, then: At) -> bool {
+        self.step.is_some() && self.step_since <= then
+    }
+
     /// Returns the fingerprints of its build.
     pub(crate) fn prints(&self) -> (Fingerprint, Fingerprint) {
         let number = self.number as u32;
@@ -305,9 +333,20 @@ impl Model {
     }
 
     /// Shows it, as statuses carry it.
-    pub(crate) fn status(&self, continuation: bool) -> ModelStatus {
+    pub(crate) fn status(&self, now: At, continuation: bool) -> ModelStatus {
         let (load, prints) = (self.scheduler.load(), self.prints());
+        let bytes = memory_of(self.number);
+        let card = ModelCard {
+            on_demand: self.on_demand,
+            pinned: !self.on_demand,
+            memory_estimate: bytes,
+            ..ModelCard::default()
+        };
         ModelStatus {
+            card,
+            memory_bytes: if self.in_memory() { bytes } else { 0 },
+            idle_s: if self.state == ModelState::Ready { now.since(self.idle_since).as_secs() as u32 } else { 0 },
+            since_unix_ms: self.since.0 / 1_000 + 1,
             state: self.state,
             context_length: CONTEXT_LENGTH as u32,
             continue_fingerprint: prints.0,

@@ -39,7 +39,9 @@ pub(crate) enum Message {
     Order(Box<IntentOrder>),
     /// A rollout's release of a hold.
     Release { rollout: RolloutId, lease_revision: u64, prolong: Option<Duration> },
-    /// A node's answer to either, with what it says of itself since.
+    /// A gateway's word that this request of its own is wanted no more.
+    Cancel(usize, GatewayId),
+    /// A node's answer to an order or a release, with what it says of itself since.
     Ordered(Result<Arc<NodeStatus>, Code>),
     /// A node's status, pushed or polled.
     Status(Arc<NodeStatus>),

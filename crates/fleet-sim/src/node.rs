@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use lifecycle::{Act, DrainBudget, ExitKind, NodeFacts, NodeLife, NodeRules, Record};
+use lifecycle::{Act, Claims, DrainBudget, ExitKind, NodeFacts, NodeLife, NodeRules, Record};
 use rand::Rng;
 use words::{
     Code, Door, GatewayId, Generation, Incarnation, IntentOrder, ModelState, Moment, NodeId, NodeState, NodeStatus,
@@ -14,6 +14,7 @@ use crate::clock::{At, ProcessClock, draw_ms, ms};
 use crate::context::{Context, Due, Party};
 use crate::coordinator::canary_order;
 use crate::counters::Count;
+use crate::demand::Waiting;
 use crate::model::{Command, Model};
 use crate::net::{ConnId, Loss};
 use crate::plan::{Build, NodePlan};
@@ -37,6 +38,8 @@ pub(crate) struct Told {
     pub(crate) open: bool,
     /// Places of the models that were ready.
     pub(crate) ready: Vec<usize>,
+    /// Places of the models that a request brings.
+    pub(crate) listed: Vec<usize>,
 }
 
 /// A host with a supervisor and a disk; at times a process runs on it.
@@ -85,6 +88,10 @@ pub(crate) struct Process {
     pub(crate) sessions: BTreeMap<GatewayId, Session>,
     pub(crate) orphans: BTreeMap<GatewayId, Moment>,
     pub(crate) streams: Streams,
+    /// Memory for models. Those that are loaded by default have theirs from the start.
+    pub(crate) claims: Claims,
+    /// Requests that wait for their model.
+    pub(crate) waiting: Vec<Waiting>,
     pub(crate) heartbeat: Moment,
     /// Since when its gateways may know that it will close.
     pub(crate) settles_since: Option<Moment>,
@@ -152,21 +159,25 @@ impl Node {
         let machine = NodeLife::start(incarnation, self.record.clone(), rules(self.plan.old));
         let mut status = NodeStatus::new(self.id.clone(), incarnation);
         machine.show(Moment::ZERO, &mut status);
-        let build = |(number, build): &(usize, Build)| {
+        let build = |(number, build): &(usize, Build), on_demand: bool| {
             let reads = if self.bad { BAD_READS } else { build.reads };
-            Model::new(self.place, self.life, *number, Build { reads, ..*build })
+            Model::new(self.place, self.life, *number, Build { reads, ..*build }, on_demand)
         };
+        let resident = self.plan.models.iter().map(|model| build(model, false));
+        let models = resident.chain(self.plan.catalogue.iter().map(|model| build(model, true))).collect();
         self.process = Some(Process {
             machine,
             status,
             door: Door::Nobody,
             announced: Generation(1),
-            models: self.plan.models.iter().map(build).collect(),
+            models,
             pass: Some((0..self.plan.models.len()).collect()),
             unloading: false,
             sessions: BTreeMap::new(),
             orphans: BTreeMap::new(),
             streams: Streams::default(),
+            claims: self.claims(),
+            waiting: Vec::new(),
             heartbeat: Moment::ZERO,
             settles_since: None,
             hasty: false,
@@ -202,6 +213,7 @@ impl Node {
         self.note_serving(context.now);
         self.go_on_loading(context);
         self.look_at_models(context);
+        self.look_at_waiting(context);
         self.look_at_sessions(context, now);
         self.signs_of_life(context, now);
         let Some(process) = &mut self.process else { return };
@@ -238,7 +250,7 @@ impl Node {
             let Some(process) = &mut self.process else { return };
             let unaware = process.unaware();
             let facts = NodeFacts {
-                in_flight: process.streams.len(),
+                in_flight: process.in_flight(),
                 unaware_gateways: if context.planted(Planted::SkipSettle) { 0 } else { unaware },
                 offers_open: process.streams.offered(),
             };
@@ -298,7 +310,7 @@ impl Node {
                 }
                 Act::Load => {
                     process.unloading = false;
-                    process.pass = Some((0..process.models.len()).collect());
+                    process.pass = Some((0..self.plan.models.len()).collect());
                 }
                 Act::RunCanary(canary) => {
                     context.count(Count::OwnCanary);
@@ -432,6 +444,11 @@ impl Node {
 }
 
 impl Process {
+    /// Counts the requests that are let in and not over.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.streams.len() + self.waiting.len()
+    }
+
     /// Counts the attached gateways that do not know the machine's last word.
     fn unaware(&self) -> usize {
         self.sessions.values().filter(|session| session.acked < self.announced).count()

@@ -102,7 +102,7 @@ impl World {
             let now = gateway.now(&self.context);
             let view = gateway.process.as_ref().and_then(|process| process.view.node(Slot(node)));
             let status = view.and_then(|node| node.routable(now));
-            let ready = |model: &&words::ModelStatus| model.state == words::ModelState::Ready;
+            let ready = |model: &&words::ModelStatus| model.state == words::ModelState::Ready && !model.card.on_demand;
             status.is_some_and(|status| {
                 status.state == NodeState::Ready
                     && status.intent == Intent::None

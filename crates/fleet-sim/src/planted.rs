@@ -24,11 +24,19 @@ pub enum Planted {
     WrongIndex,
     /// The end of a gateway's old session releases its new one.
     DoubleRelease,
+    /// A node gives the memory of a model away before that has gone.
+    Overcommit,
+    /// A node does not look at the time of those who wait for a model.
+    WaitForEver,
+    /// A node does not tell an engine that a request was cancelled.
+    DeafToCancel,
+    /// A gateway waits for ever for a node to end what was cancelled.
+    KeepCancelled,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Planted; 10] = [
+    pub const ALL: [Planted; 14] = [
         Planted::SkipSettle,
         Planted::DropFence,
         Planted::IgnoreEpochs,
@@ -39,5 +47,9 @@ impl Planted {
         Planted::AcceptAfterClosed,
         Planted::WrongIndex,
         Planted::DoubleRelease,
+        Planted::Overcommit,
+        Planted::WaitForEver,
+        Planted::DeafToCancel,
+        Planted::KeepCancelled,
     ];
 }

@@ -18,6 +18,12 @@ pub(crate) struct Attempt {
     pub(crate) patience: Patience,
     /// Its node is leaving and would have it go elsewhere.
     pub(crate) offered: bool,
+    /// The node may have to load the model for it, and has not answered yet.
+    pub(crate) placed: bool,
+    /// The node has answered.
+    pub(crate) reached: bool,
+    /// How long the model is waited for.
+    pub(crate) load_until: Moment,
 }
 
 /// A request.
@@ -34,6 +40,10 @@ pub(crate) struct Relay {
     /// Events that came while the client did not read; nothing for the connection's end.
     pub(crate) unread: VecDeque<Option<Said>>,
     pub(crate) waits: bool,
+    /// Nobody wants it any more.
+    pub(crate) cancelled: bool,
+    /// Until then its node may end it.
+    pub(crate) end_by: Option<Moment>,
 }
 
 /// Bounds of a request's way, as the proxy's defaults are but for shorter waits.
@@ -52,9 +62,16 @@ impl Relay {
             finishes: vec![None; order.choices],
             unread: VecDeque::new(),
             waits: false,
+            cancelled: false,
+            end_by: None,
             order,
         }
     }
+}
+
+/// Says that an operator did not want it any more.
+pub(crate) fn cancelled() -> Error {
+    Error::new(Code::Cancelled, "the request was cancelled")
 }
 
 /// Says that a node's stream broke off.

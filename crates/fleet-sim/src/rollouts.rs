@@ -2,12 +2,13 @@
 
 use fleet::rollout::{MaxUnavailable, Phase, Policy, Rollout, World as Seen, rehearse};
 use rand::Rng;
-use words::{Canary, HandoffPolicy, Intent, NodeState, RolloutId};
+use words::{Canary, HandoffPolicy, Intent, ModelState, NodeState, RolloutId};
 
 use crate::client::{answer, model_id, read_prompt};
 use crate::clock::{At, ms};
 use crate::coordinator::canary_order;
 use crate::counters::Count;
+use crate::model::Model;
 use crate::net::Loss;
 use crate::node::Node;
 use crate::world::World;
@@ -71,7 +72,7 @@ impl World {
         let mut policy = Policy::new(targets);
         policy.max_unavailable = MaxUnavailable::Count(if calm { 1 } else { rng.random_range(1..=2) });
         if !calm && rng.random_bool(0.2) {
-            policy.allow_dark = (0..models).map(model_id).collect();
+            policy.allow_dark = (0..models + self.context.plan.on_demand).map(model_id).collect();
         }
         policy.upgrade = match rng.random_range(0..10) {
             0 | 1 => Some("engine".into()),
@@ -165,25 +166,30 @@ impl World {
 }
 
 impl Node {
-    /// Whether it is meant to have a model.
+    /// Whether it is meant to have a model, always or when somebody asks for it.
     pub(crate) fn has(&self, number: usize) -> bool {
-        self.plan.models.iter().any(|(known, _)| *known == number)
+        self.plan.models.iter().chain(&self.plan.catalogue).any(|(known, _)| *known == number)
     }
 
-    /// Names the models that it truly serves.
+    /// Names the models that it truly has loaded, and serves.
     pub(crate) fn served(&self, now: At) -> Vec<usize> {
-        let numbers = self.plan.models.iter().map(|(number, _)| *number);
-        numbers.filter(|number| self.serves(*number, now)).collect()
+        let models = self.process.iter().flat_map(|process| &process.models);
+        let loaded = models.filter(|model| model.state == ModelState::Ready).map(|model| model.number);
+        loaded.filter(|number| self.serves(*number, now)).collect()
     }
 
-    /// Whether it truly serves a model to everybody.
+    /// Whether it truly serves a model to everybody; one that comes on demand also where it would load it.
     pub(crate) fn serves(&self, number: usize, now: At) -> bool {
         let Some(process) = &self.process else { return false };
-        let ready = |model: &&crate::model::Model| model.state == words::ModelState::Ready;
+        let able = |model: &&Model| match model.state {
+            ModelState::Ready => true,
+            ModelState::Draining | ModelState::Failed => false,
+            _ => model.on_demand,
+        };
         now >= self.paused_until
             && process.machine.state() == NodeState::Ready
             && process.machine.intent() == Intent::None
-            && process.models.iter().filter(ready).any(|model| model.number == number)
+            && process.models.iter().filter(able).any(|model| model.number == number)
     }
 
     /// Whether it came up and a rollout holds it.
@@ -199,7 +205,7 @@ impl Node {
 
     /// Notes since when it does not serve.
     pub(crate) fn note_serving(&mut self, now: At) {
-        for (number, _) in &self.plan.models {
+        for (number, _) in self.plan.models.iter().chain(&self.plan.catalogue) {
             if self.serves(*number, now) {
                 self.unserving_since.remove(number);
             } else {

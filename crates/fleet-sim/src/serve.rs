@@ -8,12 +8,13 @@ use rand::Rng;
 use words::{Code, GatewayId, ModelState, Moment};
 
 use crate::client::{model_id, read_prompt};
-use crate::clock::ms;
+use crate::clock::{At, ms};
 use crate::context::Context;
 use crate::counters::Count;
 use crate::model::{Command, Given};
 use crate::net::{ACCEPTOR, ConnId, DIALLER, Loss, Message};
 use crate::node::Node;
+use crate::planted::Planted;
 use crate::talk::{Ask, Said, fingerprint};
 
 /// Events on their way to a reader beyond which its sequence pauses.
@@ -24,6 +25,7 @@ const STALE: std::time::Duration = ms(5_000);
 /// A request that runs here.
 struct Stream {
     conn: ConnId,
+    request: usize,
     /// The place of its model on this node.
     model: usize,
     attempt: u32,
@@ -36,7 +38,14 @@ struct Stream {
     offered: Option<Moment>,
     sign: Moment,
     paused: bool,
+    /// Since when it is wanted no more, and how many tokens each choice has said since.
+    cancelled: Option<(At, Vec<usize>)>,
+    /// What choices that were stopped still held back.
+    last: Vec<(u32, String)>,
 }
+
+/// A cancelled request is gone after this long, unless the step hangs that ran then.
+const CANCEL_MAX: std::time::Duration = ms(2_000);
 
 /// The requests that run on a node.
 #[derive(Default)]
@@ -59,31 +68,43 @@ impl Node {
     /// Takes a request of a gateway.
     pub(crate) fn ask(&mut self, context: &mut Context, conn: ConnId, ask: Ask) {
         let numbers = [self.place as u64, ask.request as u64, u64::from(ask.attempt)];
-        let refusal = match self.try_ask(context, conn, &ask) {
-            Ok(()) => return context.note("node #: takes request #, attempt #", &numbers),
-            Err(code) => code,
-        };
-        context.note("node #: refuses request #, attempt #", &numbers);
+        match self.try_ask(context, conn, ask) {
+            Ok(()) => context.note("node #: takes request #, attempt #", &numbers),
+            Err(code) => {
+                context.note("node #: refuses request #, attempt #", &numbers);
+                self.refuse(context, conn, code);
+            }
+        }
+    }
+
+    pub(crate) fn refuse(&mut self, context: &mut Context, conn: ConnId, code: Code) {
         context.count(Count::Refused);
-        context.send(conn, ACCEPTOR, Message::Said(Said::Refused(refusal)));
+        context.send(conn, ACCEPTOR, Message::Said(Said::Refused(code)));
         context.close(conn, ACCEPTOR, Loss::Clean);
     }
 
-    fn try_ask(&mut self, context: &mut Context, conn: ConnId, ask: &Ask) -> Result<(), Code> {
+    fn try_ask(&mut self, context: &mut Context, conn: ConnId, ask: Ask) -> Result<(), Code> {
         if !self.admits(context, ask.canary.as_ref()) {
             return Err(Code::Draining);
         }
-        let now = self.now(context);
-        let old = self.plan.old;
         let process = self.process.as_mut().ok_or(Code::UpstreamFailed)?;
         let place = process.models.iter().position(|model| model_id(model.number) == ask.order.model);
         let place = place.ok_or(Code::ModelNotHere)?;
-        let model = &mut process.models[place];
+        let model = &process.models[place];
         match model.state {
-            ModelState::Ready => {}
-            ModelState::Fetching | ModelState::Loading | ModelState::Warming => return Err(Code::ModelLoading),
-            _ => return Err(Code::ModelNotHere),
+            ModelState::Ready if !model.shut => self.submit(context, conn, place, &ask),
+            _ if model.on_demand => self.wait(context, conn, place, ask),
+            ModelState::Fetching | ModelState::Loading | ModelState::Warming => Err(Code::ModelLoading),
+            _ => Err(Code::ModelNotHere),
         }
+    }
+
+    /// Gives a request to the engine of its model, which serves.
+    pub(crate) fn submit(&mut self, context: &mut Context, conn: ConnId, place: usize, ask: &Ask) -> Result<(), Code> {
+        let now = self.now(context);
+        let old = self.plan.old;
+        let process = self.process.as_mut().ok_or(Code::UpstreamFailed)?;
+        let model = &mut process.models[place];
         let prompt = read_prompt(&ask.order.prompt, model.build.reads);
         let (continue_fingerprint, exact_fingerprint) = model.prints();
         let origin = Origin { prompt_hash: fingerprint(0, &prompt), continue_fingerprint, exact_fingerprint };
@@ -107,6 +128,7 @@ impl Node {
         };
         let stream = Stream {
             conn,
+            request: ask.request,
             model: place,
             attempt: ask.attempt,
             gateway: ask.gateway.clone(),
@@ -117,6 +139,8 @@ impl Node {
             offered: None,
             sign: now,
             paused: false,
+            cancelled: None,
+            last: Vec::new(),
         };
         process.streams.streams.insert(key.0, stream);
         context.send(conn, ACCEPTOR, Message::Said(Said::Reached));
@@ -167,6 +191,12 @@ impl Node {
                 }
                 EventKind::Token { choice, index, id, text, finish, .. } => {
                     stream.flows = true;
+                    if let Some((_, said)) = &mut stream.cancelled {
+                        // The step that ran as it was cancelled.
+                        said[choice as usize] += 1;
+                        let (request, more) = (stream.request, said[choice as usize]);
+                        context.check(more <= 1, "CN1", || format!("request {request} goes on after it was cancelled"));
+                    }
                     if !stream.streamed {
                         let (whole, ended) = &mut stream.folded[choice as usize];
                         whole.push_str(&text);
@@ -180,13 +210,24 @@ impl Node {
                     context.send(stream.conn, ACCEPTOR, Message::Said(token));
                 }
                 // Nobody here asks for these.
-                EventKind::Scored { .. } | EventKind::Embedded { .. } | EventKind::Stopped { .. } => {}
+                EventKind::Scored { .. } | EventKind::Embedded { .. } => {}
+                EventKind::Stopped { choice, text } => stream.last.push((choice, text)),
                 EventKind::Done(_) if context.stormy() && context.rng.random_bool(0.005) => {
                     context.count(Count::LostEnd);
                     let conn = stream.conn;
                     process.streams.streams.remove(&key.0);
                     context.close(conn, ACCEPTOR, Loss::Clean);
                     ended = true;
+                }
+                EventKind::Done(usage) if stream.cancelled.is_some() => {
+                    let (last, whole) = (std::mem::take(&mut stream.last), !stream.streamed);
+                    // What has no token is no answer; one JSON is made of what there is, here as in a stream.
+                    let said = match usage.completion_tokens {
+                        0 => Said::Refused(Code::Cancelled),
+                        _ if whole => Said::Cut(usage, Vec::new()),
+                        _ => Said::Cut(usage, last),
+                    };
+                    ended |= self.end_stream(context, key, said);
                 }
                 EventKind::Done(usage) => {
                     let folded = std::mem::take(&mut stream.folded);
@@ -215,7 +256,30 @@ impl Node {
         if let Some(key) = of.map(|(key, _)| *key) {
             self.cancel(context, key);
             self.drive(context);
+        } else if self.leave_waiting(|waiting| waiting.conn == conn).is_some() {
+            self.drive(context);
         }
+    }
+
+    /// Ends a request with what it has, wherever it is.
+    pub(crate) fn cancel_request(&mut self, context: &mut Context, request: usize, gateway: &GatewayId) {
+        let of = |ask: &Ask| ask.request == request && ask.gateway == *gateway;
+        if let Some(waiting) = self.leave_waiting(|waiting| of(&waiting.ask)) {
+            context.count(Count::CancelledWaiting);
+            self.refuse(context, waiting.conn, Code::Cancelled);
+            return self.drive(context);
+        }
+        let now = self.now(context);
+        let Some(process) = &mut self.process else { return };
+        let mut streams = process.streams.streams.iter_mut();
+        let found = streams.find(|(_, stream)| stream.request == request && stream.gateway == *gateway);
+        let Some((key, stream)) = found.filter(|(_, stream)| stream.cancelled.is_none()) else { return };
+        stream.cancelled = Some((context.now, vec![0; stream.folded.len()]));
+        let (key, place, mut given) = (RequestKey(*key), stream.model, Given::default());
+        if !context.planted(Planted::DeafToCancel) {
+            process.models[place].command(context, now, Command::End(key), &mut given);
+        }
+        self.deliver(context, place, given);
     }
 
     fn cancel(&mut self, context: &mut Context, key: u64) {
@@ -233,7 +297,12 @@ impl Node {
         let attached = process.attached.values().any(|known| known == gateway);
         context.check(!attached, "LS1", || format!("{gateway} is attached, and its requests are ended"));
         let theirs = process.streams.streams.iter().filter(|(_, stream)| stream.gateway == *gateway);
-        for (key, conn) in theirs.map(|(key, stream)| (*key, stream.conn)).collect::<Vec<_>>() {
+        let theirs: Vec<_> = theirs.map(|(key, stream)| (*key, stream.conn)).collect();
+        while let Some(waiting) = self.leave_waiting(|waiting| waiting.ask.gateway == *gateway) {
+            context.count(Count::Orphaned);
+            context.close(waiting.conn, ACCEPTOR, Loss::Reset);
+        }
+        for (key, conn) in theirs {
             context.count(Count::Orphaned);
             self.cancel(context, key);
             context.close(conn, ACCEPTOR, Loss::Reset);
@@ -268,6 +337,13 @@ impl Node {
     pub(crate) fn signs_of_life(&mut self, context: &mut Context, now: Moment) {
         self.look_at_readers(context);
         let Some(process) = &mut self.process else { return };
+        let (streams, models) = (&mut process.streams.streams, &process.models);
+        for stream in streams.values() {
+            let Some((since, _)) = &stream.cancelled else { continue };
+            let late = context.now.since(*since) > CANCEL_MAX && !models[stream.model].steps_since(*since);
+            let request = stream.request;
+            context.check(!late, "CN1", || format!("request {request} was cancelled, and keeps its place"));
+        }
         for stream in process.streams.streams.values_mut().filter(|stream| !stream.flows) {
             if now.since(stream.sign) >= ms(1_000) {
                 stream.sign = now;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use words::{Code, Door, DrainPhase, Generation, Intent, ModelState, Moment, NodeState};
+use words::{Code, Door, DrainPhase, Generation, Intent, ModelState, Moment, NodeMemory, NodeState};
 
 use crate::clock::ms;
 use crate::context::Context;
@@ -43,9 +43,10 @@ impl Node {
     }
 
     pub(crate) fn show_models(&mut self, context: &mut Context) {
-        let continuation = !self.plan.old;
+        let (now, continuation) = (context.now, !self.plan.old);
         if let Some(process) = &mut self.process {
-            process.status.models = process.models.iter().map(|model| model.status(continuation)).collect();
+            process.status.models = process.models.iter().map(|model| model.status(now, continuation)).collect();
+            process.status.memory = NodeMemory { budget: process.claims.budget(), used: process.claims.used() };
             self.publish(context);
         }
     }
@@ -69,7 +70,9 @@ impl Node {
         let open = matches!(status.state, NodeState::Ready | NodeState::Draining(words::DrainPhase::Settle))
             && (status.intent != Intent::Cordon || process.door == Door::All);
         let ready = process.models.iter().filter(|model| model.state == ModelState::Ready);
-        let told = Told { open, ready: ready.map(|model| model.number).collect() };
+        let listed = process.models.iter().filter(|model| model.on_demand);
+        let (ready, listed) = (ready.map(|model| model.number).collect(), listed.map(|model| model.number).collect());
+        let told = Told { open, ready, listed };
         self.told.insert((status.incarnation.counter, status.generation), told);
     }
 
@@ -77,8 +80,8 @@ impl Node {
         let (now, continuation) = (self.now(context), !self.plan.old);
         let Some(process) = &mut self.process else { return };
         process.heartbeat = now;
-        process.status.models = process.models.iter().map(|model| model.status(continuation)).collect();
-        process.status.in_flight = process.streams.len() as u32;
+        process.status.models = process.models.iter().map(|model| model.status(context.now, continuation)).collect();
+        process.status.in_flight = process.in_flight() as u32;
         let status = Arc::new(process.status.clone());
         for session in process.sessions.values() {
             context.send_control(session.conn, ACCEPTOR, Message::Status(status.clone()));
@@ -137,6 +140,7 @@ impl Node {
                 let answer = self.order(context, &order);
                 self.answer_order(context, conn, answer);
             }
+            Message::Cancel(request, gateway) => self.cancel_request(context, request, &gateway),
             Message::Release { rollout, lease_revision, prolong } => {
                 let answer = self.release(context, &rollout, lease_revision, prolong);
                 self.answer_order(context, conn, answer);

@@ -46,6 +46,8 @@ pub(crate) enum Said {
     Token { attempt: u32, choice: u32, index: u32, id: u32, text: String, finish: Option<FinishReason> },
     /// Everything was said; the texts are there for a client that wants one JSON.
     Done(Usage, Vec<(String, Option<FinishReason>)>),
+    /// It was cancelled, and has this much: its usage, and what each choice still held back.
+    Cut(Usage, Vec<(u32, String)>),
     /// The node will not go on.
     Refused(Code),
     /// A sign of life.

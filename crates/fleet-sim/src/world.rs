@@ -1,9 +1,9 @@
 //! The world: all actors, and the loop that lets one thing happen after the other.
 
 use rand::Rng;
-use words::NodeState;
+use words::{Code, NodeState};
 
-use crate::client::{Client, Ended};
+use crate::client::{Client, Ended, model_id};
 use crate::clock::{At, draw_ms, ms};
 use crate::context::{ClientDue, Context, Due, Party};
 use crate::faults::{Fault, schedule};
@@ -133,7 +133,12 @@ impl World {
                 let World { context, gateways, clients, nodes, store, .. } = self;
                 gateways[place].tick(context);
                 gateways[place].coordinate(context, store);
-                let sent = gateways[place].process.as_mut().and_then(|process| process.coordinator.sent.take());
+                let sent = gateways[place].process.as_mut().and_then(|process| {
+                    let node = process.coordinator.sent.take()?;
+                    // An order to an earlier life takes nothing away.
+                    let life = nodes[node].process.as_ref().map(|process| process.status.incarnation);
+                    Some(node).filter(|node| life == Some(process.newest[*node].0))
+                });
                 gateways[place].look(context, clients, nodes);
                 let sure = gateways[place].troubled_until < context.now && context.plan.odd_control == 0.0;
                 if let Some(node) = sent.filter(|_| sure) {
@@ -242,6 +247,7 @@ impl World {
             };
             draw(0.06, ClientDue::Leave);
             draw(0.08, ClientDue::StopReading);
+            draw(0.08, ClientDue::Cancel);
         }
         gateways[place].take(context, clients, nodes, number);
         number
@@ -258,6 +264,7 @@ impl World {
                 clients[request].end(context, Ended::Left);
                 gateway.left(context, request);
             }
+            ClientDue::Cancel => gateway.cancel(context, clients, nodes, request),
             ClientDue::StopReading => {
                 clients[request].reading = false;
                 let span = draw_ms(&mut context.rng, 100, 8_000);
@@ -293,12 +300,12 @@ impl World {
             self.check_rollout_over();
             return self.context.breach("LV1", || format!("the fleet did not come back: {states:?}"));
         }
-        let settled = self.context.now.since(self.context.plan.faults_until) > ms(5_000);
-        if whole && ended && settled && self.probes.is_empty() {
-            for gateway in 0..self.gateways.len() {
-                let probe = self.arrive(Some(gateway));
-                self.probes.push(probe);
-            }
+        // Long enough for a load that failed to be tried again.
+        let settled = self.context.now.since(self.context.plan.faults_until) > ms(16_000);
+        if whole && ended && settled && self.probes.len() < self.gateways.len() {
+            // One after another: two models that fit one at a time may be asked for.
+            let probe = self.arrive(Some(self.probes.len()));
+            self.probes.push(probe);
             return;
         }
         if !(whole && ended) {
@@ -324,7 +331,7 @@ impl World {
     /// Whether every process runs, every node serves all its models, and every gateway knows.
     fn whole(&self) -> bool {
         let now = self.context.now;
-        let serves = |node: &Node| node.served(now).len() == node.plan.models.len();
+        let serves = |node: &Node| node.plan.models.iter().all(|(number, _)| node.serves(*number, now));
         self.nodes.iter().all(serves) && (0..self.nodes.len()).all(|node| self.known_open(node))
     }
 
@@ -333,8 +340,12 @@ impl World {
         if !self.context.plan.calm {
             return;
         }
+        let on_demand = model_id(self.context.plan.models);
         for client in &self.clients {
-            if let Some(Ended::Failed(code)) = client.ended {
+            let Some(Ended::Failed(code)) = client.ended else { continue };
+            // Who finds as many before a model that comes as it takes at once was not failed by the fleet.
+            let full = code == Code::Overloaded && client.order.model >= on_demand;
+            if !(full || client.cancelled && code == Code::Cancelled) {
                 let number = client.number;
                 self.context
                     .breach("DR3", || format!("request {number} failed ({code:?}), though a replica was spare"));

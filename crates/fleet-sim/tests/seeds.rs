@@ -71,4 +71,8 @@ found! {
     letting_in_after_closing_is_found: AcceptAfterClosed by "DR1";
     continuing_at_the_wrong_index_is_found: WrongIndex by "ST2" | "DR3";
     releasing_a_lease_twice_is_found: DoubleRelease by "LS1";
+    giving_memory_away_too_early_is_found: Overcommit by "MB1";
+    letting_requests_wait_for_ever_is_found: WaitForEver by "LW1";
+    not_telling_an_engine_of_a_cancelled_request_is_found: DeafToCancel by "CN1";
+    waiting_for_ever_for_what_was_cancelled_is_found: KeepCancelled by "CN1";
 }

@@ -124,6 +124,17 @@ pub fn place(view: &FleetView, query: &PlaceQuery<'_>, now: Moment) -> Option<Pl
     candidates.min_by(|(one, _), (other, _)| one.cmp(other)).map(|(_, place)| place)
 }
 
+/// Says whether a request that finds a model nowhere would bring it to a node, by what the node says: it stands in the
+/// catalogue, there can be memory for it, and nothing is wrong with it there.
+pub(crate) fn can_bring(status: &NodeStatus, id: &ModelId) -> bool {
+    use ModelState as S;
+    status.model(id).filter(|model| model.card.on_demand).is_some_and(|model| match model.state {
+        S::Absent | S::Unloading => room(status, model, 0).room != Room::Never,
+        S::Fetching | S::Loading | S::Warming => true,
+        _ => false,
+    })
+}
+
 /// Less is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {

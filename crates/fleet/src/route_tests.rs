@@ -63,8 +63,8 @@ fn code(route: Route) -> Code {
 
 #[test]
 fn the_least_loaded_by_its_own_report_is_taken() {
-    let ready = |running| Some(status("n", NodeState::Ready, vec![model(ModelState::Ready, running)]));
-    let fleet = view(vec![ready(5), ready(2), ready(7)]);
+    let ready = |name, running| Some(status(name, NodeState::Ready, vec![model(ModelState::Ready, running)]));
+    let fleet = view(vec![ready("n", 5), ready("nn", 2), ready("nnn", 7)]);
     assert_eq!(slot(go(&fleet, &[], at(1100))), 1);
     assert_eq!(slot(go(&fleet, &[Slot(1)], at(1100))), 0);
 }
@@ -198,6 +198,21 @@ fn two_live_processes_under_one_name_get_nothing() {
     let fleet = view(vec![Some(one), Some(two)]);
     assert!(fleet.nodes().all(|(_, node)| node.conflicted));
     assert_eq!(code(go(&fleet, &[], at(1600))), Code::NoReplica);
+}
+
+#[test]
+fn a_worker_that_is_listed_twice_counts_once() {
+    let same = || Some(status("n", NodeState::Ready, vec![model(ModelState::Ready, 0)]));
+    let mut fleet = view(vec![same(), same(), same()]);
+    let same_as = |fleet: &FleetView| fleet.nodes().map(|(_, node)| node.same_as).collect::<Vec<_>>();
+    assert_eq!(same_as(&fleet), [None, Some(Slot(0)), Some(Slot(0))]);
+    assert_eq!(fleet.replicas(at(1100)).into_values().collect::<Vec<_>>(), [1]);
+    assert_eq!(slot(go(&fleet, &[], at(1100))), 0);
+    assert!(fleet.nodes().all(|(_, node)| !node.conflicted));
+    // Where the first address is not heard from any more, the next one is the worker's.
+    fleet.lost(Slot(0));
+    fleet.observe(at(5000), Slot(1), same().unwrap());
+    assert_eq!(slot(go(&fleet, &[], at(5100))), 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a gateway knows of its fleet: the last status of each configured neuron, and how fresh it is.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,8 +27,12 @@ pub struct NodeView {
     pub status: Option<NodeStatus>,
     /// When that was.
     pub heard_at: Moment,
+    /// Why it can't be heard, in words for operators; none while it is.
+    pub problem: Option<String>,
     /// Another live neuron uses the same node id.
     pub conflicted: bool,
+    /// The entry before it that is this very process, reached by another address: what is there twice counts once.
+    pub same_as: Option<Slot>,
     /// When each model that it failed to load was first seen so.
     pub failed: BTreeMap<ModelId, Moment>,
 }
@@ -59,7 +64,9 @@ impl FleetView {
             control_address,
             status: None,
             heard_at: Moment::ZERO,
+            problem: None,
             conflicted: false,
+            same_as: None,
             failed: BTreeMap::new(),
         };
         FleetView { nodes: control_addresses.into_iter().map(node).collect(), aliases: Arc::default() }
@@ -67,8 +74,11 @@ impl FleetView {
 
     /// Takes a status, pushed or polled. Generations never go back (GN1): a later life of the process wins over
     /// an earlier one, and within one life the higher generation.
-    pub fn observe(&mut self, now: Moment, slot: Slot, status: NodeStatus) -> Observation {
+    pub fn observe(&mut self, now: Moment, slot: Slot, mut status: NodeStatus) -> Observation {
         let Some(node) = self.nodes.get_mut(slot.0) else { return Observation::Stale };
+        if let Some(address) = reached(&status.data_address, &node.control_address) {
+            status.data_address = address;
+        }
         let changed = match &node.status {
             Some(known) if known.incarnation == status.incarnation => {
                 if status.generation < known.generation {
@@ -85,6 +95,7 @@ impl FleetView {
         }
         node.status = Some(status);
         node.heard_at = now;
+        node.problem = None;
         self.mark_conflicts(now);
         if changed {
             let aliases = catalogue::aliases(self.nodes.iter().filter_map(|node| node.status.as_ref()));
@@ -113,6 +124,14 @@ impl FleetView {
         }
     }
 
+    /// Takes the loss of a neuron's connection, or that there is none, and why.
+    pub fn unreachable(&mut self, slot: Slot, why: String) {
+        self.lost(slot);
+        if let Some(node) = self.nodes.get_mut(slot.0) {
+            node.problem = Some(why);
+        }
+    }
+
     fn mark_conflicts(&mut self, now: Moment) {
         let live: Vec<_> = self
             .nodes
@@ -124,6 +143,8 @@ impl FleetView {
             node.conflicted = live[i].as_ref().is_some_and(|(id, incarnation)| {
                 live.iter().flatten().any(|(other, theirs)| other == id && theirs.random != incarnation.random)
             });
+            let before = live[..i].iter().position(|other| live[i].is_some() && *other == live[i]);
+            node.same_as = before.map(Slot);
         }
     }
 
@@ -201,14 +222,23 @@ fn failures(known: &NodeView, status: &NodeStatus, now: Moment) -> BTreeMap<Mode
     failed.map(|model| (model.id.clone(), since(model))).collect()
 }
 
+/// Returns where a data port is reached that is published as one on every address: where the control port is. To dial
+/// 0.0.0.0 is to dial oneself.
+fn reached(data_address: &str, control_address: &str) -> Option<String> {
+    let (host, port) = data_address.rsplit_once(':')?;
+    let everywhere = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|host| host.is_unspecified());
+    let (control, _) = control_address.rsplit_once(':').filter(|_| everywhere)?;
+    Some(format!("{control}:{port}"))
+}
+
 impl NodeView {
     /// Returns whether a load of the model failed here less than [`FAILED_PAUSE`] ago.
     pub fn failed_lately(&self, model: &ModelId, now: Moment) -> bool {
         self.failed.get(model).is_some_and(|since| now.since(*since) < FAILED_PAUSE)
     }
 
-    /// Returns whether new work may go there (RT1): fresh, unambiguous, open, and its data port known. A cordoned
-    /// node is ready and not open; one that settles still is.
+    /// Returns whether new work may go there (RT1): fresh, unambiguous, not there twice, open, and its data port known. A
+    /// cordoned node is ready and not open; one that settles still is.
     pub fn routable(&self, now: Moment) -> Option<&NodeStatus> {
         let status = self.status.as_ref()?;
         let open = match status.state {
@@ -217,6 +247,35 @@ impl NodeView {
             _ => false,
         };
         let fresh = now.since(self.heard_at) <= SILENT_AFTER;
-        (open && fresh && !self.conflicted && !status.data_address.is_empty()).then_some(status)
+        let unique = !self.conflicted && self.same_as.is_none();
+        (open && fresh && unique && !status.data_address.is_empty()).then_some(status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use words::{Incarnation, NodeId};
+
+    use super::*;
+
+    #[test]
+    fn a_neuron_that_listens_on_every_address_is_reached_where_its_control_port_is() {
+        let published = |control: &str, data: &str| {
+            let mut view = FleetView::new([control.to_string()]);
+            let status = NodeStatus::new(NodeId::new("a").unwrap(), Incarnation::default());
+            view.observe(Moment::ZERO, Slot(0), NodeStatus { data_address: data.into(), ..status });
+            view.node(Slot(0)).unwrap().status.as_ref().unwrap().data_address.clone()
+        };
+        for (control, data, wanted) in [
+            ("gpu1.lan:13231", "0.0.0.0:13131", "gpu1.lan:13131"),
+            ("10.0.0.7:13231", "[::]:13131", "10.0.0.7:13131"),
+            ("[fd00::7]:13231", "[::]:13131", "[fd00::7]:13131"),
+            ("gpu1.lan:13231", "10.1.0.7:13131", "10.1.0.7:13131"),
+            ("gpu1.lan:13231", "data.gpu1.lan:1", "data.gpu1.lan:1"),
+            ("gpu1.lan:13231", "", ""),
+        ] {
+            assert_eq!(published(control, data), wanted, "{control} {data}");
+        }
     }
 }

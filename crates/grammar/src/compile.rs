@@ -138,7 +138,7 @@ fn answer(source: &Source, limits: &Limits) -> Result<String, Error> {
 }
 
 /// Returns a regular expression that matches the text alone.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.chars().flat_map(|c| r"\.+*?()|[]{}^$".contains(c).then_some('\\').into_iter().chain([c])).collect()
 }
 

@@ -18,7 +18,7 @@ use serde_json::Value;
 pub use cache::{Cache, Key};
 pub use compile::Compiled;
 pub use schema::FORMATS;
-pub use tools::ToolCall;
+pub use tools::{Arguments, ToolCall};
 pub use vocabulary::Vocabulary;
 
 /// What an answer must be.

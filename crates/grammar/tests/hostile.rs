@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use grammar::{Source, ToolCall, Vocabulary};
+use grammar::{Arguments, Source, ToolCall, Vocabulary};
 use inference::constraint::Violation;
 use serde_json::{Map, Value, json};
 use support::{Noise, Speaker, computed, vocabulary};
@@ -303,9 +303,20 @@ fn no_source_takes_more_than_a_second_or_half_a_gigabyte() {
         parameters: json!({"properties": {"a": {}}}),
         strict: true,
         after: "}\n</tool_call>".into(),
+        arguments: Arguments::Json,
     };
     let tools = Source::Tools { tools: (0..128).map(tool).collect(), between: Some("\n".into()) };
     try_source(&vocabulary, &speaker, &tools, "128 tools", &mut worst);
+    let texts: Vec<String> = (0..12).map(|j| format!("text_{j}")).collect();
+    let tagged = |i| ToolCall {
+        before: format!("<tool_call>\n<function=tool_{i}>\n"),
+        parameters: json!({"properties": texts.iter().map(|text| (text.clone(), json!({}))).collect::<Map<_, _>>()}),
+        strict: true,
+        after: "</function>\n</tool_call>".into(),
+        arguments: Arguments::Tagged { around: ["<parameter=", ">\n", "\n", "</parameter>"], texts: texts.clone() },
+    };
+    let tools = Source::Tools { tools: (0..128).map(tagged).collect(), between: Some("\n".into()) };
+    try_source(&vocabulary, &speaker, &tools, "128 tools in tags", &mut worst);
     let count = std::env::var("CORTEX_HOSTILE").ok().and_then(|count| count.parse().ok()).unwrap_or(300);
     for seed in 0..count {
         let schema = random(&mut Noise(seed), 5);

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 mod support;
 
-use grammar::{Cache, Compiled, Source, ToolCall, Vocabulary};
+use grammar::{Arguments, Cache, Compiled, Source, ToolCall, Vocabulary};
 use inference::constraint::{Grammar, Violation};
 use serde_json::{Value, json};
 use support::{Speaker, bytes};
@@ -32,7 +32,7 @@ fn schema(schema: Value) -> Source {
 
 fn call(name: &str, parameters: Value) -> ToolCall {
     let before = format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": ");
-    ToolCall { before, parameters, strict: false, after: "}\n</tool_call>".into() }
+    ToolCall { before, parameters, strict: false, after: "}\n</tool_call>".into(), arguments: Arguments::Json }
 }
 
 fn said(compiled: &Compiled, speaker: &Speaker, seed: u64) -> String {
@@ -87,6 +87,65 @@ fn tools_are_called_by_their_names_with_arguments_that_fit() {
     for seed in 0..20 {
         assert!([oslo, time].iter().any(|call| said(&compiled, &speaker, seed).starts_with(&call[..20])));
     }
+}
+
+#[test]
+fn arguments_in_tags_fit_their_types_and_texts_stand_as_they_are() {
+    let (vocabulary, speaker) = bytes();
+    let tool = |parameters: Value, texts: &[&str], strict| ToolCall {
+        before: "<call=f>\n".into(),
+        parameters,
+        strict,
+        after: "</call>".into(),
+        arguments: Arguments::Tagged {
+            around: ["<arg=", ">\n", "\n", "</arg>"],
+            texts: texts.iter().map(|text| text.to_string()).collect(),
+        },
+    };
+    let one = |parameters: &Value, texts: &[&str], strict| Source::Tools {
+        tools: vec![tool(parameters.clone(), texts, strict)],
+        between: None,
+    };
+    let parameters = json!({"type": "object", "properties": {
+        "city": {"type": "string"}, "n": {"$ref": "#/$defs/n"}, "unit": {"enum": ["C", "<F>", 3]},
+    }, "required": ["city", "unit"], "$defs": {"n": {"type": "integer"}}});
+    let source = one(&parameters, &["city", "unit"], false);
+    let call = |arguments: &str| format!("<call=f>\n{arguments}</call>");
+    let argument = |key: &str, value: &str| format!("<arg={key}>\n{value}\n</arg>\n");
+    let city = argument("city", "Paris\n\"</ar");
+    let unit = argument("unit", "<F>");
+    assert_eq!(takes(&vocabulary, &source, &call(&format!("{city}{unit}"))), (true, false));
+    assert!(is_whole(&vocabulary, &source, &call(&format!("{city}{}{}", argument("n", "-3"), argument("unit", "3")))));
+    for bad in [
+        city.clone(),
+        format!("{unit}{city}"),
+        format!("{city}{}", argument("unit", "K")),
+        format!("{city}{}{unit}", argument("n", "many")),
+        format!("{}{unit}", argument("city", "a</arg>b")),
+        format!("{city}{unit}{}", argument("more", "1")),
+    ] {
+        assert!(!is_whole(&vocabulary, &source, &call(&bad)), "{bad}");
+    }
+    // Without properties anything may come, unless it is said that nothing may.
+    let open = one(&json!({"type": "object"}), &[], false);
+    assert!(is_whole(&vocabulary, &open, &call("")) && is_whole(&vocabulary, &open, &call(&city)));
+    let closed = one(&json!({"additionalProperties": false}), &[], false);
+    assert!(is_whole(&vocabulary, &closed, &call("")) && !is_whole(&vocabulary, &closed, &call(&city)));
+    let compiled = vocabulary.compile(&source).unwrap();
+    for seed in 0..5 {
+        assert!(said(&compiled, &speaker, seed).starts_with("<call=f>\n<arg=city>\n"));
+    }
+    // As many as an agent has.
+    let many = |i| ToolCall { before: format!("<call=f{i}>\n"), ..tool(parameters.clone(), &["city", "unit"], false) };
+    let many = Source::Tools { tools: (0..60).map(many).collect(), between: Some("\n".into()) };
+    let (first, last) = (call(&format!("{city}{unit}")).replace("=f>", "=f0>"), call(&format!("{city}{unit}")));
+    assert!(is_whole(&vocabulary, &many, &format!("{first}\n{}", last.replace("=f>", "=f59>"))));
+    let narrow = json!({"properties": {"a": {"type": "string", "maxLength": 3}}});
+    assert!(vocabulary.compile(&one(&narrow, &["a"], false)).is_ok(), "left to the model");
+    let error = vocabulary.compile(&one(&narrow, &["a"], true)).unwrap_err();
+    assert!(error.code() == Code::UnsupportedParameter && error.message().contains("'maxLength'"), "{error}");
+    let error = vocabulary.compile(&one(&json!({"properties": {"a>": {}}}), &["a>"], false)).unwrap_err();
+    assert!(error.code() == Code::InvalidRequest && error.message().contains("a>"), "{error}");
 }
 
 #[test]

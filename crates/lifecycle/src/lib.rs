@@ -1,5 +1,6 @@
 //! The model machine, the drain machine and the machine of a node's life, as pure functions.
 
+mod claims;
 mod drain;
 mod expand;
 mod health;
@@ -14,6 +15,7 @@ mod restart;
 mod room;
 mod turnstile;
 
+pub use claims::{Claim, ClaimAct, Claims, DoorFacts};
 pub use drain::{Drain, DrainBudget, DrainFacts, DrainStep};
 pub use expand::{ExpandError, expand, is_macro_name};
 pub use health::{EngineFacts, HealthFacts, KvFacts, SESSION_SLOW, STEP_SLOW, STEP_STUCK, health};

@@ -7,6 +7,8 @@ use clap::Args;
 use control::proto::control_client::ControlClient;
 use control::{error_from_status, inspection_from_proto, proto};
 use service::exit;
+use service::program::first_cause;
+use service::telemetry::time_text;
 use service::token::Token;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
@@ -48,6 +50,9 @@ pub(crate) struct LogsArgs {
     /// Most lines of those that are there.
     #[arg(long, short = 'n', default_value_t = LINES_DEFAULT)]
     lines: u32,
+    /// Begin each line with its time.
+    #[arg(long, short)]
+    times: bool,
     #[command(flatten)]
     worker: WorkerArgs,
 }
@@ -56,8 +61,11 @@ impl WorkerArgs {
     async fn dial(&self) -> Result<ControlClient<Channel>, Error> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
             .map_err(|error| Error::invalid("address", error.to_string()))?;
-        let unreachable = |error| {
-            let message = format!("no answer of a worker's control port at {}", self.address);
+        let unreachable = |error: tonic::transport::Error| {
+            let (address, why) = (&self.address, first_cause(&error));
+            let message = format!(
+                "no answer of a worker's control port at {address}: {why}; --address or NEURON_CONTROL_ADDRESS says where it is"
+            );
             Error::new(Code::UpstreamFailed, message).because(error)
         };
         let channel = endpoint.connect_timeout(ANSWER_MAX).connect().await.map_err(unreachable)?;
@@ -83,21 +91,19 @@ async fn soon<T>(answer: impl Future<Output = Result<T, tonic::Status>>) -> Resu
     }
 }
 
-#[allow(clippy::print_stdout)]
 pub(crate) async fn lifecycle(args: LifecycleArgs) -> Result<u8, Error> {
     let request = args.worker.request(proto::GetLifecycleRequest {})?;
     let mut worker = args.worker.dial().await?;
     let answer = soon(worker.get_lifecycle(request)).await?;
     let inspection: Inspection = inspection_from_proto(answer.into_inner()).map_err(Error::internal)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&inspection).map_err(Error::internal)?);
+        service::say!("{}", serde_json::to_string_pretty(&inspection).map_err(Error::internal)?);
     } else {
-        print!("{inspection}");
+        service::terminal::write(format_args!("{inspection}"));
     }
     Ok(exit::CLEAN)
 }
 
-#[allow(clippy::print_stdout, clippy::print_stderr)]
 pub(crate) async fn logs(args: LogsArgs) -> Result<u8, Error> {
     let model_id = args.model.clone().unwrap_or_default();
     let message = proto::ModelLogsRequest { model_id, follow: args.follow, lines: args.lines };
@@ -108,7 +114,10 @@ pub(crate) async fn logs(args: LogsArgs) -> Result<u8, Error> {
         if batch.missed > 0 {
             eprintln!("{} lines were missed", batch.missed);
         }
-        batch.lines.iter().for_each(|line| println!("{}: {}", line.source, line.text));
+        for line in batch.lines {
+            let time = if args.times { time_text(line.at_unix_ms) + " " } else { String::new() };
+            service::say!("{time}{}: {}", line.source, line.text);
+        }
     }
     Ok(exit::CLEAN)
 }

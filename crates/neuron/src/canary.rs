@@ -24,7 +24,8 @@ pub(crate) async fn ask(models: Models, clock: Clock, canary: Canary) -> Result<
 }
 
 async fn answer(models: &Models, clock: Clock, canary: &Canary) -> Result<(), String> {
-    let ready = models.ready(&canary.model).map_err(|error| error.message().to_string())?;
+    // One that comes on demand comes for it.
+    let ready = models.attach(&canary.model).await.map_err(|error| error.message().to_string())?;
     let mut text = String::new();
     let taken = |piece: &str| {
         text.push_str(piece);

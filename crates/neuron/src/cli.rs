@@ -92,7 +92,6 @@ struct PullArgs {
 }
 
 /// The program.
-#[allow(clippy::print_stdout)]
 pub fn main() -> ExitCode {
     let code = match Cli::parse().command {
         Command::Serve(args) => loaded(&args).map(|options| {
@@ -123,11 +122,11 @@ pub fn main() -> ExitCode {
         Command::Lifecycle(args) => Ok(asks(asking::lifecycle(args))),
         Command::Logs(args) => Ok(asks(asking::logs(args))),
         Command::Metrics => metrics("neuron", Families::register).map(|table| {
-            print!("{table}");
+            service::terminal::write(format_args!("{table}"));
             exit::CLEAN
         }),
         Command::Config { what } => {
-            print!("{}", document::<Options>("neuron", what));
+            service::terminal::write(format_args!("{}", document::<Options>("neuron", what)));
             Ok(exit::CLEAN)
         }
         Command::Pages(args) => pages::write(Cli::command(), &args).map(|()| exit::CLEAN).map_err(|error| {
@@ -160,6 +159,7 @@ fn loaded(args: &ConfigArgs) -> Result<Options, u8> {
 /// A configuration that can't work must not be restarted into.
 fn code_of(error: &NodeError) -> u8 {
     match error {
+        NodeError::State { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => exit::CONFIG,
         NodeError::Token(_)
         | NodeError::Name(_)
         | NodeError::Record(_)
@@ -194,7 +194,6 @@ fn environment() -> hub::Settings {
     hub::Settings::from_variables(|name| std::env::var(name).ok())
 }
 
-#[allow(clippy::print_stdout)]
 async fn pull(args: PullArgs, options: Options) -> Result<u8, words::Error> {
     let mut reference = pull::reference(&options, &args.model)?;
     if let Some(revision) = &args.revision {
@@ -208,7 +207,7 @@ async fn pull(args: PullArgs, options: Options) -> Result<u8, words::Error> {
     let watch = |pulled: hub::Pulled| bar.show(pulled.done, pulled.total);
     let path = downloads.fetch(reference.repo(), &reference, true, watch).await;
     drop(bar);
-    println!("{}", path.map_err(|failure| failure.error)?.display());
+    service::say!("{}", path.map_err(|failure| failure.error)?.display());
     Ok(exit::CLEAN)
 }
 

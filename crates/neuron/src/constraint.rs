@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use grammar::{Cache, Limits, Source, ToolCall, Vocabulary};
+use grammar::{Arguments, Cache, Limits, Source, ToolCall, Vocabulary};
 use inference::TokenBytes;
 use inference::constraint::Grammar;
 use tokio::sync::{OnceCell, Semaphore};
 use wire::format::Format;
-use wire::output::{Opening, Style, ToolStyle};
+use wire::output::{Opening, Style, texts_of};
 use wire::tools::{ToolChoice, Tools};
 use words::{Code, Error};
 
@@ -113,10 +113,12 @@ pub(crate) fn calls(tools: &Tools, style: &Style, opening: Opening) -> Option<So
         let (before, after) = form.around(&tool.name);
         let empty = || serde_json::json!({"type": "object", "properties": {}, "additionalProperties": false});
         let parameters = tool.parameters.clone().unwrap_or_else(empty);
-        ToolCall { before, parameters, strict: tool.strict, after: after.into() }
+        let tagged = |around| Arguments::Tagged { around, texts: texts_of(tool) };
+        let arguments = form.argument().map_or(Arguments::Json, tagged);
+        ToolCall { before, parameters, strict: tool.strict, after: after.into(), arguments }
     };
-    // A named tool is called once; of the others only Hermes writes several calls as they are.
-    let several = tools.parallel && tools.choice == ToolChoice::Required && form == ToolStyle::Hermes;
+    // A named tool is called once.
+    let several = tools.parallel && tools.choice == ToolChoice::Required && form.repeats();
     let calls = Source::Tools { tools: list.map(call).collect(), between: several.then(|| "\n".to_string()) };
     Some(reasoned(calls, style, opening))
 }

@@ -28,7 +28,7 @@ use crate::life::LifeHandle;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::options::Options;
-use crate::publisher::Publisher;
+use crate::publisher::{Publisher, intent_text, state_name};
 use crate::sessions::{Session, Sessions};
 use crate::streams::{Asked, Streams, Which};
 use crate::turns::Turns;
@@ -292,9 +292,10 @@ async fn readyz(State(plane): State<ControlPlane>) -> impl IntoResponse {
     let status = plane.publisher.snapshot();
     let open = status.state == NodeState::Ready && status.intent == Intent::None;
     let code = if open { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let (state, intent, activation) = (status.state, status.intent, &status.activation);
-    let progress = format!("{state:?}, intent {intent:?}, default models {}/{}\n", activation.done, activation.total);
-    (code, progress)
+    let activation = format!("default models {}/{}", status.activation.done, status.activation.total);
+    let words = [state_name(status.state).to_string(), intent_text(status.intent), activation];
+    let told: Vec<String> = words.into_iter().filter(|words| !words.is_empty()).collect();
+    (code, told.join(", ") + "\n")
 }
 
 /// `GET /api/lifecycle`: the inspector's snapshot, under the token of the port's orders, for it names commands and paths.

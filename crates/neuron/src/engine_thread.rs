@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -77,6 +77,8 @@ pub(crate) struct EngineHandle {
     turns: Arc<AtomicU64>,
     /// When the last step ended, or the thread began: milliseconds of the program's clock.
     stepped: Arc<AtomicU64>,
+    /// It was told to end.
+    stopped: Arc<AtomicBool>,
 }
 
 /// Cancels requests when it is dropped, whoever drops it and why.
@@ -106,7 +108,8 @@ impl Drop for CancelGuard {
 impl EngineHandle {
     /// Makes the way to an external engine.
     pub(crate) fn of_queue(queue: Queue) -> Self {
-        EngineHandle { load: queue.watch(), turns: queue.turns(), stepped: queue.stepped(), inbox: Inbox::Queue(queue) }
+        let (load, turns, stepped) = (queue.watch(), queue.turns(), queue.stepped());
+        EngineHandle { load, turns, stepped, stopped: Arc::default(), inbox: Inbox::Queue(queue) }
     }
 
     /// Submits a request, which breadcrumbs know by `name`; its events, or its refusal, come out of the receiver. What
@@ -140,7 +143,17 @@ impl EngineHandle {
 
     /// Ends the thread after its running step; what still runs is failed.
     pub(crate) fn stop(&self) {
+        // One that was lost before was not told to end.
+        self.stopped.fetch_or(self.alive(), Ordering::Release);
         self.inbox.send(Command::Stop);
+    }
+
+    /// Says why a request's events ended without an end.
+    pub(crate) fn ended(&self) -> Error {
+        match self.stopped.load(Ordering::Acquire) {
+            true => Error::new(Code::ModelNotHere, "the model was unloaded before it could answer"),
+            false => Error::new(Code::EngineFailed, "the model's engine was lost before the answer was complete"),
+        }
     }
 
     /// Returns how many turns the thread has made: one that does not rise is stuck in its step.
@@ -221,7 +234,7 @@ pub(crate) fn spawn(name: &str, clock: Clock, own: Own) -> Result<Started, Error
         let _alive = alive;
         state.run();
     });
-    let handle = EngineHandle { inbox: Inbox::Thread(sender), load: watch, turns, stepped };
+    let handle = EngineHandle { inbox: Inbox::Thread(sender), load: watch, turns, stepped, stopped: Arc::default() };
     Ok(Started { handle, thread: thread.map_err(Error::internal)?, ended })
 }
 

@@ -71,7 +71,12 @@ impl StoredKv {
         match work.await {
             Ok(spilled) => {
                 let (written, left) = (spilled.written, spilled.left);
-                tracing::info!(written, left, error = ?spilled.error, "KV written for the next life");
+                match spilled.error {
+                    None => tracing::info!(written, left, "KV written for the next life"),
+                    Some(error) => {
+                        tracing::warn!(written, left, %error, "not all KV could be written for the next life")
+                    }
+                }
             }
             Err(error) => tracing::error!(%error, "KV could not be written"),
         }

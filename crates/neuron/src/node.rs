@@ -8,6 +8,7 @@ use hyper_util::service::TowerToHyperService;
 use lifecycle::{HookEvent, NodeLife};
 use rand::Rng;
 use service::exit;
+use service::lanes::Lanes;
 use service::metrics::{MetricsError, Registry};
 use service::notify::Notifier;
 use service::server::{Server, ServerMetrics};
@@ -20,7 +21,7 @@ use words::{Incarnation, NodeId, NodeStatus};
 
 use crate::control::{ControlPlane, router as control_router};
 use crate::crumbs::Crumbs;
-use crate::data::{DataPlane, router as data_router};
+use crate::data::{DataPlane, Texts, router as data_router};
 use crate::fetch::{self, Downloads};
 use crate::harness::Harnesses;
 use crate::inspect::Inspector;
@@ -188,7 +189,11 @@ impl DataPort {
 pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeError> {
     let clock = Clock::start();
     let token = guard_control(&options)?;
-    let state_dir = options.node.state_dir.as_deref().map(StateDir::new);
+    let taken = |path| StateDir::take(path).map_err(|source| NodeError::State { path: path.into(), source });
+    if let Some(hidden) = options.unreachable_data() {
+        tracing::warn!("{hidden}: set data.bind or data.advertise");
+    }
+    let state_dir = options.node.state_dir.as_deref().map(taken).transpose()?;
     let record = state_dir.as_ref().map(StateDir::read_record).transpose().map_err(NodeError::Record)?;
     let first = first_status(&options, &around.host_name, state_dir.as_ref())?;
     let machine = NodeLife::start(first.incarnation, record.unwrap_or_default(), options.rules());
@@ -259,7 +264,9 @@ pub async fn run(options: Options, mut around: Surroundings) -> Result<u8, NodeE
         models: models.clone(),
         gate: gate.clone(),
         streams: streams.clone(),
-        stopped: StopTeller::start(turns.clone(), models.clone()),
+        // The engine has as many threads as there are processors.
+        texts: Texts::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get) / 2),
+        stopped: StopTeller::start(turns.clone(), models.clone(), metrics.clone()),
         publisher: publisher.clone(),
         metrics: metrics.clone(),
         traces,
@@ -322,5 +329,6 @@ fn serve(
     metrics: ServerMetrics,
 ) -> Result<Server, NodeError> {
     let unusable = |source| NodeError::Bind { what, address: "its listener".into(), source };
-    Server::start(listener, options, TowerToHyperService::new(router), metrics).map_err(unusable)
+    let service = TowerToHyperService::new(router);
+    Server::start(&Lanes::here(), listener, options, |_| service.clone(), metrics).map_err(unusable)
 }

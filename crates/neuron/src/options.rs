@@ -9,7 +9,7 @@ use hooks::HooksOptions;
 use lifecycle::{DrainBudget, NodeRules};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use service::config::UnusableOption;
+use service::config::{DAY_MS, UnusableOption, check_address, check_bounds};
 use service::server::ServerOptions;
 use service::telemetry::LogOptions;
 use words::NodeId;
@@ -68,7 +68,8 @@ pub struct NodeOptions {
 pub struct DataOptions {
     /// Where it listens. Port 0 takes a free one.
     pub bind: SocketAddr,
-    /// The address gateways are told, host:port, when it differs from the one bound (behind NAT, say).
+    /// The address gateways are told, host:port, when it differs from the one bound (behind NAT, say). One that listens on
+    /// every address (0.0.0.0) is looked for at its control port's host.
     pub advertise: Option<String>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
@@ -100,10 +101,25 @@ impl Default for DataOptions {
     }
 }
 
+impl Options {
+    /// Says what gateways on other hosts can't reach, though they may give orders.
+    pub(crate) fn unreachable_data(&self) -> Option<String> {
+        let hidden = self.data.bind.ip().is_loopback() && self.data.advertise.is_none();
+        let bind = self.data.bind;
+        (hidden && !self.control.bind.ip().is_loopback())
+            .then(|| format!("the data port is bound to {bind}, where gateways on other hosts can't reach it"))
+    }
+}
+
 impl DataOptions {
     /// Returns the longest wait for a load.
     pub fn load_wait(&self) -> Duration {
         seconds(self.load_wait_s)
+    }
+
+    /// Returns how long a stream waits for its first token before its head goes out.
+    pub fn commit_after(&self) -> Duration {
+        Duration::from_millis(self.commit_after_ms)
     }
 }
 
@@ -357,6 +373,8 @@ pub struct FakeOptions {
     pub context_length: usize,
     /// The process aborts in a step that begins a prompt with this byte in it; 0: never.
     pub crash_byte: u8,
+    /// The engine's thread is lost in a step that begins a prompt with this byte in it; 0: never.
+    pub lost_byte: u8,
     /// What a model takes that says nothing of it, in MiB.
     pub memory_mib: usize,
 }
@@ -370,6 +388,7 @@ impl Default for FakeOptions {
             failing_loads: 0,
             context_length: 8192,
             crash_byte: 0,
+            lost_byte: 0,
             memory_mib: 0,
         }
     }
@@ -419,6 +438,16 @@ impl Options {
                 return wrong(&key, format!("must be from 0 to 86400, it is {seconds}"));
             }
         }
+        check_bounds(&[
+            ("data.body_timeout_ms", self.data.body_timeout_ms, 1, DAY_MS),
+            ("data.commit_after_ms", self.data.commit_after_ms, 0, DAY_MS),
+            ("drain.settle_max_ms", self.drain.settle_max_ms, 0, DAY_MS),
+            ("drain.cut_max_ms", self.drain.cut_max_ms, 0, DAY_MS),
+            ("scheduler.max_wait_ms", self.scheduler.max_wait_ms, 0, DAY_MS),
+        ])?;
+        if let Some(address) = &self.data.advertise {
+            check_address(address).map_err(|problem| UnusableOption { key: "data.advertise".into(), problem })?;
+        }
         if !(1..=86_400).contains(&self.scheduler.max_request_s) {
             let given = self.scheduler.max_request_s;
             return wrong("scheduler.max_request_s", format!("must be from 1 to 86400, it is {given}"));
@@ -433,15 +462,10 @@ impl Options {
             ("data.event_queue", self.data.event_queue, 1, 1 << 16),
             ("data.max_body_bytes", self.data.max_body_bytes, 1024, 1 << 30),
             ("harness.fake.context_length", self.harness.fake.context_length, 16, 1 << 20),
-            ("harness.fake.memory_mib", self.harness.fake.memory_mib, 0, models::MEMORY_MIB_MAX),
+            ("harness.fake.memory_mib", self.harness.fake.memory_mib, 0, models::MEMORY_MIB_MAX as u64),
             ("harness.candle.threads", self.harness.candle.threads, 0, 256),
             ("harness.candle.kv_cache_mib", self.harness.candle.kv_cache_mib, 1, 1 << 22),
         ];
-        for (key, value, low, high) in bounds {
-            if !(low..=high).contains(&value) {
-                return wrong(key, format!("must be from {low} to {high}, it is {value}"));
-            }
-        }
-        Ok(())
+        check_bounds(&bounds.map(|(key, value, low, high)| (key, value as u64, low, high)))
     }
 }

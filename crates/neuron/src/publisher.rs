@@ -34,7 +34,7 @@ pub(crate) struct Publisher {
     clock: Clock,
 }
 
-fn state_name(state: NodeState) -> &'static str {
+pub(crate) fn state_name(state: NodeState) -> &'static str {
     match state {
         NodeState::Activating => "activating",
         NodeState::Ready => "ready",
@@ -50,7 +50,7 @@ fn state_name(state: NodeState) -> &'static str {
     }
 }
 
-fn intent_text(intent: Intent) -> String {
+pub(crate) fn intent_text(intent: Intent) -> String {
     match intent {
         Intent::None => String::new(),
         intent => format!("intent {}", format!("{intent:?}").to_lowercase()),

@@ -59,9 +59,8 @@ fn line(report: &HookReport) -> String {
 ///
 /// # Errors
 /// When one can't be run as it is written.
-#[allow(clippy::print_stdout)]
 pub(crate) fn list(options: &Options, node: &str) -> Result<u8, Error> {
-    turns(options, node)?.reports().iter().for_each(|report| println!("{}", line(report)));
+    turns(options, node)?.reports().iter().for_each(|report| service::say!("{}", line(report)));
     Ok(exit::CLEAN)
 }
 
@@ -69,7 +68,6 @@ pub(crate) fn list(options: &Options, node: &str) -> Result<u8, Error> {
 ///
 /// # Errors
 /// When a hook can't be run as it is written, or there is no such event.
-#[allow(clippy::print_stdout)]
 pub(crate) async fn test(args: TestArgs, options: Options, node: String) -> Result<u8, Error> {
     let event = HookEvent::parse(&args.event).ok_or_else(|| {
         let events: Vec<&str> = HookEvent::ALL.iter().map(|event| event.name()).collect();
@@ -89,15 +87,15 @@ pub(crate) async fn test(args: TestArgs, options: Options, node: String) -> Resu
         }
         None => (turns.of_node(event).await, turns.node_log()),
     };
-    log.tail(LINES_MAX).iter().for_each(|line| println!("{}: {}", line.source, line.text));
+    log.tail(LINES_MAX).iter().for_each(|line| service::say!("{}: {}", line.source, line.text));
     let ran: Vec<HookReport> = turns.reports().into_iter().filter(|report| report.runs > 0).collect();
     for report in &ran {
         let last = report.last.as_ref();
         let how = last.and_then(|last| last.failure.clone()).unwrap_or_else(|| "ok".into());
-        println!("{} '{}': {how} after {:.3} s", report.event, report.name, last.map_or(0.0, |last| last.seconds));
+        service::say!("{} '{}': {how} after {:.3} s", report.event, report.name, last.map_or(0.0, |last| last.seconds));
     }
     if ran.is_empty() {
-        println!("no hook runs at {}", event.name());
+        service::say!("no hook runs at {}", event.name());
     }
     let failed = ended.is_err() || ran.iter().any(|report| report.failures > 0);
     Ok(if failed { exit::FAILURE } else { exit::CLEAN })

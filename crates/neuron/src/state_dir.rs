@@ -2,14 +2,19 @@
 
 use std::io::{Error, ErrorKind, Result, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lifecycle::Record;
+use rustix::fs::{FlockOperation, flock};
 
 const STARTS: &str = "starts";
 /// Written and removed by whoever asks whether the folder can be written.
 const PROBE: &str = "probe";
+const PROBE_BYTES: usize = 1024;
 const RECORD: &str = "intent.json";
+/// Locked by the process whose folder it is.
+const LOCK: &str = "lock";
 /// Longest wait for the disk. What takes longer is refused, though the disk may still take it.
 const WRITE_MAX: Duration = Duration::from_secs(5);
 
@@ -17,11 +22,29 @@ const WRITE_MAX: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
+    /// Held as long as the process has the folder; nobody who only looks at it has it.
+    _lock: Option<Arc<std::fs::File>>,
 }
 
 impl StateDir {
+    /// Looks at the folder of whichever process has it.
     pub(crate) fn new(path: &Path) -> Self {
-        StateDir { path: path.into() }
+        StateDir { path: path.into(), _lock: None }
+    }
+
+    /// Takes the folder, and makes it when it is not there.
+    ///
+    /// # Errors
+    /// When it can't be written to; `ResourceBusy` when another process has it: it would read this one's breadcrumbs as
+    /// those of a crash.
+    pub(crate) fn take(path: &Path) -> Result<Self> {
+        std::fs::create_dir_all(path)?;
+        let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            rustix::io::Errno::WOULDBLOCK => Error::new(ErrorKind::ResourceBusy, "another worker that runs uses it"),
+            error => error.into(),
+        })?;
+        Ok(StateDir { path: path.into(), _lock: Some(Arc::new(lock)) })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -48,9 +71,11 @@ impl StateDir {
 
     /// Counts this start.
     pub(crate) fn count_start(&self) -> Result<u64> {
-        std::fs::create_dir_all(&self.path)?;
         let path = self.path.join(STARTS);
-        let damaged = |_| Error::other(format!("{} holds no number; remove it to start counting anew", path.display()));
+        let damaged = |_| {
+            let message = format!("{} holds no number; remove it to start counting anew", path.display());
+            Error::new(ErrorKind::InvalidData, message)
+        };
         let before = match self.read(STARTS)? {
             Some(text) => text.trim().parse::<u64>().map_err(damaged)?,
             None => 0,
@@ -76,8 +101,9 @@ impl StateDir {
     pub(crate) async fn unwritable(&self, longest: Duration) -> Option<String> {
         let path = self.path.join(PROBE);
         let write = tokio::task::spawn_blocking(move || {
-            std::fs::write(&path, b"")?;
-            std::fs::remove_file(&path)
+            // As much as a record: a full disk still has names to give.
+            let written = std::fs::write(&path, [b' '; PROBE_BYTES]);
+            std::fs::remove_file(&path).and(written)
         });
         match tokio::time::timeout(longest, write).await {
             Ok(Ok(written)) => written.err().map(|error| error.to_string()),
@@ -112,10 +138,22 @@ mod tests {
     #[test]
     fn starts_are_counted_across_lives_and_a_damaged_count_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        let dir = StateDir::new(&folder.path().join("state"));
+        let dir = StateDir::take(&folder.path().join("state")).unwrap();
         assert_eq!([dir.count_start().unwrap(), dir.count_start().unwrap()], [1, 2]);
         std::fs::write(dir.path().join(STARTS), "many").unwrap();
-        assert!(dir.count_start().is_err());
+        assert_eq!(dir.count_start().unwrap_err().kind(), ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_folder_has_one_process_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = StateDir::take(folder.path()).unwrap();
+        assert_eq!(StateDir::take(folder.path()).unwrap_err().kind(), ErrorKind::ResourceBusy);
+        assert_eq!(StateDir::new(folder.path()).read_record().unwrap(), Record::default(), "to look is free");
+        drop(dir.clone());
+        assert!(StateDir::take(folder.path()).is_err(), "somebody still has it");
+        drop(dir);
+        assert!(StateDir::take(folder.path()).is_ok());
     }
 
     #[tokio::test]

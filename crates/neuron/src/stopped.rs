@@ -1,9 +1,10 @@
-//! The hooks that hear of cancelled requests: one request after another, and nobody waits for them.
+//! Who hears of cancelled requests: the metrics at once; the hooks of one request after another, and nobody waits for them.
 
 use serde_json::json;
 use tokio::sync::mpsc;
 use words::ModelId;
 
+use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::streams::Reason;
 use crate::turns::Turns;
@@ -25,26 +26,28 @@ pub(crate) struct Stopped {
     pub(crate) seconds: f64,
 }
 
-/// The way to the hooks; cheap to clone.
-#[derive(Clone, Debug)]
+/// The way to metrics and hooks; cheap to clone.
+#[derive(Clone)]
 pub(crate) struct StopTeller {
     queue: mpsc::Sender<Stopped>,
+    metrics: Metrics,
 }
 
 impl StopTeller {
     /// Begins to tell the hooks of `stop_generation`; ends with its last clone.
-    pub(crate) fn start(turns: Turns, models: Models) -> Self {
+    pub(crate) fn start(turns: Turns, models: Models, metrics: Metrics) -> Self {
         let (queue, mut stopped) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
             while let Some(request) = stopped.recv().await {
                 tell(&turns, &models, request).await;
             }
         });
-        StopTeller { queue }
+        StopTeller { queue, metrics }
     }
 
     /// Tells of a request; never waits.
     pub(crate) fn tell(&self, stopped: Stopped) {
+        self.metrics.cancelled(stopped.model.as_str(), stopped.reason.name());
         if let Err(error) = self.queue.try_send(stopped) {
             tracing::warn!(%error, "hooks are too slow to hear of every cancelled request");
         }

@@ -137,10 +137,11 @@ impl Ticket {
     }
 
     /// Waits until somebody cancels the request. Safe to cancel.
-    pub(crate) async fn cancelled(&mut self) {
-        let cancelled = |word: &Word| matches!(word, Word::Cancelled(_));
-        if self.word.wait_for(cancelled).await.is_err() {
-            std::future::pending().await
+    pub(crate) async fn cancelled(&mut self) -> Reason {
+        loop {
+            if let Word::Cancelled(reason) = self.told().await {
+                return reason;
+            }
         }
     }
 

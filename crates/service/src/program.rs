@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::config::{Sources, load};
 use crate::metrics::{MetricsError, Registry};
 use crate::telemetry::LogOptions;
-use crate::{document, exit, telemetry};
+use crate::{document, exit, telemetry, terminal};
 
 /// What stands at the end of a program's long help and of its manual page.
 pub const AFTER_HELP: &str = "Exit codes: 0 after a clean end, 1 for a failure that another start may mend, 70 when an \
@@ -48,7 +48,12 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 /// Says to a person at a terminal what is wrong.
 pub fn complain(program: &str, error: &dyn std::fmt::Display) {
-    eprintln!("{program}: {error}");
+    terminal::warn(format_args!("{program}: {error}"));
+}
+
+/// Returns the first cause of an error in words: what stands over it says only whose it was.
+pub fn first_cause(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error).to_string()
 }
 
 /// Loads and checks a program's options; says what is wrong and gives the exit code otherwise.

@@ -4,6 +4,9 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use http::{HeaderMap, header};
+use words::{Code, Error};
+
 /// Most bytes of a token file.
 const TOKEN_BYTES_MAX: u64 = 4096;
 
@@ -87,6 +90,25 @@ impl Token {
     }
 }
 
+/// Checks an order's token, where there is one. Where there is none whoever reaches the port may order, but for web
+/// pages: any page that somebody on this machine looks at could reach it too.
+///
+/// # Errors
+/// `Unauthorized`.
+pub fn authorise(token: Option<&Token>, headers: &HeaderMap) -> Result<(), Error> {
+    let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
+    let message = match (token, shown) {
+        (None, _) if headers.contains_key(header::ORIGIN) => {
+            "a web page gives orders with a token alone: configure one"
+        }
+        (None, _) => return Ok(()),
+        (Some(token), Some(shown)) if token.matches(shown) => return Ok(()),
+        (Some(_), _) => "orders need the shared token: Authorization: Bearer <token>",
+    };
+    Err(Error::new(Code::Unauthorized, message))
+}
+
 /// Refuses to bind outside loopback without a token.
 ///
 /// # Errors
@@ -125,6 +147,23 @@ mod tests {
         assert_eq!(file(None, credentials()), Some(folder.path().join(CREDENTIAL)));
         assert_eq!(file(Some("/own".into()), credentials()), Some("/own".into()));
         assert_eq!(file(None, None), None);
+    }
+
+    #[test]
+    fn orders_need_the_token_where_there_is_one_and_pages_give_none_without() {
+        let headers = |lines: &[(header::HeaderName, &str)]| -> HeaderMap {
+            lines.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect()
+        };
+        let allowed = |token: Option<&Token>, lines: &[(header::HeaderName, &str)]| {
+            authorise(token, &headers(lines)).map_err(|error| error.code())
+        };
+        let (token, origin) = (Token("0123456789abcdef".into()), (header::ORIGIN, "https://page.example"));
+        let right = (header::AUTHORIZATION, "Bearer 0123456789abcdef");
+        assert_eq!(allowed(None, &[]), Ok(()));
+        assert_eq!(allowed(None, std::slice::from_ref(&origin)), Err(Code::Unauthorized));
+        assert_eq!(allowed(Some(&token), &[]), Err(Code::Unauthorized));
+        assert_eq!(allowed(Some(&token), &[(header::AUTHORIZATION, "Bearer x")]), Err(Code::Unauthorized));
+        assert_eq!(allowed(Some(&token), &[right, origin]), Ok(()));
     }
 
     #[test]

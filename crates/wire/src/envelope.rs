@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use words::{Code, Error, Loading, ModelState};
+use words::{Code, Error, Loading, ModelState, Retry};
 
 use crate::private::ERROR_HEADER;
 use crate::sse::data_event;
@@ -94,6 +94,10 @@ impl From<&Error> for ErrorResponse {
         let row = error.code().row();
         let mut headers = vec![("content-type", "application/json".to_string()), (ERROR_HEADER, row.code.to_string())];
         headers.extend(error.retry_after_seconds().map(|seconds| ("retry-after", seconds.to_string())));
+        // OpenAI's clients try these again by themselves, unless they are told that it can't help.
+        if error.retry() == Retry::Never && matches!(row.http, 408 | 409 | 500..) {
+            headers.push(("x-should-retry", "false".to_string()));
+        }
         if error.code() == Code::Draining {
             headers.push(("connection", "close".to_string()));
         }
@@ -110,17 +114,21 @@ pub fn error_event(error: &Error) -> Bytes {
     data_event(&json(error))
 }
 
-/// Checks a request's content type.
+/// Checks what a request's headers say of its body: `Content-Type` and `Content-Encoding`. Nothing said means plain JSON.
 ///
 /// # Errors
-/// `UnsupportedMediaType` for anything but JSON.
-pub fn check_media_type(content_type: &str) -> Result<(), Error> {
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case("application/json") {
-        return Ok(());
+/// `UnsupportedMediaType` for anything else.
+pub fn check_media_type(content_type: Option<&str>, encoding: Option<&str>) -> Result<(), Error> {
+    let refuse = |message| Err(Error::new(Code::UnsupportedMediaType, message));
+    let essence = content_type.map(|said| said.split(';').next().unwrap_or_default().trim());
+    if let Some(essence) = essence.filter(|essence| !essence.eq_ignore_ascii_case("application/json")) {
+        return refuse(format!("the content type must be application/json, it is '{essence}'"));
     }
-    let message = format!("the content type must be application/json, it is '{essence}'");
-    Err(Error::new(Code::UnsupportedMediaType, message))
+    let encoding = encoding.map(str::trim).filter(|said| !said.is_empty() && !said.eq_ignore_ascii_case("identity"));
+    match encoding {
+        Some(encoding) => refuse(format!("the body must not be encoded, it is said to be '{encoding}'")),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -131,6 +139,19 @@ mod tests {
 
     fn value(error: &Error) -> Value {
         serde_json::from_slice(&ErrorResponse::from(error).body).unwrap()
+    }
+
+    #[test]
+    fn only_plain_json_is_taken() {
+        let refused = |kind, encoding| check_media_type(kind, encoding).map_err(|error| error.code());
+        for kind in [None, Some("application/json"), Some("Application/JSON ; charset=utf-8")] {
+            for encoding in [None, Some(""), Some("identity")] {
+                assert_eq!(refused(kind, encoding), Ok(()), "{kind:?} {encoding:?}");
+            }
+            assert_eq!(refused(kind, Some("gzip")), Err(Code::UnsupportedMediaType));
+        }
+        assert_eq!(refused(Some("text/plain"), None), Err(Code::UnsupportedMediaType));
+        assert_eq!(refused(Some(""), None), Err(Code::UnsupportedMediaType));
     }
 
     #[test]
@@ -147,6 +168,22 @@ mod tests {
         assert_eq!(read.error.loading.map(Loading::from), Some(loading));
         let event = String::from_utf8(error_event(&error).to_vec()).unwrap();
         assert!(event.starts_with("data: ") && event.contains("\"eta_s\":3.25"), "{event}");
+    }
+
+    #[test]
+    fn clients_are_told_what_not_to_try_again() {
+        let told = |error: Error| {
+            let response = ErrorResponse::from(&error);
+            response.headers.iter().any(|(name, value)| (*name, value.as_str()) == ("x-should-retry", "false"))
+        };
+        for code in [Code::PoisonRequest, Code::Internal, Code::DeadlinePassed, Code::Conflict, Code::RequestTimeout] {
+            assert!(told(Error::new(code, "x")), "{code:?}");
+        }
+        for code in [Code::Draining, Code::EngineFailed, Code::RateLimited, Code::UpstreamTimeout, Code::InvalidRequest]
+        {
+            assert!(!told(Error::new(code, "x")), "{code:?}");
+        }
+        assert!(!told(Error::new(Code::Internal, "x").retry_after(std::time::Duration::from_secs(1))));
     }
 
     #[test]

@@ -115,24 +115,37 @@ const GENERATION: &[Field] = &[
     honoured("stop_token_ids", Kind::List),
 ];
 
+/// What every request has whose answer may have to be something.
+const FORMAT: &[Field] = &[
+    // text, json_object, json_schema; as an extension regex, with its pattern. Of text completions it is an extension.
+    honoured("response_format", Kind::Object),
+    // Extensions of vLLM's: one of json, json_object, regex, choice, grammar.
+    honoured("structured_outputs", Kind::Object),
+    // The same, as vLLM had it before.
+    honoured("guided_json", Kind::TextOrObject),
+    honoured("guided_regex", Kind::Text),
+    honoured("guided_choice", Kind::List),
+    honoured("guided_grammar", Kind::Text),
+];
+
 /// Every field of OpenAI's chat completion request, and the extensions.
 pub const CHAT: Table = &[
     ASK,
     GENERATION,
+    FORMAT,
     &[
         honoured("messages", Kind::List),
         honoured("max_completion_tokens", Kind::Integer),
         honoured("logprobs", Kind::Bool),
         honoured("top_logprobs", Kind::Integer),
-        // text, json_object, json_schema; as an extension regex, with its pattern.
-        honoured("response_format", Kind::Object),
         // Of type function; for models whose template takes tools, and whose calls can be told from text.
         honoured("tools", Kind::List),
         honoured("tool_choice", Kind::TextOrObject),
         // False: a choice ends with its first call.
         honoured("parallel_tool_calls", Kind::Bool),
-        refused("functions", Kind::List, &["[]"]),
-        refused("function_call", Kind::TextOrObject, &[r#""none""#, r#""auto""#]),
+        // The older form of both, of one call at most; answers say it in that form too.
+        honoured("functions", Kind::List),
+        honoured("function_call", Kind::TextOrObject),
         refused("modalities", Kind::List, &[r#"["text"]"#]),
         refused("audio", Kind::Object, &[]),
         refused("prediction", Kind::Object, &[]),
@@ -149,13 +162,6 @@ pub const CHAT: Table = &[
         bookkeeping("prompt_cache_options", Kind::Object),
         // Further variables of the chat template, but for those that the server sets.
         honoured("chat_template_kwargs", Kind::Object),
-        // What the answer must be, one of: json, json_object, regex, choice, grammar.
-        honoured("structured_outputs", Kind::Object),
-        // The same, as vLLM had it before.
-        honoured("guided_json", Kind::TextOrObject),
-        honoured("guided_regex", Kind::Text),
-        honoured("guided_choice", Kind::List),
-        honoured("guided_grammar", Kind::Text),
     ],
 ];
 
@@ -163,6 +169,7 @@ pub const CHAT: Table = &[
 pub const COMPLETION: Table = &[
     ASK,
     GENERATION,
+    FORMAT,
     &[
         honoured("prompt", Kind::TextOrList),
         honoured("best_of", Kind::Integer),
@@ -252,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_value_that_would_be_ignored_is_refused_by_name() {
-        assert_eq!(code(json!({"functions": [{}]})), Err((Code::UnsupportedParameter, "functions".into())));
+        assert_eq!(code(json!({"modalities": ["audio"]})), Err((Code::UnsupportedParameter, "modalities".into())));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Messages of a chat: from OpenAI's shapes to the ones that chat templates take.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use words::{Code, Error};
 
 use crate::tools::is_name;
@@ -24,7 +24,14 @@ pub(crate) fn messages(value: Option<Value>) -> Result<Vec<Value>, Error> {
         let message = format!("'messages' must have 1 to {MESSAGES_MAX} messages, it has {}", items.len());
         return Err(Error::invalid("messages", message));
     }
-    items.into_iter().enumerate().map(|(i, item)| message(i, item)).collect()
+    // The id of the last call that came as a `function_call`, which has none of its own.
+    let mut called = None;
+    items.into_iter().enumerate().map(|(i, item)| message(i, item, &mut called)).collect()
+}
+
+/// Names the call of a message that came without an id: nine digits, as the strictest templates want them.
+fn made_id(i: usize) -> String {
+    format!("{i:09}")
 }
 
 /// One message on its way in.
@@ -59,7 +66,7 @@ impl Reader {
     }
 }
 
-fn message(i: usize, item: Value) -> Result<Value, Error> {
+fn message(i: usize, item: Value, called: &mut Option<String>) -> Result<Value, Error> {
     let place = format!("messages[{i}]");
     let Value::Object(map) = item else {
         return Err(Error::invalid(&place, format!("'{place}' must be an object")));
@@ -70,19 +77,27 @@ fn message(i: usize, item: Value) -> Result<Value, Error> {
         Some("user") => "user",
         Some("assistant") => "assistant",
         Some("tool") => "tool",
+        // The older form of the same.
         Some("function") => {
-            let message = "messages of the role 'function' are not supported; use the role 'tool' and 'tool_call_id'";
-            return Err(reader.unsupported(".role", message));
+            let id = called.take().unwrap_or_else(|| made_id(i));
+            reader.map.insert("tool_call_id".into(), id.into());
+            "tool"
         }
         _ => return Err(reader.wrong(".role", "system, developer, user, assistant or tool")),
     };
-    for field in ["function_call", "audio"] {
-        if reader.take(field).is_some() {
-            let message = format!("'{}' is not supported", reader.at(&format!(".{field}")));
-            return Err(reader.unsupported(&format!(".{field}"), &message));
-        }
+    if reader.take("audio").is_some() {
+        let message = format!("'{}' is not supported", reader.at(".audio"));
+        return Err(reader.unsupported(".audio", &message));
     }
-    let calls = calls(&mut reader)?;
+    let mut calls = calls(&mut reader)?;
+    if let Some(function) = reader.take("function_call") {
+        if !calls.is_empty() || role != "assistant" {
+            return Err(reader.wrong(".function_call", "absent; an assistant makes one call, or 'tool_calls'"));
+        }
+        let id = made_id(i);
+        calls.push(json!({"id": id, "type": "function", "function": said(&reader.at(".function_call"), function)?}));
+        *called = Some(id);
+    }
     if !calls.is_empty() && role != "assistant" {
         return Err(reader.wrong(".tool_calls", "absent; only an assistant calls tools"));
     }
@@ -130,8 +145,16 @@ fn call(place: &str, item: Value) -> Result<Value, Error> {
     }
     let id = reader.text("id")?.filter(|id| (1..=CALL_ID_BYTES_MAX).contains(&id.len()));
     let id = id.ok_or_else(|| reader.wrong(".id", &format!("a string of 1 to {CALL_ID_BYTES_MAX} bytes")))?;
-    let Some(Value::Object(map)) = reader.take("function") else { return Err(reader.wrong(".function", "an object")) };
-    let mut function = Reader { place: reader.at(".function"), map };
+    let function = said(&reader.at(".function"), reader.take("function").unwrap_or_default())?;
+    Ok(json!({"id": id, "type": "function", "function": function}))
+}
+
+/// Reads a call's name and arguments.
+fn said(place: &str, item: Value) -> Result<Value, Error> {
+    let Value::Object(map) = item else {
+        return Err(Error::invalid(place, format!("'{place}' must be an object")));
+    };
+    let mut function = Reader { place: place.to_string(), map };
     let name = function.text("name")?.filter(|name| is_name(name));
     let name = name.ok_or_else(|| function.wrong(".name", "a tool's name"))?;
     let arguments = match function.take("arguments") {
@@ -141,11 +164,7 @@ fn call(place: &str, item: Value) -> Result<Value, Error> {
         Some(object @ Value::Object(_)) => object.to_string(),
         Some(_) => return Err(function.wrong(".arguments", "a string with a JSON object")),
     };
-    let mut call = Map::new();
-    call.insert("id".into(), id.into());
-    call.insert("type".into(), "function".into());
-    call.insert("function".into(), serde_json::json!({ "name": name, "arguments": arguments }));
-    Ok(Value::Object(call))
+    Ok(json!({ "name": name, "arguments": arguments }))
 }
 
 /// Joins text parts with a line feed, as vLLM does for templates that take plain text.
@@ -178,8 +197,6 @@ fn content_text(at: &str, value: Option<Value>, role: &str) -> Result<String, Er
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use serde_json::json;
-
     use super::*;
 
     fn read(items: Value) -> Result<Value, String> {
@@ -227,11 +244,29 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_with_a_function_is_one_with_a_tool() {
+        let turn = json!([
+            {"role": "user", "content": "w?"},
+            {"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{\"b\": 1}"}},
+            {"role": "function", "name": "f", "content": "x"},
+            {"role": "function", "name": "f", "content": "y"},
+        ]);
+        let call = json!({"id": "000000001", "type": "function", "function": {"name": "f", "arguments": "{\"b\": 1}"}});
+        let wanted = json!([
+            {"role": "user", "content": "w?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "x", "name": "f", "tool_call_id": "000000001"},
+            {"role": "tool", "content": "y", "name": "f", "tool_call_id": "000000003"},
+        ]);
+        assert_eq!(read(turn), Ok(wanted));
+    }
+
+    #[test]
     fn bad_messages_name_their_field() {
         let function = json!({"name": "f", "arguments": "{}"});
         for (items, param) in [
             (json!([{"role": "robot", "content": ""}]), "messages[0].role"),
-            (json!([{"role": "function", "content": "", "name": "f"}]), "messages[0].role"),
+            (json!([{"role": "function", "name": "f"}]), "messages[0].content"),
             (json!([{"role": "tool", "content": ""}]), "messages[0].tool_call_id"),
             (json!([{"role": "tool", "tool_call_id": "x".repeat(257), "content": ""}]), "messages[0].tool_call_id"),
             (json!([{"role": "tool", "tool_call_id": "a"}]), "messages[0].content"),
@@ -241,7 +276,13 @@ mod tests {
                 "messages[0].tool_calls",
             ),
             (json!([{"role": "assistant", "tool_calls": {}}]), "messages[0].tool_calls"),
-            (json!([{"role": "assistant", "function_call": {}}]), "messages[0].function_call"),
+            (json!([{"role": "assistant", "function_call": {}}]), "messages[0].function_call.name"),
+            (json!([{"role": "assistant", "function_call": 1}]), "messages[0].function_call"),
+            (json!([{"role": "user", "content": "", "function_call": function}]), "messages[0].function_call"),
+            (
+                json!([{"role": "assistant", "function_call": function, "tool_calls": [{"id": "a", "function": function}]}]),
+                "messages[0].function_call",
+            ),
             (json!([{"role": "assistant", "reasoning_content": []}]), "messages[0].reasoning_content"),
             (called(json!(1)), "messages[0].tool_calls[0]"),
             (called(json!({"function": function})), "messages[0].tool_calls[0].id"),

@@ -142,7 +142,7 @@ impl<'a> Peek<'a> {
 
     /// The meaning of [`Peek::parse`].
     pub(crate) fn whole(body: &'a [u8]) -> Result<Self, Error> {
-        serde_json::from_slice(body).map_err(|error| malformed(body, &error))
+        serde_json::from_slice(body).map_err(|error| misfit(body, &error))
     }
 
     /// Returns how many answers are wanted.
@@ -178,6 +178,21 @@ impl<'a> Peek<'a> {
         let missing = || Error::invalid("model", "'model' is missing; GET /v1/models lists the names");
         let text = self.model.as_deref().ok_or_else(missing)?;
         ModelId::new(text).map_err(|error| Error::invalid("model", error.to_string()))
+    }
+}
+
+/// Says which field has the wrong type, where it is that.
+fn misfit(body: &[u8], error: &serde_json::Error) -> Error {
+    let map: Map<String, Value> = match serde_json::from_slice(body) {
+        Ok(map) => map,
+        Err(error) => return malformed(body, &error),
+    };
+    let wrong =
+        |name: &str, fits: fn(&Value) -> bool| map.get(name).is_some_and(|value| !value.is_null() && !fits(value));
+    match () {
+        () if wrong("model", Value::is_string) => Error::invalid("model", "'model' must be a string"),
+        () if wrong("stream", Value::is_boolean) => Error::invalid("stream", "'stream' must be a boolean"),
+        () => malformed(body, error),
     }
 }
 
@@ -229,6 +244,20 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_field_of_the_wrong_type_is_named_and_what_is_no_object_is_refused_in_words() {
+        let refused = |body: &str| {
+            let error = Peek::parse(body.as_bytes()).unwrap_err();
+            (error.param().map(str::to_string), error.message().to_string())
+        };
+        assert_eq!(refused(r#"{"model": 5}"#), (Some("model".into()), "'model' must be a string".into()));
+        assert_eq!(refused(r#"{"stream": "yes", "model": "m"}"#).0, Some("stream".into()));
+        for body in ["null", "5", "[5]", r#"{"model": "a", "model": "b"}"#] {
+            let (param, message) = refused(body);
+            assert!(param.is_none() && !message.contains("Peek") && message.contains("line 1"), "{body}: {message}");
+        }
+    }
 
     #[test]
     fn an_alias_is_replaced_and_nothing_else() {

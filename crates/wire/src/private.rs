@@ -302,18 +302,41 @@ impl Line {
 
 /// Reads a whole decimal number.
 fn number(text: &[u8]) -> Option<u32> {
-    let digit = |byte: u8| byte.is_ascii_digit().then(|| u32::from(byte - b'0'));
-    let (first, rest) = text.split_first()?;
-    rest.iter().try_fold(digit(*first)?, |value, byte| value.checked_mul(10)?.checked_add(digit(*byte)?))
+    match numbers_of(text, |_| {})? {
+        (0, last) => Some(last),
+        _ => None,
+    }
 }
 
 /// Reads numbers with commas between them.
 fn numbers(text: &[u8]) -> Option<Vec<u32>> {
-    let mut numbers = Vec::with_capacity(memchr::memchr_iter(b',', text).count() + 1);
-    for word in text.split(|byte| *byte == b',') {
-        numbers.push(number(word)?);
-    }
+    // Most are of four digits or more.
+    let mut numbers = Vec::with_capacity(text.len() / 4 + 1);
+    let (_, last) = numbers_of(text, |number| numbers.push(number))?;
+    numbers.push(last);
     Some(numbers)
+}
+
+/// Reads numbers with commas between them in one walk; returns how many stand before the last one, and that.
+fn numbers_of(text: &[u8], mut before: impl FnMut(u32)) -> Option<(usize, u32)> {
+    let (mut count, mut value, mut begun) = (0, 0u64, false);
+    for byte in text {
+        match byte {
+            b'0'..=b'9' => {
+                value = value * 10 + u64::from(byte - b'0');
+                begun = true;
+                if value > u64::from(u32::MAX) {
+                    return None;
+                }
+            }
+            b',' if begun => {
+                before(value as u32);
+                (count, value, begun) = (count + 1, 0, false);
+            }
+            _ => return None,
+        }
+    }
+    begun.then_some((count, value as u32))
 }
 
 /// Takes the private lines off the front of an event; what stays is the client's, empty when nothing was.
@@ -401,6 +424,8 @@ mod tests {
             "t 1",
             "t 1 0 0  - 0",
             "t 1 0 0 5, - 0",
+            "t 1 0 0 ,5 - 0",
+            "t 1,2 0 0 5 - 0",
             "t 1 0 0 4294967296 - 0",
             "t 1 0 0 5 soon 0",
             "t -1 0 0 5 - 0",

@@ -9,6 +9,7 @@ use words::{Code, Error};
 
 use crate::completion::{CANCELLED, Identity, Usage, UsageObject};
 use crate::fields;
+use crate::format::Wish;
 use crate::generation::{CHOICES_MAX, Checked, Generation};
 use crate::logprobs::{self, TextLogprobs, TokenLogprob};
 use crate::sse::data_event;
@@ -32,6 +33,8 @@ pub struct CompletionRequest {
     pub prompts: Vec<Prompt>,
     /// Whether answers begin with their prompts.
     pub echo: bool,
+    /// What every answer must be, from its first token on.
+    pub format: Option<Wish>,
     /// All the rest.
     pub generation: Generation,
 }
@@ -58,7 +61,8 @@ impl CompletionRequest {
             return Err(Error::invalid("prompt", message));
         }
         let echo = checked.map.get("echo").and_then(Value::as_bool).unwrap_or(false);
-        Ok(CompletionRequest { prompts, echo, generation })
+        let format = Wish::read(&mut checked.map)?;
+        Ok(CompletionRequest { prompts, echo, format, generation })
     }
 }
 

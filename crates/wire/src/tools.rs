@@ -1,6 +1,7 @@
-//! `tools`, `tool_choice` and `parallel_tool_calls`: what a model may call, and whether it must.
+//! `tools`, `tool_choice` and `parallel_tool_calls`: what a model may call, and whether it must. `functions` and
+//! `function_call`, as OpenAI had them before, are the same of at most one call.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use words::{Code, Error};
 
 /// Most tools of one request, as OpenAI has it.
@@ -50,38 +51,56 @@ pub struct Tools {
     pub parallel: bool,
     /// The definitions as the client wrote them, in the order of `list`: what chat templates print.
     pub definitions: Vec<Value>,
+    /// Whether they came as `functions`, and a call is said as a `function_call`.
+    pub functions: bool,
 }
 
 impl Tools {
-    /// Reads the three fields.
+    /// Reads the fields.
     ///
     /// # Errors
     /// `InvalidRequest` or `UnsupportedParameter`, with the field in `param`.
     pub(crate) fn read(map: &mut Map<String, Value>) -> Result<Self, Error> {
-        let definitions = match map.remove("tools") {
+        let mut given = |field: &str| match map.remove(field) {
             Some(Value::Array(definitions)) => definitions,
             _ => Vec::new(),
         };
-        if definitions.len() > TOOLS_MAX {
-            let message = format!("'tools' may have {TOOLS_MAX} tools at most, it has {}", definitions.len());
-            return Err(Error::invalid("tools", message));
+        let (tools, functions) = (given("tools"), given("functions"));
+        if !functions.is_empty() && !tools.is_empty() {
+            let message = "'functions' is the older form of 'tools'; leave one of them out";
+            return Err(Error::invalid("functions", message));
         }
-        let list = definitions.iter().enumerate().map(|(i, definition)| tool(i, definition));
-        let list = list.collect::<Result<Vec<_>, _>>()?;
+        let older = !functions.is_empty();
+        let (field, definitions) = if older { ("functions", functions) } else { ("tools", tools) };
+        if definitions.len() > TOOLS_MAX {
+            let message = format!("'{field}' may have {TOOLS_MAX} entries at most, it has {}", definitions.len());
+            return Err(Error::invalid(field, message));
+        }
+        let read = |(i, definition): (usize, &Value)| match older {
+            true => function(&format!("functions[{i}]"), Some(definition)),
+            false => tool(&format!("tools[{i}]"), definition),
+        };
+        let list = definitions.iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
         let bytes: usize = definitions.iter().map(|definition| definition.to_string().len()).sum();
         if bytes > TOOLS_BYTES_MAX {
-            let message = format!("the definitions of 'tools' may have {TOOLS_BYTES_MAX} bytes, they have {bytes}");
-            return Err(Error::invalid("tools", message));
+            let message = format!("the definitions of '{field}' may have {TOOLS_BYTES_MAX} bytes, they have {bytes}");
+            return Err(Error::invalid(field, message));
         }
         for (i, tool) in list.iter().enumerate() {
             if list[..i].iter().any(|other| other.name == tool.name) {
-                let message = format!("the tool '{}' is there twice", tool.name);
-                return Err(Error::invalid(format!("tools[{i}].function.name"), message));
+                let message = format!("the {} '{}' is there twice", &field[..field.len() - 1], tool.name);
+                let at = if older { format!("functions[{i}].name") } else { format!("tools[{i}].function.name") };
+                return Err(Error::invalid(at, message));
             }
         }
-        let choice = choice(map.get("tool_choice"), &list)?;
-        let parallel = map.get("parallel_tool_calls").and_then(Value::as_bool).unwrap_or(true);
-        Ok(Tools { list, choice, parallel, definitions })
+        let newer = choice(map.get("tool_choice"), if older { &[] } else { &list })?;
+        let elder = function_choice(map.get("function_call"), if older { &list } else { &[] })?;
+        if !older {
+            let parallel = map.get("parallel_tool_calls").and_then(Value::as_bool).unwrap_or(true);
+            return Ok(Tools { list, choice: newer, parallel, definitions, functions: false });
+        }
+        let definitions = definitions.into_iter().map(|function| json!({"type": "function", "function": function}));
+        Ok(Tools { list, choice: elder, parallel: false, definitions: definitions.collect(), functions: true })
     }
 
     /// Whether calls may come: what the model says is then searched for them.
@@ -90,42 +109,49 @@ impl Tools {
     }
 }
 
-fn tool(i: usize, definition: &Value) -> Result<Tool, Error> {
-    let at = |field: &str| format!("tools[{i}]{field}");
-    let wrong = |field: &str, what: &str| Err(Error::invalid(at(field), format!("'{}' must be {what}", at(field))));
+fn tool(place: &str, definition: &Value) -> Result<Tool, Error> {
+    let at = format!("{place}.type");
     match definition["type"].as_str() {
-        Some("function") => {}
+        Some("function") => function(&format!("{place}.function"), definition.get("function")),
         Some(kind) => {
-            let message = format!("'{}' is '{kind}'; this server takes tools of type 'function' only", at(".type"));
-            return Err(Error::new(Code::UnsupportedParameter, message).at(at(".type")));
+            let message = format!("'{at}' is '{kind}'; this server takes tools of type 'function' only");
+            Err(Error::new(Code::UnsupportedParameter, message).at(at))
         }
-        None => return wrong(".type", "'function'"),
+        None => {
+            let message = format!("'{at}' must be 'function'");
+            Err(Error::invalid(at, message))
+        }
     }
-    let Some(function) = definition["function"].as_object() else { return wrong(".function", "an object") };
+}
+
+fn function(place: &str, definition: Option<&Value>) -> Result<Tool, Error> {
+    let at = |field: &str| format!("{place}{field}");
+    let wrong = |field: &str, what: &str| Err(Error::invalid(at(field), format!("'{}' must be {what}", at(field))));
+    let Some(function) = definition.and_then(Value::as_object) else { return wrong("", "an object") };
     let name = match function.get("name").and_then(Value::as_str) {
         Some(name) if is_name(name) => name.to_string(),
         _ => {
             let what = format!("1 to {TOOL_NAME_BYTES_MAX} letters, digits, '_', '-' or '.'");
-            return wrong(".function.name", &what);
+            return wrong(".name", &what);
         }
     };
     let description = match function.get("description") {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) => Some(text.clone()),
-        Some(_) => return wrong(".function.description", "a string"),
+        Some(_) => return wrong(".description", "a string"),
     };
     let parameters = match function.get("parameters") {
         None | Some(Value::Null) => None,
         Some(schema @ Value::Object(_)) if depth(schema) <= PARAMETERS_DEPTH_MAX => Some(schema.clone()),
         Some(Value::Object(_)) => {
-            return wrong(".function.parameters", &format!("nested {PARAMETERS_DEPTH_MAX} deep at most"));
+            return wrong(".parameters", &format!("nested {PARAMETERS_DEPTH_MAX} deep at most"));
         }
-        Some(_) => return wrong(".function.parameters", "a JSON schema, an object"),
+        Some(_) => return wrong(".parameters", "a JSON schema, an object"),
     };
     let strict = match function.get("strict") {
         None | Some(Value::Null) => false,
         Some(Value::Bool(strict)) => *strict,
-        Some(_) => return wrong(".function.strict", "a boolean"),
+        Some(_) => return wrong(".strict", "a boolean"),
     };
     Ok(Tool { name, description, parameters, strict })
 }
@@ -179,11 +205,26 @@ fn choice(value: Option<&Value>, list: &[Tool]) -> Result<ToolChoice, Error> {
     Ok(chosen)
 }
 
+/// Reads `function_call`: as `tool_choice`, but that it can't be required.
+fn function_choice(value: Option<&Value>, list: &[Tool]) -> Result<ToolChoice, Error> {
+    let wrong = |at: &str, message: String| Err(Error::invalid(at, message));
+    match value {
+        None | Some(Value::Null) => choice(None, list),
+        Some(Value::String(word)) if matches!(word.as_str(), "none" | "auto") => choice(value, list),
+        Some(Value::String(_)) => wrong("function_call", "'function_call' must be none, auto or an object".into()),
+        Some(object) => match object["name"].as_str() {
+            Some(name) if list.iter().any(|tool| tool.name == name) => Ok(ToolChoice::Named(name.to_string())),
+            Some(name) => {
+                wrong("function_call.name", format!("'function_call' names '{name}', which is none of 'functions'"))
+            }
+            None => wrong("function_call.name", "'function_call' must name a function".into()),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use serde_json::json;
-
     use super::*;
 
     fn read(value: Value) -> Result<Tools, String> {
@@ -219,6 +260,35 @@ mod tests {
         let wanted =
             Tool { name: "f".into(), description: Some("d".into()), parameters: Some(parameters), strict: true };
         assert_eq!(tools.list, [wanted]);
+    }
+
+    #[test]
+    fn functions_are_tools_of_which_one_is_called() {
+        let older = |name: &str| json!({"name": name, "parameters": {"type": "object"}});
+        let named = |name: &str| json!({"type": "function", "function": older(name)});
+        let tools = read(json!({"functions": [older("a"), older("b")], "parallel_tool_calls": true})).unwrap();
+        assert_eq!((tools.choice.clone(), tools.parallel, tools.functions), (ToolChoice::Auto, false, true));
+        assert_eq!(tools.definitions, [named("a"), named("b")]);
+        assert_eq!(tools.list, read(json!({"tools": [named("a"), named("b")]})).unwrap().list);
+        let called = |call: Value| read(json!({"functions": [older("a")], "function_call": call})).unwrap().choice;
+        assert_eq!(called(json!("none")), ToolChoice::None);
+        assert_eq!(called(json!("auto")), ToolChoice::Auto);
+        assert_eq!(called(json!({"name": "a"})), ToolChoice::Named("a".into()));
+        let none = read(json!({"functions": [], "function_call": "auto", "tools": [named("a")]})).unwrap();
+        assert_eq!((none.choice, none.functions), (ToolChoice::Auto, false));
+        for (value, param) in [
+            (json!({"functions": [older("a")], "tools": [named("a")]}), "functions"),
+            (json!({"functions": [older("a"), older("a")]}), "functions[1].name"),
+            (json!({"functions": [7]}), "functions[0]"),
+            (json!({"functions": [{}]}), "functions[0].name"),
+            (json!({"functions": [older("a")], "function_call": "required"}), "function_call"),
+            (json!({"functions": [older("a")], "function_call": {"name": "b"}}), "function_call.name"),
+            (json!({"functions": [older("a")], "function_call": {}}), "function_call.name"),
+            (json!({"function_call": {"name": "a"}}), "function_call.name"),
+            (json!({"functions": [older("a")], "tool_choice": "required"}), "tool_choice"),
+        ] {
+            assert_eq!(read(value.clone()), Err(param.to_string()), "{value}");
+        }
     }
 
     #[test]

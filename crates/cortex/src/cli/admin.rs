@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use service::program::first_cause;
 use service::token::Token;
 use wire::ErrorEnvelope;
 use words::NodeStatus;
@@ -53,6 +54,15 @@ pub(super) struct NodeView {
     pub(super) routable: bool,
     /// How long ago it was heard, in seconds.
     pub(super) heard_s_ago: Option<f64>,
+    /// Another live worker has its name.
+    #[serde(default)]
+    pub(super) conflicted: bool,
+    /// The address before it under which the same worker is listed.
+    #[serde(default)]
+    pub(super) same_as: Option<String>,
+    /// Why it can't be heard.
+    #[serde(default)]
+    pub(super) problem: Option<String>,
     /// Its last status.
     pub(super) status: Option<NodeStatus>,
 }
@@ -70,7 +80,9 @@ impl FleetStatus {
 impl Admin {
     pub(crate) fn new(args: &AdminArgs) -> Result<Self> {
         let token = args.token_file.as_deref().map(Token::read).transpose()?;
-        Ok(Admin { http: super::client()?, url: args.admin.trim_end_matches('/').to_string(), token })
+        let url = args.admin.trim_end_matches('/').to_string();
+        ensure!(url.starts_with("http://"), "the admin URL must begin with http://, it is '{url}'");
+        Ok(Admin { http: super::client()?, url, token })
     }
 
     /// Sends a request; returns the answer once it is known to be no error.
@@ -79,8 +91,12 @@ impl Admin {
             Some(token) => request.header("authorization", token.bearer()),
             None => request,
         };
-        let unreachable = || format!("no answer of the gateway's admin port at {}", self.url);
-        let response = request.send().await.with_context(unreachable)?;
+        let response = request.send().await.map_err(|error| {
+            let (url, why) = (&self.url, first_cause(&error));
+            anyhow!(
+                "no answer of the gateway's admin port at {url}: {why}; --admin or CORTEX_ADMIN_URL says where it is"
+            )
+        })?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);

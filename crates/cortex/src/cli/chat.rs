@@ -1,10 +1,9 @@
 //! `cortex chat`: one question, its answer as it comes.
 
-use std::io::Write;
-
 use bytes::Bytes;
 use clap::Args;
 use service::exit;
+use service::program::first_cause;
 
 use super::client;
 use crate::events::Events;
@@ -26,7 +25,6 @@ pub(super) struct ChatArgs {
 /// Most bytes of one event that the command line reads.
 const EVENT_BYTES_MAX: usize = 1 << 20;
 
-#[allow(clippy::print_stdout)]
 pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<u8> {
     let message = match args.message.join(" ") {
         text if text.is_empty() => std::io::read_to_string(std::io::stdin())?,
@@ -41,7 +39,14 @@ pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<u8> {
         body["temperature"] = temperature.into();
     }
     let url = format!("{}/v1/chat/completions", args.api.trim_end_matches('/'));
-    let response = client()?.post(&url).json(&body).send().await?;
+    let unreachable = |error: reqwest::Error| {
+        let why = first_cause(&error);
+        anyhow::anyhow!(
+            "no answer of the gateway's API at {}: {why}; --api or CORTEX_API_URL says where it is",
+            args.api
+        )
+    };
+    let response = client()?.post(&url).json(&body).send().await.map_err(unreachable)?;
     if !response.status().is_success() {
         let status = response.status();
         let text = response.text().await.unwrap_or_default();
@@ -53,13 +58,12 @@ pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<u8> {
     while let Some(event) = events.next().await? {
         done |= show(&event)?;
     }
-    println!();
+    service::say!();
     anyhow::ensure!(done, "the stream ended before the answer was complete");
     Ok(exit::CLEAN)
 }
 
 /// Prints an event's text, reasoning to standard error; true for the last event.
-#[allow(clippy::print_stdout)]
 fn show(event: &Bytes) -> anyhow::Result<bool> {
     let Some(data) = event.strip_prefix(b"data: ") else { return Ok(false) };
     if data.starts_with(b"[DONE]") {
@@ -75,8 +79,7 @@ fn show(event: &Bytes) -> anyhow::Result<bool> {
         eprint!("{text}");
     }
     if let Some(text) = delta["content"].as_str() {
-        print!("{text}");
-        std::io::stdout().flush()?;
+        service::terminal::write(format_args!("{text}"));
     }
     Ok(false)
 }

@@ -18,20 +18,19 @@ pub(super) struct LifecycleArgs {
     admin: AdminArgs,
 }
 
-#[allow(clippy::print_stdout, clippy::print_stderr)]
 pub(super) async fn show(args: LifecycleArgs) -> Result<u8> {
     let admin = Admin::new(&args.admin)?;
     let query = args.node.map(|node| format!("?node={}", segment(&node))).unwrap_or_default();
     let path = format!("/api/lifecycle{query}");
     if args.json {
-        println!("{:#}", admin.get::<serde_json::Value>(&path).await?);
+        service::say!("{:#}", admin.get::<serde_json::Value>(&path).await?);
         return Ok(exit::CLEAN);
     }
     let seen: Inspections = admin.get(&path).await?;
     let mut failed = false;
     for node in seen.nodes {
         match (node.lifecycle, node.error) {
-            (Some(lifecycle), _) => print!("{lifecycle}"),
+            (Some(lifecycle), _) => service::terminal::write(format_args!("{lifecycle}")),
             (None, error) => {
                 failed = true;
                 eprintln!("{}: {}", node.control, error.unwrap_or_default());

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use clap::Args;
 use service::exit;
+use service::telemetry::time_text;
 
 use super::admin::{Admin, AdminArgs, segment};
 use super::pull::lines;
@@ -22,11 +23,13 @@ pub(super) struct LogsArgs {
     /// Most lines of those that are there.
     #[arg(long, short = 'n', default_value_t = LINES_DEFAULT)]
     lines: u32,
+    /// Begin each line with its time.
+    #[arg(long, short)]
+    times: bool,
     #[command(flatten)]
     admin: AdminArgs,
 }
 
-#[allow(clippy::print_stdout, clippy::print_stderr)]
 pub(super) async fn logs(args: LogsArgs) -> Result<u8> {
     let admin = Admin::new(&args.admin)?;
     let query = format!("follow={}&lines={}", args.follow, args.lines);
@@ -40,7 +43,7 @@ pub(super) async fn logs(args: LogsArgs) -> Result<u8> {
     let (mut buffer, mut failed) = (Vec::new(), false);
     while let Some(chunk) = answer.chunk().await? {
         buffer.extend_from_slice(&chunk);
-        for Line { node, source, text, missed, error, .. } in lines(&mut buffer)? {
+        for Line { node, source, text, missed, error, at_unix_ms, .. } in lines(&mut buffer)? {
             if missed > 0 {
                 eprintln!("{node}: {missed} lines were missed");
             }
@@ -49,7 +52,8 @@ pub(super) async fn logs(args: LogsArgs) -> Result<u8> {
                     failed = true;
                     eprintln!("{node}: {error}");
                 }
-                None => println!("{node} {source}: {text}"),
+                None if args.times => service::say!("{} {node} {source}: {text}", time_text(at_unix_ms)),
+                None => service::say!("{node} {source}: {text}"),
             }
         }
     }

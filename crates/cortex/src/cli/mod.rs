@@ -9,6 +9,7 @@ mod node;
 mod pull;
 mod requests;
 mod status;
+mod table;
 mod targets;
 
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use service::exit;
+use service::lanes::Lanes;
 use service::notify::Notifier;
 use service::pages::{self, PagesArgs};
 use service::program::{AFTER_HELP, ConfigArgs, Document, complain, document, metrics, options, run};
@@ -99,7 +101,6 @@ enum Command {
 }
 
 /// The program.
-#[allow(clippy::print_stdout)]
 pub fn main() -> ExitCode {
     let code = match Cli::parse().command {
         Command::Serve(args) => options("cortex", &args, Options::check).map(|mut options: Options| {
@@ -128,11 +129,11 @@ pub fn main() -> ExitCode {
         Command::Pull(args) => Ok(client_run(pull::pull(args))),
         Command::Targets(args) => Ok(client_run(targets::print(args))),
         Command::Metrics => metrics("cortex", Families::register).map(|table| {
-            print!("{table}");
+            service::terminal::write(format_args!("{table}"));
             exit::CLEAN
         }),
         Command::Config { what } => {
-            print!("{}", document::<Options>("cortex", what));
+            service::terminal::write(format_args!("{}", document::<Options>("cortex", what)));
             Ok(exit::CLEAN)
         }
         Command::Pages(args) => pages::write(Cli::command(), &args).map(|()| exit::CLEAN).map_err(|error| {
@@ -167,7 +168,12 @@ async fn serve(options: Options) -> Result<u8, GatewayError> {
         TcpListener::bind(address).await.map_err(bound)
     };
     let signals = |source| GatewayError::Bind { what: "the signal handler", address: String::new(), source };
+    let threads = match options.api.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    };
     let around = Surroundings {
+        lanes: Lanes::start("api", threads).map_err(GatewayError::Threads)?,
         admin: bind("the admin port", options.admin.bind).await?,
         api: bind("the API port", options.api.bind).await?,
         signals: Signals::listen().map_err(signals)?.forward(),

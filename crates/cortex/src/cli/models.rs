@@ -10,6 +10,7 @@ use words::ModelState;
 use super::admin::{Admin, AdminArgs};
 use super::pull::lines;
 use super::status::word;
+use super::table::Table;
 use crate::models::{FleetModel, FleetModels, Line, Replica, SILENCE_MAX, Wanted};
 
 /// A line is printed at least this often, also when nothing but the time has changed.
@@ -83,37 +84,33 @@ fn state_text(state: ModelState, progress: f64, eta_s: Option<f64>) -> String {
     }
 }
 
-#[allow(clippy::print_stdout)]
 pub(super) async fn models(args: ListArgs) -> Result<u8> {
     let admin = Admin::new(&args.admin)?;
     if args.json {
-        println!("{:#}", admin.get::<serde_json::Value>("/api/models").await?);
+        service::say!("{:#}", admin.get::<serde_json::Value>("/api/models").await?);
         return Ok(exit::CLEAN);
     }
     let fleet: FleetModels = admin.get("/api/models").await?;
-    println!("{:<32} {:<10} {:>8} {:<24} {:<24} DESCRIPTION", "MODEL", "STATE", "CONTEXT", "ALIASES", "NODES");
+    let mut table = Table::new(&["MODEL", "STATE", ">CONTEXT", "ALIASES", "NODES", "DESCRIPTION"]);
     for FleetModel { id, state, card, context_length, replicas } in &fleet.models {
         let there = |replica: &&Replica| !matches!(replica.state, ModelState::Absent | ModelState::Failed);
         let nodes = replicas.iter().filter(there).map(|replica| replica.node.as_str()).collect::<Vec<_>>().join(", ");
         let aliases = card.aliases.iter().map(|alias| alias.as_str()).collect::<Vec<_>>().join(", ");
         let context = if *context_length == 0 { "-".into() } else { context_length.to_string() };
-        let description = card.description.as_deref().unwrap_or("-");
-        let state = word(state);
-        let (aliases, nodes) = (dash(aliases), dash(nodes));
-        println!("{:<32} {state:<10} {context:>8} {aliases:<24} {nodes:<24} {description}", id.as_str());
+        let description = card.description.clone().unwrap_or_default();
+        table.row([id.to_string(), word(state), context, dash(aliases), dash(nodes), dash(description)]);
         for failed in replicas.iter().filter(|replica| replica.state == ModelState::Failed) {
-            println!(
-                "{:<32} failed on {}: {}",
-                "",
+            table.note(format!(
+                "failed on {}: {}",
                 failed.node,
                 failed.failure.as_deref().unwrap_or("no reason given")
-            );
+            ));
         }
     }
+    table.print();
     Ok(exit::CLEAN)
 }
 
-#[allow(clippy::print_stdout)]
 pub(super) async fn ps(args: ListArgs) -> Result<u8> {
     let admin = Admin::new(&args.admin)?;
     let mut fleet: FleetModels = admin.get("/api/models").await?;
@@ -122,13 +119,10 @@ pub(super) async fn ps(args: ListArgs) -> Result<u8> {
     }
     fleet.models.retain(|model| !model.replicas.is_empty());
     if args.json {
-        println!("{:#}", serde_json::to_value(&fleet)?);
+        service::say!("{:#}", serde_json::to_value(&fleet)?);
         return Ok(exit::CLEAN);
     }
-    println!(
-        "{:<32} {:<16} {:<24} {:>10} {:>8} {:>8} {:>8} UNTIL",
-        "MODEL", "NODE", "STATE", "MEMORY", "RUNNING", "WAITING", "IDLE"
-    );
+    let mut table = Table::new(&["MODEL", "NODE", "STATE", ">MEMORY", ">RUNNING", ">WAITING", ">IDLE", "UNTIL"]);
     for model in &fleet.models {
         for replica in &model.replicas {
             let until = match replica.ttl_left_s {
@@ -137,25 +131,26 @@ pub(super) async fn ps(args: ListArgs) -> Result<u8> {
                 None => "-".into(),
             };
             let idle = if replica.running + replica.waiting > 0 { "-".into() } else { span(replica.idle_s.into()) };
-            println!(
-                "{:<32} {:<16} {:<24} {:>10} {:>8} {:>8} {idle:>8} {until}",
-                model.id.as_str(),
-                replica.node,
+            table.row([
+                model.id.to_string(),
+                replica.node.clone(),
                 state_text(replica.state, replica.progress, replica.eta_s),
                 size(replica.memory_bytes),
-                replica.running,
-                replica.waiting,
-            );
+                replica.running.to_string(),
+                replica.waiting.to_string(),
+                idle,
+                until,
+            ]);
         }
     }
+    table.print();
     for node in fleet.nodes.iter().filter(|node| node.memory.budget > 0) {
-        println!("{}: {} of {} in use", node.node, size(node.memory.used), size(node.memory.budget));
+        service::say!("{}: {} of {} in use", node.node, size(node.memory.used), size(node.memory.budget));
     }
     Ok(exit::CLEAN)
 }
 
 /// Follows an order to its end at every worker.
-#[allow(clippy::print_stdout)]
 async fn follow(admin: &Admin, path: &str, wanted: &Wanted, done: &str) -> Result<u8> {
     let mut answer = admin.post_stream(path, wanted).await?;
     let (begun, mut said) = (Instant::now(), (String::new(), Instant::now()));
@@ -170,12 +165,12 @@ async fn follow(admin: &Admin, path: &str, wanted: &Wanted, done: &str) -> Resul
                 eprintln!("{seconds:>6.1} s  {}: {error}", line.node);
                 failed += 1;
             } else if line.done {
-                println!("{seconds:>6.1} s  {}: {done}", line.node);
+                service::say!("{seconds:>6.1} s  {}: {done}", line.node);
                 ended += 1;
             } else {
                 let text = format!("{}: {}", line.node, state_text(line.state, line.progress, line.eta_s));
                 if text != said.0 || said.1.elapsed() > SAY_EVERY {
-                    println!("{seconds:>6.1} s  {text}");
+                    service::say!("{seconds:>6.1} s  {text}");
                     said = (text, Instant::now());
                 }
             }

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use service::exit;
 use words::{Epoch, HandoffPolicy, Incarnation, Intent, NodeState, NodeStatus};
 
-use super::admin::{Admin, AdminArgs, FleetStatus};
+use super::admin::{Admin, AdminArgs, FleetStatus, segment};
 use super::status::{progress_text, state_text};
 
 /// How often the gateway is asked how far it has come.
@@ -135,12 +135,11 @@ fn body(args: &OrderArgs) -> serde_json::Value {
     body
 }
 
-#[allow(clippy::print_stdout)]
 async fn give(action: Action, args: NodeArgs, body: serde_json::Value, upgrade: Option<&str>) -> Result<u8> {
     let admin = Admin::new(&args.admin)?;
-    let path = format!("/api/nodes/{}/{}", args.node, action.path());
+    let path = format!("/api/nodes/{}/{}", segment(&args.node), action.path());
     let taken: Taken = admin.post(&path, &body).await?;
-    println!("{}: {} ordered, epoch {}", taken.status.node, action.path(), taken.status.epoch.0);
+    service::say!("{}: {} ordered, epoch {}", taken.status.node, action.path(), taken.status.epoch.0);
     if args.no_wait {
         return Ok(exit::CLEAN);
     }
@@ -162,14 +161,14 @@ async fn give(action: Action, args: NodeArgs, body: serde_json::Value, upgrade: 
         };
         let words = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
         if words(&text) != words(&said.0) || said.1.elapsed() > SAY_EVERY {
-            println!("{:>6.1} s  {}: {text}", begun.elapsed().as_secs_f64(), status.node);
+            service::say!("{:>6.1} s  {}: {text}", begun.elapsed().as_secs_f64(), status.node);
             said = (text, Instant::now());
         }
         if silent.is_none() && there(action, &taken, status)? {
             if let Some(name) = upgrade {
                 check_upgrade(name, status)?;
             }
-            println!("{}: done after {:.1} s", status.node, begun.elapsed().as_secs_f64());
+            service::say!("{}: done after {:.1} s", status.node, begun.elapsed().as_secs_f64());
             return Ok(exit::CLEAN);
         }
     }

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use service::exit;
 use service::progress::Bar;
 
-use super::admin::{Admin, AdminArgs};
+use super::admin::{Admin, AdminArgs, segment};
 use crate::pull::{Line, SILENCE_MAX, Wanted};
 
 /// Most bytes of one line.
@@ -33,11 +33,10 @@ pub(super) fn lines<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Vec<T>>
     lines.map(|line| serde_json::from_slice(line).context("the gateway says what this version can't read")).collect()
 }
 
-#[allow(clippy::print_stdout)]
 pub(super) async fn pull(args: PullArgs) -> Result<u8> {
     let admin = Admin::new(&args.admin)?;
     let wanted = Wanted { model: args.model.clone() };
-    let mut answer = admin.post_stream(&format!("/api/nodes/{}/pull", args.node), &wanted).await?;
+    let mut answer = admin.post_stream(&format!("/api/nodes/{}/pull", segment(&args.node)), &wanted).await?;
     let bar = Bar::or_lines(format!("{} on {}", args.model, args.node));
     let mut buffer = Vec::new();
     loop {
@@ -53,7 +52,7 @@ pub(super) async fn pull(args: PullArgs) -> Result<u8> {
             }
             if let Some(path) = line.path {
                 drop(bar);
-                println!("{path}");
+                service::say!("{path}");
                 return Ok(exit::CLEAN);
             }
         }

@@ -6,6 +6,7 @@ use serde_json::json;
 use service::exit;
 
 use super::admin::{Admin, AdminArgs, segment};
+use super::table::Table;
 use crate::requests::{Cancelled, Request, Running};
 
 #[derive(Debug, Args)]
@@ -29,26 +30,26 @@ pub(super) struct CancelArgs {
     admin: AdminArgs,
 }
 
-#[allow(clippy::print_stdout)]
 pub(super) async fn list(args: RequestsArgs) -> Result<u8> {
     let admin = Admin::new(&args.admin)?;
     if args.json {
-        println!("{:#}", admin.get::<serde_json::Value>("/api/requests").await?);
+        service::say!("{:#}", admin.get::<serde_json::Value>("/api/requests").await?);
         return Ok(exit::CLEAN);
     }
     let running: Running = admin.get("/api/requests").await?;
-    println!("{:<36} {:<20} {:<16} {:>7} {:>8} {:>9}", "REQUEST", "MODEL", "NODE", "ATTEMPT", "TOKENS", "SECONDS");
+    let mut table = Table::new(&["REQUEST", "MODEL", "NODE", ">ATTEMPT", ">TOKENS", ">SECONDS"]);
     for Request { request_id, model, node, attempt, tokens, seconds, .. } in &running.requests {
-        let node = node.as_deref().unwrap_or("-");
-        println!("{request_id:<36} {model:<20} {node:<16} {attempt:>7} {tokens:>8} {seconds:>9.1}");
+        let node = node.clone().unwrap_or_else(|| "-".into());
+        let (attempt, tokens) = (attempt.to_string(), tokens.to_string());
+        table.row([request_id.clone(), model.clone(), node, attempt, tokens, format!("{seconds:.1}")]);
     }
+    table.print();
     if running.total > running.requests.len() {
-        println!("and {} newer ones", running.total - running.requests.len());
+        service::say!("and {} newer ones", running.total - running.requests.len());
     }
     Ok(exit::CLEAN)
 }
 
-#[allow(clippy::print_stdout)]
 pub(super) async fn cancel(args: CancelArgs) -> Result<u8> {
     let admin = Admin::new(&args.admin)?;
     let path = match (&args.id, &args.model) {
@@ -59,11 +60,11 @@ pub(super) async fn cancel(args: CancelArgs) -> Result<u8> {
     let ended: Cancelled = admin.post(&path, &json!({})).await?;
     for request in &ended.requests {
         let node = request.node.as_deref().unwrap_or("no worker yet");
-        println!("{} of {} ({node}): cancelled", request.request_id, request.model);
+        service::say!("{} of {} ({node}): cancelled", request.request_id, request.model);
     }
     if !ended.unreachable.is_empty() {
-        println!("no answer of {}: what came to them another way may still run", ended.unreachable.join(", "));
+        service::say!("no answer of {}: what came to them another way may still run", ended.unreachable.join(", "));
     }
-    println!("{} cancelled", ended.cancelled);
+    service::say!("{} cancelled", ended.cancelled);
     Ok(exit::CLEAN)
 }

@@ -5,6 +5,7 @@ use service::exit;
 use words::{Intent, NodeState, NodeStatus};
 
 use super::admin::{Admin, AdminArgs, FleetStatus};
+use super::table::Table;
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
@@ -34,47 +35,43 @@ pub(super) fn progress_text(status: &NodeStatus) -> Option<String> {
     Some(format!("waits {left} s at most for {}", progress.waiting_for))
 }
 
-#[allow(clippy::print_stdout)]
 pub(super) async fn status(args: StatusArgs) -> anyhow::Result<u8> {
     let admin = Admin::new(&args.admin)?;
     if args.json {
-        println!("{:#}", admin.get::<serde_json::Value>("/api/status").await?);
+        service::say!("{:#}", admin.get::<serde_json::Value>("/api/status").await?);
         return Ok(exit::CLEAN);
     }
     let fleet: FleetStatus = admin.get("/api/status").await?;
-    println!("gateway {}  ready {}", fleet.gateway, fleet.ready);
-    println!(
-        "{:<24} {:<16} {:<18} {:<8} {:<8} {:>8} MODELS",
-        "CONTROL", "NODE", "STATE", "INTENT", "ROUTABLE", "RUNNING"
-    );
+    service::say!("gateway {}  ready {}", fleet.gateway, fleet.ready);
+    let mut table = Table::new(&["CONTROL", "NODE", "STATE", "INTENT", "ROUTABLE", ">RUNNING", "MODELS"]);
     for node in &fleet.nodes {
+        let problem = node.problem.as_ref().map(|problem| format!("can't be heard: {problem}"));
+        let (control, routable) = (node.control.clone(), node.routable.to_string());
         let Some(status) = &node.status else {
-            println!("{:<24} {:<16} {:<18} {:<8} {:<8} {:>8}", node.control, "never heard", "-", "-", false, 0);
+            let dash = || "-".to_string();
+            table.row([control, "never heard".into(), dash(), dash(), routable, "0".into(), String::new()]);
+            problem.into_iter().for_each(|problem| table.note(problem));
             continue;
         };
         let models = status.models.iter().map(|model| format!("{} ({})", model.id, word(&model.state)));
+        let models = models.collect::<Vec<_>>().join(", ");
         let intent = if status.intent == Intent::None { "-".into() } else { word(&status.intent) };
-        println!(
-            "{:<24} {:<16} {:<18} {:<8} {:<8} {:>8} {}",
-            node.control,
-            status.node.as_str(),
-            state_text(status.state),
-            intent,
-            node.routable,
-            status.in_flight,
-            models.collect::<Vec<_>>().join(", "),
-        );
-        if let Some(progress) = progress_text(status) {
-            println!("{:<24} {progress}", "");
-        }
+        let (name, running) = (status.node.to_string(), status.in_flight.to_string());
+        table.row([control, name, state_text(status.state), intent, routable, running, models]);
+        let conflict = "another worker has the same name, so neither gets requests: set node.id";
+        let conflict = node.conflicted.then(|| conflict.to_string());
+        let twice =
+            node.same_as.as_ref().map(|first| format!("the same worker as {first}: list it once in [[neurons]]"));
+        problem.into_iter().chain(conflict).chain(twice).chain(progress_text(status)).for_each(|note| table.note(note));
         for model in &status.models {
             if let Some(failure) = &model.failure {
-                println!("{:<24} {} ({}): {failure}", "", model.id, word(&model.state));
+                table.note(format!("{} ({}): {failure}", model.id, word(&model.state)));
             }
         }
         if let Some(upgrade) = status.upgrade.as_ref().filter(|upgrade| !upgrade.ok) {
-            println!("{:<24} the upgrade '{}' failed: {}", "", upgrade.name, upgrade.detail);
+            table.note(format!("the upgrade '{}' failed: {}", upgrade.name, upgrade.detail));
         }
     }
+    table.print();
     Ok(exit::CLEAN)
 }

@@ -19,7 +19,6 @@ pub(super) struct TargetsArgs {
     admin: AdminArgs,
 }
 
-#[allow(clippy::print_stdout)]
 pub(super) async fn print(args: TargetsArgs) -> Result<u8> {
     let found: Value = match args.config {
         None => Admin::new(&args.admin)?.get("/api/targets").await?,
@@ -31,6 +30,6 @@ pub(super) async fn print(args: TargetsArgs) -> Result<u8> {
             }
         }
     };
-    println!("{found:#}");
+    service::say!("{found:#}");
     Ok(exit::CLEAN)
 }

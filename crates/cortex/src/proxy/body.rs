@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{Stream, StreamExt, unfold};
-use http::{HeaderValue, Response, header};
+use http::{HeaderName, HeaderValue, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use service::addresses::AddressGuard;
@@ -25,6 +25,8 @@ pub(crate) type BoxBody = http_body_util::combinators::UnsyncBoxBody<Bytes, Infa
 pub(crate) fn full(bytes: impl Into<Bytes>) -> BoxBody {
     Full::new(bytes.into()).boxed_unsync()
 }
+
+const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 type Events = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
 
@@ -86,6 +88,8 @@ pub(crate) async fn respond(
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(HTTP_SSE_CONTENT_TYPE));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // nginx keeps events back otherwise, until they fill a buffer.
+    headers.insert(UNBUFFERED, HeaderValue::from_static("no"));
     Ok(response)
 }
 

@@ -63,24 +63,21 @@ impl RequestHead {
     }
 
     /// Adds a field. A value that would end it is not sent.
-    pub(super) fn field(mut self, name: &str, value: &[u8]) -> Self {
-        let whole = !value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0));
-        for part in [name.as_bytes(), b": ", if whole { value } else { b"-" }, b"\r\n"] {
-            self.0.extend_from_slice(part);
-        }
-        self
+    pub(super) fn field(self, name: &str, value: &[u8]) -> Self {
+        let whole = memchr::memchr3(b'\r', b'\n', 0, value).is_none();
+        self.line(name, if whole { value } else { b"-" })
     }
 
     /// Adds a field that is a number.
     pub(super) fn number(self, name: &str, value: u64) -> Self {
-        // Twenty digits at most.
-        let (mut digits, mut at, mut rest) = ([0; 20], 20, value);
-        while rest > 0 || at == 20 {
-            at -= 1;
-            digits[at] = b'0' + (rest % 10) as u8;
-            rest /= 10;
+        self.line(name, itoa::Buffer::new().format(value).as_bytes())
+    }
+
+    fn line(mut self, name: &str, value: &[u8]) -> Self {
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            self.0.extend_from_slice(part);
         }
-        self.field(name, &digits[at..])
+        self
     }
 
     /// Ends it, before a body of so many bytes.

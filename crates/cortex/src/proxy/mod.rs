@@ -27,17 +27,18 @@ pub(crate) use flights::{Flight, Flights};
 pub(crate) use relay::Relay;
 pub(crate) use upstream::Upstream;
 
-/// What every request needs.
+/// What every request needs. Each thread that serves the API has its own, and with it its own connections to workers;
+/// everything else is shared.
 pub(crate) struct Proxy {
     pub(crate) fleet: Fleet,
     pub(crate) upstream: Upstream,
     pub(crate) metrics: Metrics,
     pub(crate) traces: Traces,
     pub(crate) clock: Clock,
-    pub(crate) options: Options,
+    pub(crate) options: Arc<Options>,
     pub(crate) gateway: GatewayId,
     /// Held for two additions and a comparison.
-    pub(crate) budget: Mutex<RetryBudget>,
+    pub(crate) budget: Arc<Mutex<RetryBudget>>,
     /// Held for a look-up.
     pub(crate) quarantine: Arc<Mutex<Quarantine>>,
     /// The requests that run.

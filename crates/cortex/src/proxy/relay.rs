@@ -159,11 +159,16 @@ impl Relay {
         });
         let (begun, loads) = (self.proxy.clock.now(), target.room.is_some());
         self.watch.begin(&self.proxy.options.proxy, begun);
-        let (span, watch) = (&self.attempt_span, &mut self.watch);
+        let (span, watch, flight) = (&self.attempt_span, &mut self.watch, &self.place.flight);
+        // The worker ends what it has and knows why: a connection that goes says only that somebody left.
+        let cancelled_in_vain = async {
+            flight.cancelled().await;
+            tokio::time::sleep(CANCEL_MAX).await;
+        };
         let opened = tokio::select! {
             biased;
             opened = Attempt::open(&self.proxy, &self.order, body, target, number, span, watch) => opened,
-            () = self.place.flight.cancelled() => Err(Unopened { ending: Ending::Failed(cancelled()), sent: false }),
+            () = cancelled_in_vain => Err(Unopened { ending: Ending::Failed(cancelled()), sent: false }),
         };
         drop(wait);
         if loads {
@@ -373,8 +378,13 @@ impl Relay {
         let ending = if self.place.flight.is_cancelled() { Ending::Failed(cancelled()) } else { ending };
         self.read_meta();
         if let Ending::Failed(error) | Ending::NobodyFound(error) = &ending {
-            let source = std::error::Error::source(error);
-            tracing::warn!(request_id = self.order.request_id, %error, source, "attempt failed");
+            let (request_id, source) = (&self.order.request_id, std::error::Error::source(error));
+            // What a client did wrong is no warning to an operator, and a client could fill the log with such.
+            if error.code().row().http < 500 {
+                tracing::info!(request_id, %error, source, "attempt refused");
+            } else {
+                tracing::warn!(request_id, %error, source, "attempt failed");
+            }
         }
         let last_error = match &ending {
             Ending::Failed(error) => Some(public(Error::new(error.code(), error.message()))),

@@ -22,8 +22,11 @@ use super::http1::{Framing, Head, Malformed, Taken, take_head};
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// How often idle connections of workers that are asked no more are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
-/// What a read asks for.
+/// What a fresh buffer takes.
 const READ_BYTES: usize = 8 << 10;
+/// A buffer with less room than this is not read into any more. What was read of it may still be on its way to the client,
+/// so that a new one is memory of its own.
+const ROOM_MIN: usize = 2 << 10;
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -182,7 +185,9 @@ async fn exchange(
 
 /// Reads what is there. By the runtime's own read, which knows from a short one that there is no more.
 fn poll_read(stream: &mut TcpStream, buffer: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-    buffer.reserve(READ_BYTES);
+    if buffer.capacity() - buffer.len() < ROOM_MIN {
+        buffer.reserve(READ_BYTES);
+    }
     pin!(stream.read_buf(buffer)).poll(cx)
 }
 

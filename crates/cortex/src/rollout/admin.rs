@@ -3,23 +3,23 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use bytes::Bytes;
 use fleet::rollout::{Phase, Rollout, World, notes, rehearse};
 use http::HeaderMap;
 use rand::Rng;
 use serde_json::{Value, json};
 use service::clock::Clock;
-use service::token::Token;
+use service::token::{Token, authorise};
 use words::{Code, Error, GatewayId, RolloutId};
 
 use super::ask::Ask;
 use super::store::{Shelf, StoreError, Stored};
 use crate::admin::Refused;
 use crate::fleet_task::Fleet;
-use crate::operate::authorise;
+use crate::operate::read_json;
 
 /// Tries of one change, when others change the rollout at the same time.
 const TRIES: usize = 8;
@@ -124,11 +124,10 @@ async fn show(State(admin): State<Arc<RolloutAdmin>>) -> Response {
     answer(admin.show().await)
 }
 
-async fn begin(State(admin): State<Arc<RolloutAdmin>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn begin(State(admin): State<Arc<RolloutAdmin>>, headers: HeaderMap, body: Body) -> Response {
     let begin = async {
         admin.check(&headers)?;
-        let ask = if body.is_empty() { Ok(Ask::default()) } else { serde_json::from_slice(&body) };
-        admin.begin(ask.map_err(|error| Error::new(Code::InvalidRequest, error.to_string()))?).await
+        admin.begin(read_json(body).await?).await
     };
     answer(begin.await)
 }

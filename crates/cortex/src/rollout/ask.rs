@@ -51,7 +51,7 @@ impl Ask {
     /// # Errors
     /// `InvalidRequest` with the field at fault.
     pub(crate) fn policy(&self, view: &FleetView) -> Result<Policy, Error> {
-        let targets = if self.order.is_empty() { everybody(view)? } else { self.order.clone() };
+        let targets = if self.order.is_empty() { everybody(view)? } else { known(&self.order, view)? };
         let mut policy = Policy::new(targets);
         if let Some(text) = &self.max_unavailable {
             policy.max_unavailable = max_unavailable(text)?;
@@ -76,7 +76,11 @@ impl Ask {
     }
 }
 
-fn span(field: &str, seconds: f64) -> Result<Duration, Error> {
+/// Reads a span of at most a day, in seconds.
+///
+/// # Errors
+/// `InvalidRequest` with the field.
+pub(crate) fn span(field: &str, seconds: f64) -> Result<Duration, Error> {
     if !(0.0..=SPAN_S_MAX).contains(&seconds) {
         return Err(Error::invalid(field, format!("must be from 0 to {SPAN_S_MAX} seconds, it is {seconds}")));
     }
@@ -88,6 +92,19 @@ fn max_unavailable(text: &str) -> Result<MaxUnavailable, Error> {
     match text.strip_suffix('%') {
         Some(share) => share.trim().parse().map(MaxUnavailable::Percent).map_err(|_| wrong()),
         None => text.trim().parse().map(MaxUnavailable::Count).map_err(|_| wrong()),
+    }
+}
+
+/// Returns the nodes that are named, once it is sure that there are any such.
+fn known(order: &[NodeId], view: &FleetView) -> Result<Vec<NodeId>, Error> {
+    let here = || view.nodes().filter_map(|(_, node)| node.status.as_ref()).map(|status| &status.node);
+    match order.iter().find(|name| !here().any(|known| known == *name)) {
+        None => Ok(order.to_vec()),
+        Some(name) => {
+            let here = here().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
+            let message = format!("there is no worker '{name}' that was heard from; those that were are {here}");
+            Err(Error::invalid("order", message))
+        }
     }
 }
 
@@ -170,6 +187,10 @@ mod tests {
         assert_eq!(refused(Ask { max_unavailable: Some("many".into()), ..Ask::default() }), "max_unavailable");
         assert_eq!(refused(Ask { health_s: Some(-1.0), ..Ask::default() }), "health_s");
         assert_eq!(refused(Ask { deadline_s: Some(f64::NAN), ..Ask::default() }), "deadline_s");
+        let named = |order: &str| Ask { order: vec![NodeId::new(order).unwrap()], ..Ask::default() };
+        assert_eq!(named("a").policy(&view(&["m"])).unwrap().targets, [NodeId::new("a").unwrap()]);
+        let error = named("b").policy(&view(&["m"])).unwrap_err();
+        assert!(error.param() == Some("order") && error.message().contains("'b'"), "{error}");
         let error = Ask::default().policy(&FleetView::new(["a:1".to_string()])).unwrap_err();
         assert!(error.message().contains("a:1"), "{error}");
         let ask = Ask { max_unavailable: Some("25%".into()), health_s: Some(0.5), ..Ask::default() };

@@ -56,7 +56,8 @@ struct RestartArgs {
     /// Nodes that may be out of service at once, for whatever reason: a number, or a share of the fleet like 25%.
     #[arg(long, value_name = "N|P%", default_value = "1")]
     max_unavailable: String,
-    /// Replicas of a model that stay routable for every gateway; without MODEL= for all models. 1 by default.
+    /// Replicas of a model that stay routable for every gateway; without MODEL= for all models. 1 by default. Of a model on
+    /// demand a node that would load it counts as well.
     #[arg(long, value_name = "[MODEL=]N", value_parser = floor)]
     min_available: Vec<(Option<ModelId>, u32)>,
     /// A model that may have no replica for a while.
@@ -158,12 +159,11 @@ impl Remote {
 ///
 /// # Errors
 /// What the gateway refused, in its words.
-#[allow(clippy::print_stdout)]
 pub(crate) async fn run(args: RolloutArgs) -> anyhow::Result<u8> {
     let remote = Remote(Admin::new(&args.admin)?);
     let word = |path: &'static str| async {
         let changed = remote.post(path, &Value::Null).await?;
-        println!("rollout {}: {}", text(&changed["id"]), text(&changed["phase"]));
+        service::say!("rollout {}: {}", text(&changed["id"]), text(&changed["phase"]));
         Ok(exit::CLEAN)
     };
     match args.command {
@@ -171,18 +171,18 @@ pub(crate) async fn run(args: RolloutArgs) -> anyhow::Result<u8> {
             let begun = remote.post("", &serde_json::to_value(args.ask())?).await?;
             print_waves(&begun["waves"]);
             match begun["id"].as_str() {
-                Some(id) => println!("rollout {id} has begun; 'cortex rollout watch' shows how it goes"),
-                None => println!("nothing was done"),
+                Some(id) => service::say!("rollout {id} has begun; 'cortex rollout watch' shows how it goes"),
+                None => service::say!("nothing was done"),
             }
             Ok(exit::CLEAN)
         }
         Command::Status { json: true } => {
-            println!("{:#}", remote.get().await?);
+            service::say!("{:#}", remote.get().await?);
             Ok(exit::CLEAN)
         }
         Command::Status { json: false } => {
             let seen = remote.get().await?;
-            headline(&seen).into_iter().chain(lines(&seen)).for_each(|line| println!("{line}"));
+            headline(&seen).into_iter().chain(lines(&seen)).for_each(|line| service::say!("{line}"));
             Ok(exit::CLEAN)
         }
         Command::Watch => watch(&remote).await,
@@ -196,7 +196,6 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("-")
 }
 
-#[allow(clippy::print_stdout)]
 fn print_waves(waves: &Value) {
     for (i, wave) in waves.as_array().into_iter().flatten().enumerate() {
         let nodes: Vec<_> = wave["nodes"].as_array().into_iter().flatten().map(text).collect();
@@ -204,7 +203,7 @@ fn print_waves(waves: &Value) {
         let left: Vec<_> = left.map(|entry| format!("{} x{}", text(&entry[0]), entry[1])).collect();
         let stays =
             if left.is_empty() { "they serve nothing".into() } else { format!("elsewhere: {}", left.join(", ")) };
-        println!("{:>3}. restart {} ({stays})", i + 1, nodes.join(", "));
+        service::say!("{:>3}. restart {} ({stays})", i + 1, nodes.join(", "));
     }
 }
 
@@ -231,7 +230,6 @@ fn lines(seen: &Value) -> Vec<String> {
     nodes.map(line).collect()
 }
 
-#[allow(clippy::print_stdout)]
 async fn watch(remote: &Remote) -> anyhow::Result<u8> {
     let mut shown: Vec<String> = Vec::new();
     let mut gone = 0;
@@ -247,7 +245,7 @@ async fn watch(remote: &Remote) -> anyhow::Result<u8> {
         };
         gone = 0;
         let now: Vec<_> = headline(&seen).into_iter().chain(lines(&seen)).collect();
-        now.iter().filter(|line| !shown.contains(line)).for_each(|line| println!("{line}"));
+        now.iter().filter(|line| !shown.contains(line)).for_each(|line| service::say!("{line}"));
         shown = now;
         match seen["rollout"]["phase"].as_str() {
             Some("done") => return Ok(exit::CLEAN),

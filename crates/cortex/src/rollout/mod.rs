@@ -19,6 +19,7 @@ use service::clock::Clock;
 use service::token::Token;
 use words::GatewayId;
 
+pub(crate) use ask::span;
 pub(crate) use cli::{RolloutArgs, run};
 pub(crate) use metrics::RolloutMetrics;
 

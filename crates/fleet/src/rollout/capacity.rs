@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use words::{GatewayId, Intent, ModelId, ModelState, Moment, NodeId, NodeState, NodeStatus};
+use words::{GatewayId, Intent, ModelCard, ModelId, ModelState, ModelStatus, Moment, NodeId, NodeState, NodeStatus};
 
 use super::plan::World;
-use super::policy::Policy;
+use super::policy::{Policy, Rollout};
+use crate::place::can_bring;
 use crate::view::{FleetView, NodeView, SILENT_AFTER, Slot};
 
 /// What is in the way of restarting a node now.
@@ -74,9 +75,12 @@ pub(super) fn in_words(state: NodeState) -> &'static str {
 
 /// The fleet, as far as capacity goes. Nodes in `away` hold permits and count as gone, whatever they say.
 pub(super) struct Capacity<'a> {
-    pub(super) policy: &'a Policy,
+    policy: &'a Policy,
     pub(super) world: &'a World<'a>,
-    pub(super) away: BTreeSet<NodeId>,
+    away: BTreeSet<NodeId>,
+    /// Models on demand that some node has loaded, or had as it got its permit: they keep their floor also at nodes that
+    /// have not loaded them, for these are who would.
+    in_use: BTreeSet<ModelId>,
 }
 
 /// Returns whether the node was heard from lately.
@@ -100,7 +104,45 @@ pub(super) fn ready_models(status: &NodeStatus) -> impl Iterator<Item = &ModelId
     status.models.iter().filter(|model| model.state == ModelState::Ready).map(|model| &model.id)
 }
 
-impl Capacity<'_> {
+/// Whether a node has the model by request alone, so that another one may have it as well.
+pub(super) fn comes_and_goes(card: &ModelCard) -> bool {
+    card.on_demand && !card.pinned
+}
+
+impl<'a> Capacity<'a> {
+    /// Makes the capacity of a fleet of which nobody holds a permit.
+    pub(super) fn new(policy: &'a Policy, world: &'a World<'a>) -> Self {
+        let heard = world.view.nodes().filter_map(|(_, node)| fresh(node, world.now));
+        let loaded = |model: &&ModelStatus| model.state == ModelState::Ready && comes_and_goes(&model.card);
+        let in_use = heard.flat_map(|status| &status.models).filter(loaded).map(|model| model.id.clone()).collect();
+        Capacity { policy, world, away: BTreeSet::new(), in_use }
+    }
+
+    /// Makes the capacity of a fleet in which nodes hold this rollout's permits.
+    pub(super) fn of(rollout: &'a Rollout, world: &'a World<'a>) -> Self {
+        let mut capacity = Capacity::new(&rollout.policy, world);
+        for node in rollout.nodes.iter().filter(|node| node.progress.away()) {
+            capacity.leave(&node.node, node.before.iter().flat_map(|before| &before.models));
+        }
+        capacity
+    }
+
+    /// Counts a node as gone, with the models that it had.
+    pub(super) fn leave<'m>(&mut self, id: &NodeId, had: impl Iterator<Item = &'m ModelId>) {
+        self.away.insert(id.clone());
+        self.in_use.extend(had.cloned());
+    }
+
+    /// Returns whether nobody holds a permit.
+    pub(super) fn nobody_away(&self) -> bool {
+        self.away.is_empty()
+    }
+
+    /// Returns whether a node holds one.
+    pub(super) fn is_away(&self, id: &NodeId) -> bool {
+        self.away.contains(id)
+    }
+
     /// Returns all gateways that hold a session anywhere, and this one.
     pub(super) fn live_gateways(&self) -> BTreeSet<GatewayId> {
         let heard = self.world.view.nodes().filter_map(|(_, node)| fresh(node, self.world.now));
@@ -109,13 +151,20 @@ impl Capacity<'_> {
         gateways
     }
 
-    /// Counts the replicas of a model that a gateway can reach on nodes other than `leaving`.
-    pub(super) fn replicas(&self, model: &ModelId, gateway: &GatewayId, leaving: Option<&NodeId>) -> u32 {
+    /// Counts the replicas of a model that a gateway can reach on nodes other than `leaving`; with `or_loads` also nodes
+    /// that would load it for the first request.
+    pub(super) fn replicas(
+        &self,
+        model: &ModelId,
+        gateway: &GatewayId,
+        leaving: Option<&NodeId>,
+        or_loads: bool,
+    ) -> u32 {
         let count = self.world.view.nodes().filter_map(|(_, node)| serving(node, self.world.now)).filter(|status| {
             Some(&status.node) != leaving
                 && !self.away.contains(&status.node)
                 && status.gateways.contains(gateway)
-                && ready_models(status).any(|ready| ready == model)
+                && (ready_models(status).any(|ready| ready == model) || (or_loads && can_bring(status, model)))
         });
         count.count() as u32
     }
@@ -175,10 +224,15 @@ impl Capacity<'_> {
     fn dark(&self, status: &NodeStatus) -> Vec<Blocker> {
         let gateways = self.live_gateways();
         let mut found = Vec::new();
-        for model in ready_models(status).filter(|model| !self.policy.allow_dark.contains(model)) {
-            let wanted = self.policy.min_available.of(model);
-            let worst =
-                gateways.iter().map(|gateway| (self.replicas(model, gateway, Some(&status.node)), gateway)).min();
+        for ModelStatus { id: model, state, card, .. } in &status.models {
+            let serves = *state == ModelState::Ready;
+            let taken = serves || (self.in_use.contains(model) && can_bring(status, model));
+            if !taken || self.policy.allow_dark.contains(model) {
+                continue;
+            }
+            let (wanted, or_loads) = (self.policy.min_available.of(model), !serves || comes_and_goes(card));
+            let left = |gateway| self.replicas(model, gateway, Some(&status.node), or_loads);
+            let worst = gateways.iter().map(|gateway| (left(gateway), gateway)).min();
             if let Some((left, gateway)) = worst.filter(|(left, _)| *left < wanted) {
                 found.push(Blocker::Dark { model: model.clone(), gateway: gateway.clone(), left, wanted });
             }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use words::{
-    Capabilities, Code, Epoch, Error, GatewayId, Generation, Hold, Incarnation, Intent, IntentOrder, ModelId,
-    ModelState, ModelStatus, Moment, NodeId, NodeState, NodeStatus, RolloutId,
+    Capabilities, Code, Epoch, Error, GatewayId, Generation, Hold, Incarnation, Intent, IntentOrder, ModelCard,
+    ModelId, ModelState, ModelStatus, Moment, NodeId, NodeState, NodeStatus, RolloutId,
 };
 
 use super::{Outcome, Plan, Policy, Rollout, Step, Timers, World, plan};
@@ -37,11 +37,20 @@ pub(super) fn model(id: &ModelId) -> ModelStatus {
     }
 }
 
+/// A model of the catalogue that nobody has asked for.
+fn listed(id: &ModelId) -> ModelStatus {
+    let card = ModelCard { on_demand: true, ..ModelCard::default() };
+    ModelStatus { card, ..ModelStatus::absent(id.clone()) }
+}
+
 /// A worker: what it says of itself, and what it does next by itself.
 #[derive(Clone, Debug)]
 pub(super) struct Worker {
     pub(super) status: NodeStatus,
+    /// Loaded by each life.
     models: Vec<ModelId>,
+    /// Brought by requests.
+    pub(super) on_demand: Vec<ModelId>,
     /// A cordon that survives.
     pub(super) sticky: Intent,
     /// The next life is held by this rollout.
@@ -134,9 +143,17 @@ impl Worker {
             self.status.state = if self.claim.is_some() { NodeState::Held } else { NodeState::Ready };
             self.status.hold =
                 self.claim.clone().map(|(rollout, lease_revision)| Hold { rollout, lease_revision, ttl_ms: 60_000 });
-            self.status.models = self.models.iter().map(model).collect();
+            self.status.models = self.models.iter().map(model).chain(self.on_demand.iter().map(listed)).collect();
             self.status.gateways = gateways.clone();
         }
+    }
+
+    /// Loads a model for a request.
+    pub(super) fn bring(&mut self, id: &ModelId) {
+        for known in self.status.models.iter_mut().filter(|known| known.id == *id) {
+            *known = ModelStatus { card: known.card.clone(), ..model(id) };
+        }
+        self.publish();
     }
 
     pub(super) fn serves(&self, id: &ModelId, gateway: &GatewayId) -> bool {
@@ -148,7 +165,7 @@ impl Worker {
     }
 
     pub(super) fn has(&self, id: &ModelId) -> bool {
-        self.models.contains(id)
+        self.models.contains(id) || self.on_demand.contains(id)
     }
 }
 
@@ -186,6 +203,7 @@ impl Kit {
             Worker {
                 status,
                 models,
+                on_demand: Vec::new(),
                 sticky: Intent::None,
                 claim: None,
                 leaves_at: None,
@@ -218,6 +236,22 @@ impl Kit {
     pub(super) fn policy(mut self, change: impl FnOnce(&mut Policy)) -> Self {
         change(&mut self.rollout.policy);
         self.rollout = Rollout::new(self.rollout.id.clone(), self.rollout.policy.clone());
+        self
+    }
+
+    /// Puts a model into the catalogues of workers; those of `loaded` have it already.
+    pub(super) fn on_demand(mut self, id: &str, of: &[&str], loaded: &[&str]) -> Self {
+        let id = model_id(id);
+        for name in of {
+            let worker = self.worker(name);
+            worker.on_demand.push(id.clone());
+            worker.status.models.push(listed(&id));
+            if loaded.contains(name) {
+                worker.bring(&id);
+            }
+        }
+        self.workers.iter_mut().for_each(Worker::publish);
+        self.look();
         self
     }
 

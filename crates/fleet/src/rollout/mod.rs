@@ -12,7 +12,8 @@
 //!
 //! - RO1: a permit is given and an order sent only while every model of the node keeps `min_available` replicas
 //!   elsewhere, for every live gateway. A node that holds a permit counts as away, from the permit on and until it
-//!   was healthy for a while.
+//!   was healthy for a while. Of a model that comes on demand nodes count that would load it for the first request, and
+//!   while it is in use these keep the floor too.
 //! - RO2: every wait has a bound, after which the rollout is paused with a reason.
 
 mod capacity;

@@ -1,11 +1,10 @@
 //! `plan(rollout, timers, world) -> (rollout, steps)`, recomputed every tick.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use words::{
-    Canary, GatewayId, HandoffPolicy, Intent, IntentOrder, ModelState, Moment, NodeId, NodeState, NodeStatus,
-    RolloutClaim,
+    Canary, GatewayId, HandoffPolicy, Intent, IntentOrder, ModelState, ModelStatus, Moment, NodeId, NodeState,
+    NodeStatus, RolloutClaim,
 };
 
 use super::capacity::{Blocker, Capacity, find, fresh, in_words, ready_models, serving};
@@ -124,11 +123,9 @@ pub fn plan(rollout: &Rollout, timers: &mut Timers, world: &World<'_>) -> Plan {
 }
 
 fn run(rollout: &mut Rollout, timers: &mut Timers, world: &World<'_>, steps: &mut Vec<Step>) {
-    let away: BTreeSet<NodeId> =
-        rollout.nodes.iter().filter(|node| node.progress.away()).map(|node| node.node.clone()).collect();
-    let nobody_away = away.is_empty();
-    let policy = rollout.policy.clone();
-    let mut capacity = Capacity { policy: &policy, world, away };
+    let before = rollout.clone();
+    let mut capacity = Capacity::of(&before, world);
+    let nobody_away = capacity.nobody_away();
     let (mut pending, mut permitted) = (false, false);
     for i in 0..rollout.nodes.len() {
         let node = &rollout.nodes[i];
@@ -141,7 +138,7 @@ fn run(rollout: &mut Rollout, timers: &mut Timers, world: &World<'_>, steps: &mu
                 let free = capacity.free(&node.node);
                 let seen = find(world.view, &node.node).and_then(|(_, seen)| seen.status.as_ref());
                 let Some(status) = seen.filter(|_| free) else { continue };
-                capacity.away.insert(node.node.clone());
+                capacity.leave(&node.node, ready_models(status));
                 permitted = true;
                 let before = Before {
                     incarnation: status.incarnation,
@@ -370,11 +367,12 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Open, with every model that it had before and still lists.
+    /// Open, with every model that it had before and still lists; what a request brings is there when one comes.
     fn healthy(&self) -> bool {
         let Some(status) = self.status else { return false };
         let had = self.node.before.as_ref().map(|before| before.models.as_slice()).unwrap_or_default();
-        let all = status.models.iter().all(|model| model.state == ModelState::Ready || !had.contains(&model.id));
+        let there = |model: &ModelStatus| model.state == ModelState::Ready || model.card.on_demand;
+        let all = status.models.iter().all(|model| there(model) || !had.contains(&model.id));
         self.open() && !self.held() && all
     }
 
@@ -451,8 +449,7 @@ fn named(node: &NodeId, blockers: &[Blocker]) -> String {
 
 /// Says what each node waits for, for those who watch.
 pub fn notes(rollout: &Rollout, world: &World<'_>) -> Vec<(NodeId, String)> {
-    let away = rollout.nodes.iter().filter(|node| node.progress.away()).map(|node| node.node.clone()).collect();
-    let capacity = Capacity { policy: &rollout.policy, world, away };
+    let capacity = Capacity::of(rollout, world);
     let note = |node: &NodeProgress| {
         let look = Look::at(rollout, node, world);
         match (&node.progress, look.status) {

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use words::{Canary, Intent, ModelState, NodeState, UpgradeOutcome};
+use words::{Canary, Intent, ModelState, ModelStatus, NodeMemory, NodeState, UpgradeOutcome};
 
 use super::kit::{Kit, TICK, gateway_id, model_id, node_id};
-use super::{MaxUnavailable, Phase, Policy, Progress, Reason, Step, rehearse};
+use super::{MaxUnavailable, Phase, Policy, Progress, Reason, Step, Wave, rehearse};
 
 const M: &[&str] = &["m"];
 
@@ -77,6 +77,45 @@ fn a_rollout_that_would_take_the_last_replica_is_refused_and_names_the_models() 
     let waves = rehearse(&kit.rollout.policy, &kit.world()).unwrap();
     assert_eq!(waves.len(), 2);
     assert_eq!(waves[0].left, [(model_id("m"), 1), (model_id("only"), 0)]);
+}
+
+#[test]
+fn a_model_on_demand_is_not_taken_away_where_another_node_would_load_it() {
+    let demand = |of: &[&str], loaded: &[&str]| three().on_demand("d", of, loaded);
+    let mut kit = demand(&["a", "b"], &["a"]);
+    let waves = rehearse(&kit.rollout.policy, &kit.world()).unwrap();
+    assert_eq!(waves[0].left, [(model_id("d"), 1), (model_id("m"), 2)], "b would load it");
+    kit.until(120, done);
+    assert_eq!(kit.rollout.phase, Phase::Done, "and none waits for a model that nobody asks for");
+
+    let refused = |kit: &Kit| rehearse(&kit.rollout.policy, &kit.world()).unwrap_err().message().to_string();
+    assert!(refused(&demand(&["a"], &["a"])).contains("'d' would go dark"), "nobody else has it");
+    let of_b = |change: &dyn Fn(&mut ModelStatus, &mut NodeMemory)| {
+        let mut kit = demand(&["a", "b"], &["a"]);
+        let status = &mut kit.worker("b").status;
+        change(&mut status.models[1], &mut status.memory);
+        kit.look();
+        refused(&kit)
+    };
+    let full = of_b(&|model, memory| (model.card.memory_estimate, memory.budget) = (9, 5));
+    assert!(full.contains("'d' would go dark"), "{full}");
+    assert!(of_b(&|model, _| model.state = ModelState::Failed).contains("'d' would go dark"));
+    let mut kit = demand(&["a", "b"], &["a"]);
+    kit.worker("a").status.models[1].card.pinned = true;
+    kit.look();
+    assert!(refused(&kit).contains("'d' would go dark"), "what is pinned is meant to be there");
+}
+
+#[test]
+fn who_would_load_a_model_does_not_leave_beside_who_had_it() {
+    let two = |policy: &mut Policy| policy.max_unavailable = MaxUnavailable::Count(2);
+    let kit = three().on_demand("d", &["a", "b"], &["a"]).policy(two);
+    let waves = rehearse(&kit.rollout.policy, &kit.world()).unwrap();
+    let names = |wave: &Wave| wave.nodes.iter().map(ToString::to_string).collect::<String>();
+    assert_eq!(waves.iter().map(names).collect::<Vec<_>>(), ["ac", "b"]);
+    let idle = three().on_demand("d", &["a", "b"], &[]).policy(two);
+    let waves = rehearse(&idle.rollout.policy, &idle.world()).unwrap();
+    assert_eq!(waves.iter().map(names).collect::<Vec<_>>(), ["ab", "c"], "nobody uses it");
 }
 
 #[test]

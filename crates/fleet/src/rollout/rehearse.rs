@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use words::{Code, Error, ModelId, NodeId};
+use words::{Code, Error, ModelId, ModelState, ModelStatus, NodeId};
 
-use super::capacity::{Blocker, Capacity, ready_models};
+use super::capacity::{Blocker, Capacity, comes_and_goes, find, ready_models};
 use super::plan::World;
 use super::policy::{MaxUnavailable, Policy};
 
@@ -14,7 +14,8 @@ use super::policy::{MaxUnavailable, Policy};
 pub struct Wave {
     /// Which.
     pub nodes: Vec<NodeId>,
-    /// Each of their models, with the fewest replicas that any live gateway would keep.
+    /// Each of their models, with the fewest replicas that any live gateway would keep; of models on demand also nodes that
+    /// would load them count.
     pub left: Vec<(ModelId, u32)>,
 }
 
@@ -28,18 +29,19 @@ pub fn rehearse(policy: &Policy, world: &World<'_>) -> Result<Vec<Wave>, Error> 
     let mut pending: Vec<&NodeId> = policy.targets.iter().collect();
     let mut waves = Vec::new();
     while !pending.is_empty() {
-        let mut capacity = Capacity { policy, world, away: BTreeSet::new() };
+        let mut capacity = Capacity::new(policy, world);
         for id in &pending {
             if capacity.free(id) {
-                capacity.away.insert((*id).clone());
+                let status = find(world.view, id).and_then(|(_, node)| node.status.as_ref());
+                capacity.leave(id, status.into_iter().flat_map(ready_models));
             }
         }
-        if capacity.away.is_empty() {
+        if capacity.nobody_away() {
             let blocked: Vec<_> = pending.iter().map(|id| (*id, capacity.blockers(id))).collect();
             return Err(refusal(&blocked));
         }
-        let nodes: Vec<NodeId> = pending.iter().filter(|id| capacity.away.contains(**id)).copied().cloned().collect();
-        pending.retain(|id| !capacity.away.contains(*id));
+        let nodes: Vec<NodeId> = pending.iter().filter(|id| capacity.is_away(id)).copied().cloned().collect();
+        pending.retain(|id| !capacity.is_away(id));
         waves.push(Wave { left: left(&capacity, &nodes), nodes });
     }
     Ok(waves)
@@ -75,9 +77,14 @@ fn refusal(blocked: &[(&NodeId, Vec<Blocker>)]) -> Error {
 
 fn left(capacity: &Capacity<'_>, nodes: &[NodeId]) -> Vec<(ModelId, u32)> {
     let statuses = capacity.world.view.nodes().filter_map(|(_, node)| node.status.as_ref());
-    let models: BTreeSet<&ModelId> =
-        statuses.filter(|status| nodes.contains(&status.node)).flat_map(ready_models).collect();
+    let statuses: Vec<_> = statuses.filter(|status| nodes.contains(&status.node)).collect();
+    let models: BTreeSet<&ModelId> = statuses.iter().flat_map(|status| ready_models(status)).collect();
     let gateways = capacity.live_gateways();
-    let fewest = |model: &ModelId| gateways.iter().map(|gateway| capacity.replicas(model, gateway, None)).min();
+    let fewest = |model: &ModelId| {
+        let serving = |model: &&ModelStatus| model.state == ModelState::Ready;
+        let mut replicas = statuses.iter().filter_map(|status| status.model(model)).filter(serving);
+        let or_loads = replicas.all(|model| comes_and_goes(&model.card));
+        gateways.iter().map(|gateway| capacity.replicas(model, gateway, None, or_loads)).min()
+    };
     models.into_iter().map(|model| (model.clone(), fewest(model).unwrap_or(0))).collect()
 }

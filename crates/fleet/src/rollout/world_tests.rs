@@ -1,18 +1,21 @@
 //! RO1 and RO2 over random fleets, crashes, cordons, lost outcomes, stale views, late orders and new coordinators.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use words::{Intent, ModelId};
+use words::{GatewayId, Intent, ModelId, ModelState, NodeId};
 
-use super::kit::{Kit, model_id};
-use super::{MaxUnavailable, Phase, rehearse};
+use super::kit::{Kit, Worker, model_id};
+use super::{MaxUnavailable, Phase, Step, rehearse};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 const MODELS: [&str; 3] = ["m", "n", "o"];
+/// Comes on demand, and is asked for now and then.
+const WANTED: &str = "wanted";
 
 fn fleet(rng: &mut SmallRng) -> Kit {
     let nodes = rng.random_range(2..=NAMES.len());
@@ -21,7 +24,9 @@ fn fleet(rng: &mut SmallRng) -> Kit {
     let workers: Vec<(&str, &[&str])> = (0..nodes).map(|i| (NAMES[i], models[i].as_slice())).collect();
     let max = rng.random_range(1..=2);
     let floor = if rng.random_bool(0.2) { 2 } else { 1 };
-    Kit::new(&workers).policy(|policy| {
+    let listing: Vec<&str> = (0..nodes).filter(|_| rng.random_bool(0.5)).map(|i| NAMES[i]).collect();
+    let kit = Kit::new(&workers).on_demand(WANTED, &listing, &listing[..listing.len().min(1)]);
+    kit.policy(|policy| {
         policy.max_unavailable = MaxUnavailable::Count(max);
         policy.min_available.default = floor;
         policy.health_for = Duration::from_secs(3);
@@ -31,22 +36,58 @@ fn fleet(rng: &mut SmallRng) -> Kit {
     })
 }
 
+/// Counts the workers that do not serve a model to a gateway by a fault: crashed, or cordoned by an operator, or detached.
+fn faults(kit: &Kit, cordoned: &[bool], model: &ModelId, gateway: &GatewayId) -> usize {
+    let faulty = |(i, worker): &(usize, &Worker)| {
+        let detached = worker.back_at.is_none() && !worker.status.gateways.contains(gateway);
+        worker.has(model) && (worker.crashed || cordoned[*i] || detached)
+    };
+    kit.workers.iter().enumerate().filter(faulty).count()
+}
+
+/// RO1 of what comes on demand: as long as it is known to be loaded, or was at a node that is away by the rollout, a node that
+/// serves it or would load it leaves only where enough others do so. `lent` are those nodes.
+fn check_wanted(kit: &Kit, cordoned: &[bool], step: Option<&Step>, lent: &mut BTreeSet<NodeId>, seed: u64) {
+    let model = model_id(WANTED);
+    lent.retain(|id| kit.rollout.node(id).is_some_and(|node| node.progress.away()));
+    let Some(Step::Restart { node, slot, .. }) = step else { return };
+    let known = kit.view.node(*slot).and_then(|node| node.status.as_ref()?.model(&model));
+    if known.is_some_and(|model| model.state == ModelState::Ready) {
+        lent.insert(node.clone());
+    }
+    if lent.is_empty() || known.is_none() {
+        return;
+    }
+    for gateway in &kit.gateways {
+        let serving = kit.workers.iter().filter(|worker| worker.serves(&model, gateway)).count();
+        let (faults, wanted) = (faults(kit, cordoned, &model, gateway), kit.rollout.policy.min_available.default);
+        assert!(serving + faults >= wanted as usize, "seed {seed}: {model} has {serving}, {faults} by fault: {kit:#?}");
+    }
+}
+
 /// RO1: what is missing below the floor is missing by faults, never by the rollout.
 fn check_floor(kit: &Kit, cordoned: &[bool], seed: u64) {
     for model in MODELS.map(model_id) {
         for gateway in &kit.gateways {
             let has = |model: &ModelId| kit.workers.iter().filter(|worker| worker.has(model)).count();
             let serving = kit.workers.iter().filter(|worker| worker.serves(&model, gateway)).count();
-            // By fault: crashed, or cordoned by an operator, or not seen by this gateway.
-            let faulty = |(i, worker): &(usize, &super::kit::Worker)| {
-                let detached = worker.back_at.is_none() && !worker.status.gateways.contains(gateway);
-                worker.has(&model) && (worker.crashed || cordoned[*i] || detached)
-            };
-            let faults = kit.workers.iter().enumerate().filter(faulty).count();
+            let faults = faults(kit, cordoned, &model, gateway);
             let floor = kit.rollout.policy.min_available.of(&model) as usize;
             let wanted = floor.min(has(&model));
             assert!(serving + faults >= wanted, "seed {seed}: {model} has {serving}, {faults} by fault: {kit:#?}");
         }
+    }
+}
+
+/// Asks for the model on demand: where it serves nowhere it is loaded.
+fn want(kit: &mut Kit) {
+    let (id, gateways) = (model_id(WANTED), kit.gateways.clone());
+    let open = |worker: &Worker| gateways.iter().any(|gateway| worker.serves(&id, gateway));
+    let loaded = |worker: &Worker| worker.status.model(&id).is_some_and(|model| model.state == ModelState::Ready);
+    if !kit.workers.iter().any(|worker| open(worker) && loaded(worker))
+        && let Some(worker) = kit.workers.iter_mut().find(|worker| open(worker))
+    {
+        worker.bring(&id);
     }
 }
 
@@ -57,7 +98,7 @@ fn run(seed: u64) -> &'static str {
     if rehearse(&kit.rollout.policy, &kit.world()).is_err() {
         return "refused";
     }
-    let mut cordoned = vec![false; kit.workers.len()];
+    let (mut cordoned, mut lent) = (vec![false; kit.workers.len()], BTreeSet::new());
     for _ in 0..rng.random_range(0..800) {
         let i = rng.random_range(0..kit.workers.len());
         let now = kit.now;
@@ -91,8 +132,12 @@ fn run(seed: u64) -> &'static str {
             33 => kit.workers[i].answer = "green".into(),
             _ => {}
         }
-        kit.tick();
+        if rng.random_bool(0.1) {
+            want(&mut kit);
+        }
+        let step = kit.tick();
         check_floor(&kit, &cordoned, seed);
+        check_wanted(&kit, &cordoned, step.as_ref(), &mut lent, seed);
     }
     // The faults stop.
     kit.unseen.clear();

@@ -2,6 +2,7 @@
 //!
 //! It looks and changes nothing: what it says holds for the user that it runs as.
 
+mod budget;
 mod gpu;
 mod hooks;
 mod places;
@@ -89,12 +90,11 @@ pub(crate) fn memory_budget(options: &Options) -> u64 {
     gpu::free(options).or_else(places::free).unwrap_or(0)
 }
 
-fn models(options: &Options) -> Vec<Finding> {
+fn models(options: &Options, harnesses: &Harnesses) -> Vec<Finding> {
     if options.entries().next().is_none() {
         let advice = "name some in [[models]] or [[default_models]], or load them by POST /models/load";
         return vec![Finding::warning("models", "none are configured", advice)];
     }
-    let harnesses = Harnesses::new(options, Clock::start());
     let check = |entry: &crate::options::ModelEntry| {
         let what = format!("model {}", entry.id);
         let checked = spec_of(entry).and_then(|spec| {
@@ -120,20 +120,22 @@ fn findings(options: &Options, cache: Option<&Path>) -> Vec<Finding> {
     let system = Path::new("/");
     let mut findings = vec![build(), places::cores()];
     findings.extend(gpu::look(system, options));
-    findings.push(places::memory(system, options));
+    findings.push(places::memory(system));
     findings.extend(places::ports(options));
+    findings.extend(places::reach(options));
     findings.push(places::token(options));
     findings.push(places::state(options));
     findings.push(places::cache(cache, options));
     findings.extend(places::upgrades(options));
     findings.extend(hooks::look(options));
-    findings.extend(models(options));
+    let harnesses = Harnesses::new(options, Clock::start());
+    findings.extend(models(options, &harnesses));
+    findings.extend(budget::look(options, &harnesses));
     findings
 }
 
 /// Looks at everything and prints what was found; the exit code is that of an unusable configuration when something
 /// would stop the start.
-#[allow(clippy::print_stdout)]
 pub(crate) fn run(options: &Options, cache: Option<&Path>, json: bool) -> u8 {
     let begun = Clock::start();
     let findings = findings(options, cache);
@@ -141,8 +143,8 @@ pub(crate) fn run(options: &Options, cache: Option<&Path>, json: bool) -> u8 {
     let exit_budget_s = options.drain.exit_budget().as_secs_f64();
     let report = Report { version: env!("CARGO_PKG_VERSION"), ok, exit_budget_s, findings };
     match json {
-        true => println!("{:#}", serde_json::json!(report)),
-        false => print!("{}", text(&report)),
+        true => service::say!("{:#}", serde_json::json!(report)),
+        false => service::terminal::write(format_args!("{}", text(&report))),
     }
     tracing::debug!(elapsed = ?begun.now(), "checked");
     if ok { exit::CLEAN } else { exit::CONFIG }
@@ -184,7 +186,7 @@ mod tests {
         };
         let of = |harness: &str| {
             let options = Options { default_models: vec![entry(harness)], ..Options::default() };
-            models(&options).remove(0)
+            models(&options, &Harnesses::new(&options, Clock::start())).remove(0)
         };
         let unknown = of("none-such");
         assert!(unknown.level == Level::Fault && unknown.advice.unwrap().contains("harness"));
@@ -192,7 +194,8 @@ mod tests {
         assert_eq!(of("fake").level, Level::Ok);
         #[cfg(not(feature = "fake"))]
         assert_eq!(of("fake").level, Level::Fault);
-        assert_eq!(models(&Options::default())[0].level, Level::Warning);
+        let none = Options::default();
+        assert_eq!(models(&none, &Harnesses::new(&none, Clock::start()))[0].level, Level::Warning);
     }
 
     #[test]

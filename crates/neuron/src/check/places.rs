@@ -42,30 +42,14 @@ pub(super) fn free() -> Option<u64> {
     available(&std::fs::read_to_string("/proc/meminfo").ok()?).map(|(free, _)| free)
 }
 
-/// Bytes that the models of the configuration need, as far as their files are here, with their KV.
-fn needed(options: &Options) -> u64 {
-    let kv = (options.harness.candle.kv_cache_mib as u64) << 20;
-    let specs = options.at_start().into_iter().filter_map(|entry| spec_of(&entry).ok());
-    let lengths = specs.filter_map(|spec| std::fs::metadata(spec.path?).ok()).filter(|file| file.is_file());
-    lengths.map(|file| file.len() + kv).sum()
-}
-
-pub(super) fn memory(system: &Path, options: &Options) -> Finding {
+pub(super) fn memory(system: &Path) -> Finding {
     let text = std::fs::read_to_string(system.join("proc/meminfo")).unwrap_or_default();
-    let Some((available, total)) = available(&text) else {
-        return Finding::warning("memory", "how much there is is not known", "mount /proc");
-    };
-    let needed = needed(options);
-    let found = format!("{} of {} MiB available", available >> 20, total >> 20);
-    if needed > available && !cfg!(feature = "cuda") {
-        let found = format!("{found}; the default models need about {} MiB", needed >> 20);
-        return Finding::warning(
-            "memory",
-            found,
-            "configure fewer or smaller ones, or a smaller harness.candle.kv_cache_mib",
-        );
+    match available(&text) {
+        Some((available, total)) => {
+            Finding::ok("memory", format!("{} of {} MiB available", available >> 20, total >> 20))
+        }
+        None => Finding::warning("memory", "how much there is is not known", "mount /proc"),
     }
-    Finding::ok("memory", found)
 }
 
 fn port(what: &str, key: &str, bind: SocketAddr) -> Finding {
@@ -87,6 +71,12 @@ fn port(what: &str, key: &str, bind: SocketAddr) -> Finding {
 
 pub(super) fn ports(options: &Options) -> [Finding; 2] {
     [port("data port", "data.bind", options.data.bind), port("control port", "control.bind", options.control.bind)]
+}
+
+/// Whether gateways that may give orders can send requests too.
+pub(super) fn reach(options: &Options) -> Option<Finding> {
+    let advice = "set data.bind to an address of this machine, or data.advertise to one that leads here";
+    options.unreachable_data().map(|found| Finding::warning("data port", found, advice))
 }
 
 pub(super) fn token(options: &Options) -> Finding {
@@ -205,6 +195,12 @@ mod tests {
         let finding = port("data port", "data.bind", taken.local_addr().unwrap());
         assert!(finding.level == Level::Fault && finding.advice.unwrap().contains("ss -ltnp"));
         assert_eq!(port("data port", "data.bind", "127.0.0.1:0".parse().unwrap()).level, Level::Ok);
+        let mut options = Options::default();
+        assert!(reach(&options).is_none(), "all on loopback");
+        options.control.bind = "0.0.0.0:13231".parse().unwrap();
+        assert_eq!(reach(&options).unwrap().level, Level::Warning);
+        options.data.advertise = Some("gpu1:13131".into());
+        assert!(reach(&options).is_none());
         let elsewhere = port("data port", "data.bind", "192.0.2.1:1".parse().unwrap());
         assert!(elsewhere.advice.unwrap().contains("data.bind"));
     }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use service::traces::{KeyValue, Span, list};
+use wire::private::Line;
 use words::{Code, Moment};
 
 use super::DataPlane;
@@ -60,7 +62,6 @@ impl Account {
     /// Tells of the end of a request that was cancelled; nobody waits for those who hear it.
     fn tell(&mut self, seconds: f64) {
         let Some(reason) = self.cancelled else { return };
-        self.plane.metrics.cancelled(self.model.id.as_str(), reason.name());
         self.plane.stopped.tell(Stopped {
             model: self.model.id.clone(),
             request_id: std::mem::take(&mut self.request_id),
@@ -69,6 +70,12 @@ impl Account {
             tokens: self.tokens,
             seconds,
         });
+    }
+
+    /// Makes the sign of life that a gateway gets.
+    pub(super) fn progress(&self) -> Bytes {
+        let load = self.model.engine.load();
+        Line::Progress(format!("waiting running={} queued={}", load.running, load.waiting)).event()
     }
 
     /// Takes a token that was said just now.

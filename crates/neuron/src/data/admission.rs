@@ -7,7 +7,6 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
-use futures_util::{Stream, StreamExt};
 use grammar::Source;
 use inference::{ChoiceStart, Pooling, Priority, Scoring, StopRules, Submission, Task};
 use rand::Rng;
@@ -21,14 +20,17 @@ use words::{Code, Error, Fingerprint, GatewayId, ModelId, Moment, RolloutId};
 use super::account::Account;
 use super::answer::{Answer, Form, Inside, Start};
 use super::forward;
+use super::outgoing::{Outgoing, response};
 use super::output::Output;
 use super::parts::Parts;
 use super::telling::Telling;
+use super::texts::Texts;
 use super::{DataPlane, HttpError};
 use crate::harness::{ChatText, Prompt};
 use crate::models::InUse;
 use crate::ready::{Local, ReadyModel};
 use crate::sampling;
+use crate::stopped::Stopped;
 use crate::streams::{self as running, Ticket};
 use service::gate::Admission;
 
@@ -137,8 +139,9 @@ pub(crate) async fn read_body(plane: &DataPlane, body: Body) -> Result<Bytes, Er
 }
 
 fn check_media_type(headers: &HeaderMap) -> Result<(), Error> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    wire::check_media_type(value.to_str().unwrap_or_default())
+    // What is no text is no name of a type either.
+    let said = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    wire::check_media_type(said(header::CONTENT_TYPE), said(header::CONTENT_ENCODING))
 }
 
 pub(super) async fn answer<A: Ask>(State(plane): State<Arc<DataPlane>>, headers: HeaderMap, body: Body) -> Response {
@@ -159,15 +162,15 @@ pub(super) async fn answered(
     make: impl AsyncFnOnce(Private) -> Result<Response, Error>,
 ) -> Response {
     let private = Private::read(headers, plane, endpoint);
-    let request_id = HeaderValue::from_str(&private.request_id);
+    let request_id = private.request_id.clone();
     let mut response = match make(private).await {
         Ok(response) => response,
         Err(error) => {
-            tracing::info!(request_id = ?request_id, code = error.code().row().code, %error, "request refused");
+            tracing::info!(request_id, code = error.code().row().code, %error, "request refused");
             axum::response::IntoResponse::into_response(HttpError(error))
         }
     };
-    if let Ok(request_id) = request_id {
+    if let Ok(request_id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(private::REQUEST_ID_HEADER, request_id);
     }
     response
@@ -199,21 +202,34 @@ pub(super) async fn enter(
     Ok(Entered { admission, arrived, bytes })
 }
 
-/// Gives a request its place in its model, by any of its names. From here on it can be cancelled, also while it waits.
+/// Gives a request its place in its model, by any of its names. From here on it can be cancelled, also while it waits; who
+/// is told of that is told here until it has its place, and by its account from then on.
 ///
 /// # Errors
 /// As [`crate::models::Models::attach`]; `Cancelled` when it was cancelled meanwhile.
-pub(super) async fn attach(plane: &DataPlane, private: &Private, name: &ModelId) -> Result<(InUse, Ticket), Error> {
-    let mut ticket = plane.streams.enter(running::Asked {
+pub(super) async fn attach(
+    plane: &DataPlane,
+    private: &Private,
+    name: &ModelId,
+    arrived: Moment,
+) -> Result<(InUse, Ticket), Error> {
+    let (model, request_id, completion_id) =
+        (plane.models.resolve(name), private.request_id.clone(), private.id.clone());
+    let asked = running::Asked {
         gateway: private.gateway.clone().filter(|_| private.attempt.is_some()),
-        model: plane.models.resolve(name),
-        request_id: private.request_id.clone(),
-        completion_id: private.id.clone(),
-    });
-    tokio::select! {
-        model = plane.models.attach(name) => Ok((model?, ticket)),
-        () = ticket.cancelled() => Err(running::cancelled()),
-    }
+        model: model.clone(),
+        request_id: request_id.clone(),
+        completion_id: completion_id.clone(),
+    };
+    let mut ticket = plane.streams.enter(asked);
+    let reason = tokio::select! {
+        biased;
+        reason = ticket.cancelled() => reason,
+        model = plane.models.attach(name) => return Ok((model?, ticket)),
+    };
+    let seconds = plane.clock.now().since(arrived).as_secs_f64();
+    plane.stopped.tell(Stopped { model, request_id, completion_id, reason, tokens: 0, seconds });
+    Err(running::cancelled())
 }
 
 async fn admit<A: Ask>(
@@ -224,18 +240,18 @@ async fn admit<A: Ask>(
     span: &mut Span,
 ) -> Result<Response, Error> {
     let entered = enter(plane, headers, &private, body).await?;
-    if let Some(place) = forward::attach(plane, &private, &entered.bytes).await? {
+    if let Some(place) = forward::attach(plane, &private, &entered).await? {
         return forward::answer(plane, private, entered, place, A::ENDPOINT, span).await;
     }
     let Entered { admission, arrived, bytes } = entered;
-    let ask = A::parse(&bytes)?;
+    let (ask, length) = (A::parse(&bytes)?, bytes.len());
     drop(bytes);
-    let (model, ticket) = attach(plane, &private, &ask.generation().model).await?;
+    let (model, ticket) = attach(plane, &private, &ask.generation().model, arrived).await?;
     let local = model.local()?;
     plane.metrics.unknown_fields(model.id.as_str(), ask.generation().unknown_fields);
     let style = local.text.style();
     ask.check(&style)?;
-    let (asked, ask) = tokenize(local, ask, private.created).await?;
+    let (asked, ask) = tokenize(&plane.texts, local, ask, length, private.created).await?;
     let (request, task) = (ask.generation(), ask.task(&asked)?);
     let room = room::<A>(&model, local, &asked.prompts, task)?;
     let fallback = plane.options.scheduler.default_max_tokens;
@@ -296,7 +312,8 @@ async fn admit<A: Ask>(
     model.metrics.prompt_tokens.inc_by(u64::from(meta.prompt_tokens));
     let name = Fingerprint(*blake3::hash(private.id.as_bytes()).as_bytes());
     let (parts, guard) = Parts::submit(&model.engine, name, plane.options.data.event_queue, submissions);
-    describe::<A>(span, request, &meta, &private);
+    describe(span, A::ENDPOINT, &request.model, &private);
+    describe_generation(span, request, &meta, &private);
     let ids = (private.request_id, private.id.clone());
     let identity = Identity { id: private.id, created: private.created, model: request.model.to_string() };
     let form = ask.form(identity, &asked, plain);
@@ -308,19 +325,30 @@ async fn admit<A: Ask>(
         return Err(running::cancelled());
     }
     let private = inside.is_some();
-    let answer = Answer::new(parts, ticket, admission, account, form, inside, start);
-    respond(plane, answer, request.stream, private).await
+    let answer = Answer::new(parts, admission, account, form, inside, start);
+    Outgoing::new(ticket, answer).respond(private, stream, plane.options.data.commit_after()).await
 }
 
 /// Says what is asked, in the words of OpenTelemetry's conventions for generative models; never what is in it.
-fn describe<A: Ask>(span: &mut Span, request: &Generation, meta: &Meta, private: &Private) {
-    let (sampling, operation) = (&meta.sampling, A::ENDPOINT.operation());
-    span.rename(|| format!("{operation} {}", request.model).into());
+pub(super) fn describe(span: &mut Span, endpoint: Endpoint, model: &ModelId, private: &Private) {
+    let operation = endpoint.operation();
+    span.rename(|| format!("{operation} {model}").into());
     span.note(|| {
         [
             KeyValue::new("gen_ai.operation.name", operation),
             KeyValue::new("gen_ai.provider.name", "cortex"),
-            KeyValue::new("gen_ai.request.model", request.model.to_string()),
+            KeyValue::new("gen_ai.request.model", model.to_string()),
+            KeyValue::new("cortex.request_id", private.request_id.clone()),
+            KeyValue::new("cortex.attempt", private.attempt.map_or(0, i64::from)),
+        ]
+    });
+}
+
+/// Says the rest of it that only an engine of this process makes of a request.
+fn describe_generation(span: &mut Span, request: &Generation, meta: &Meta, private: &Private) {
+    let sampling = &meta.sampling;
+    span.note(|| {
+        [
             KeyValue::new("gen_ai.request.choice.count", i64::from(request.choices)),
             KeyValue::new("gen_ai.request.max_tokens", i64::from(sampling.max_tokens)),
             KeyValue::new("gen_ai.request.temperature", f64::from(sampling.temperature)),
@@ -329,8 +357,6 @@ fn describe<A: Ask>(span: &mut Span, request: &Generation, meta: &Meta, private:
             KeyValue::new("gen_ai.response.model", request.model.to_string()),
             KeyValue::new("gen_ai.response.id", private.id.clone()),
             KeyValue::new("gen_ai.usage.input_tokens", i64::from(meta.prompt_tokens)),
-            KeyValue::new("cortex.request_id", private.request_id.clone()),
-            KeyValue::new("cortex.attempt", private.attempt.map_or(0, i64::from)),
         ]
     });
 }
@@ -340,12 +366,12 @@ fn salt_of(request: &Generation) -> [u8; 32] {
     request.cache_salt.as_ref().map_or([0; 32], |salt| *blake3::hash(salt.as_bytes()).as_bytes())
 }
 
-/// Renders and tokenises off the runtime: a long prompt takes milliseconds of pure computing. What the disk has of the
-/// prompts' KV is brought into memory on the way.
-async fn tokenize<A: Ask>(model: &Local, ask: A, now: u64) -> Result<(Asked, A), Error> {
+/// Renders and tokenises what came in a body of so many bytes. What the disk has of the prompts' KV is brought into memory on
+/// the way.
+async fn tokenize<A: Ask>(texts: &Texts, model: &Local, ask: A, length: usize, now: u64) -> Result<(Asked, A), Error> {
     let (text, pooling, width) = (model.text.clone(), model.pooling.clone(), model.width);
     let keeper = model.keeper.clone();
-    let work = tokio::task::spawn_blocking(move || {
+    let work = move || {
         let prompts = ask.prompts(&*text, now)?;
         if let Some(keeper) = keeper {
             let salt = salt_of(ask.generation());
@@ -354,8 +380,8 @@ async fn tokenize<A: Ask>(model: &Local, ask: A, now: u64) -> Result<(Asked, A),
         let opening = prompts.first().map_or(Opening::default(), |prompt| prompt.opening);
         let prompts = prompts.into_iter().map(|prompt| prompt.ids).collect();
         Ok((Asked { prompts, opening, text, pooling, width }, ask))
-    });
-    work.await.map_err(Error::internal)?
+    };
+    texts.work(length, work).await
 }
 
 /// Names the `i`th of several texts.
@@ -435,51 +461,5 @@ pub(super) fn one_json(json: String, tokens: u32, private: &Private) -> Response
         true => (wire::with_private(&[usage], &[wire::data_event(&json)]), HTTP_SSE_CONTENT_TYPE),
         false => (json.into(), "application/json"),
     };
-    let mut response = Response::new(Body::from(body));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    response
-}
-
-/// Sends the answer out: to a gateway always as a stream with private lines, committed at once; to a client as
-/// OpenAI does, where a stream commits at its first token or after a while.
-async fn respond(plane: &DataPlane, mut answer: Answer, stream: bool, private: bool) -> Result<Response, Error> {
-    if private {
-        return Ok(event_stream(answer, Vec::new()));
-    }
-    if !stream {
-        let json = answer.whole().await?;
-        let mut response = Response::new(Body::from(json));
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        return Ok(response);
-    }
-    let patience = Duration::from_millis(plane.options.data.commit_after_ms);
-    match tokio::time::timeout(patience, answer.first()).await {
-        Ok(Ok(first)) => Ok(event_stream(answer, first.into_iter().collect())),
-        Ok(Err(error)) => Err(error),
-        Err(_) => {
-            answer.commit();
-            Ok(event_stream(answer, vec![Bytes::from_static(wire::KEEP_ALIVE_EVENT)]))
-        }
-    }
-}
-
-fn event_stream(answer: Answer, first: Vec<Bytes>) -> Response {
-    let rest = futures_util::stream::unfold(answer, |mut answer| async move {
-        let bytes = answer.next().await?;
-        Some((bytes, answer))
-    });
-    events(first, rest)
-}
-
-/// Makes the response of an event stream.
-pub(super) fn events(
-    first: impl IntoIterator<Item = Bytes, IntoIter: Send + 'static>,
-    rest: impl Stream<Item = Bytes> + Send + 'static,
-) -> Response {
-    let whole = futures_util::stream::iter(first).chain(rest).map(Ok::<_, std::convert::Infallible>);
-    let mut response = Response::new(Body::from_stream(whole));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(HTTP_SSE_CONTENT_TYPE));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response
+    response(kind, Body::from(body))
 }

@@ -1,24 +1,19 @@
 //! One answer on its way out: events in, bytes out.
 
-use std::time::Duration;
-
 use axum::body::Bytes;
 use inference::{EventKind, Score};
-use tokio::time::{Interval, MissedTickBehavior};
 use wire::private::{Line, Meta, MetaText};
 use wire::{DONE_EVENT, Encoder, Fold, KEEP_ALIVE_EVENT, data_event, error_event, with_private};
 use words::{Code, Error};
 
 use super::account::Account;
+use super::outgoing::Making;
 use super::output::{Output, Said};
 use super::parts::Parts;
 use super::telling::Telling;
 use crate::engine_thread::Message;
-use crate::streams::{Ticket, Word, cancelled};
+use crate::streams::{Reason, cancelled};
 use service::gate::Admission;
-
-/// How often a silent answer shows a sign of life.
-pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Most tokens that are held back for a gateway: what a crash costs at most besides its own second.
 const HELD_MAX: usize = 64;
@@ -62,10 +57,8 @@ pub(super) struct Start {
     pub(super) cached: Option<u32>,
 }
 
-/// The answer. Dropping it cancels the request, gives its admission back and ends its account, in this order.
+/// The answer. Dropping it ends its account, and gives its admission back.
 pub(super) struct Answer {
-    /// Its place among the running requests; holds what cancels it.
-    ticket: Ticket,
     events: Parts,
     form: Form,
     inside: Option<Inside>,
@@ -75,10 +68,7 @@ pub(super) struct Answer {
     held: Vec<Line>,
     /// Tokens of the prompt that the cache had as the request began to run.
     found: u32,
-    /// Status 200 is out, so failures become events.
-    committed: bool,
     state: State,
-    ticker: Interval,
     /// Something was said since the ticker's last turn.
     spoke: bool,
     /// The engine's turns at the ticker's last turn.
@@ -94,210 +84,26 @@ impl Answer {
     /// Begins.
     pub(super) fn new(
         events: Parts,
-        ticket: Ticket,
         admission: Admission,
         account: Account,
         form: Form,
         inside: Option<Inside>,
         start: Start,
     ) -> Self {
-        let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
-        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Answer {
-            ticket,
             events,
             form,
-            committed: inside.is_some(),
             inside,
             start,
             held: Vec::new(),
             found: 0,
             state: State::Waiting,
-            ticker,
             spoke: false,
             turns: account.model.engine.turns(),
             ending: Vec::new(),
             account,
             _admission: admission,
         }
-    }
-
-    /// Says that status 200 is on its way, so that what fails from now on becomes an event.
-    pub(super) fn commit(&mut self) {
-        self.committed = true;
-    }
-
-    /// Waits for the first bytes without a commitment. Safe to cancel and to call `next` afterwards.
-    ///
-    /// # Errors
-    /// Whatever ends the request before its first token.
-    pub(super) async fn first(&mut self) -> Result<Option<Bytes>, Error> {
-        loop {
-            let message = self.message().await;
-            if let Some(bytes) = self.take(message)? {
-                self.committed = true;
-                return Ok(Some(bytes));
-            }
-            if let State::Over = self.state {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// Waits for the next message of an answer that nobody but its own worker can end. Safe to cancel.
-    async fn message(&mut self) -> Option<Message> {
-        loop {
-            tokio::select! {
-                biased;
-                word = self.ticket.told() => self.heed(word),
-                message = self.events.recv() => return message,
-            }
-        }
-    }
-
-    /// Heeds a word that asks for no bytes.
-    fn heed(&mut self, word: Word) {
-        if let Word::Cancelled(reason) = word {
-            self.account.cancelled = Some(reason);
-            self.events.stop();
-        }
-    }
-
-    /// Returns the next bytes of a stream; `None` at its end.
-    pub(super) async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            if let State::Over = self.state {
-                return None;
-            }
-            if let Some(end) = self.early_end() {
-                return Some(end);
-            }
-            tokio::select! {
-                biased;
-                // First, so that a flood of tokens can't drown it.
-                word = self.ticket.told() => match word {
-                    Word::Offered => return Some(self.with_held(Line::Offer)),
-                    Word::Orphaned => {
-                        self.ended(Error::new(Code::ClientClosed, "the gateway's session is lost"));
-                        return None;
-                    }
-                    word => self.heed(word),
-                },
-                message = self.events.recv() => match self.take(message) {
-                    Ok(Some(bytes)) => return Some(bytes),
-                    Ok(None) => {}
-                    Err(error) => return Some(self.fail(&error)),
-                },
-                _ = self.ticker.tick() => {
-                    if let Some(sign) = self.sign_of_life() {
-                        return Some(sign);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Waits for the whole answer of a request that is not streamed.
-    ///
-    /// # Errors
-    /// Whatever ends the request early.
-    pub(super) async fn whole(&mut self) -> Result<Bytes, Error> {
-        loop {
-            if let Some(end) = self.early_end() {
-                return Ok(end);
-            }
-            let message = self.message().await;
-            if let Some(json) = self.take(message)? {
-                return Ok(json);
-            }
-        }
-    }
-
-    /// Shows life while nothing else does. To a gateway only as long as the engine makes its turns: it judges this
-    /// worker by them.
-    fn sign_of_life(&mut self) -> Option<Bytes> {
-        let turns = self.account.model.engine.turns();
-        let alive = std::mem::replace(&mut self.turns, turns) != turns;
-        if !self.held.is_empty() {
-            return Some(with_private(&std::mem::take(&mut self.held), &[]));
-        }
-        if std::mem::take(&mut self.spoke) {
-            return None;
-        }
-        match (&self.state, &self.inside) {
-            (State::Waiting | State::Flowing, Some(_)) if alive => {
-                let load = self.account.model.engine.load();
-                let text = format!("waiting running={} queued={}", load.running, load.waiting);
-                Some(Line::Progress(text).event())
-            }
-            // A gateway keeps its clients alive by itself; a direct client needs it from us.
-            (State::Waiting, None) => Some(Bytes::from_static(KEEP_ALIVE_EVENT)),
-            _ => None,
-        }
-    }
-
-    /// Turns one message into bytes, if it makes any.
-    fn take(&mut self, message: Option<Message>) -> Result<Option<Bytes>, Error> {
-        let event = match message {
-            Some(Message::Event(event)) => event,
-            Some(Message::Refused(error)) => return Err(self.ended(error)),
-            None => {
-                let error = Error::new(Code::ModelNotHere, "the model was unloaded before it could answer");
-                return Err(self.ended(error));
-            }
-        };
-        match event {
-            EventKind::Started { cached } => {
-                // A request that made room for others starts again; it is no longer news.
-                self.account.begun.get_or_insert(self.account.plane.clock.now());
-                let meta = self.inside.as_mut().and_then(|inside| inside.meta.take());
-                self.found = cached as u32;
-                let cached = self.start.cached.unwrap_or(self.found);
-                Ok(meta.map(|meta| Line::Meta(MetaText::from(&Meta { cached, ..meta })).event()))
-            }
-            EventKind::Resumed { choice, text, finish } => {
-                let said = self.start.output.resumed(choice, &text, finish);
-                self.fold(choice, &said);
-                Ok(None)
-            }
-            EventKind::Scored { choice, position, id, score } => {
-                let telling = self.start.telling.as_mut();
-                let told = telling.and_then(|telling| telling.scored(choice, position, id, &score));
-                if let (Form::Whole(_), Some(_)) = (&self.form, &told) {
-                    self.begin(choice);
-                }
-                if let (Form::Whole(fold), Some(told)) = (&mut self.form, told) {
-                    fold.score(choice, &[told]);
-                }
-                Ok(None)
-            }
-            EventKind::Embedded { choice, vector } => {
-                if let Form::Whole(fold) = &mut self.form {
-                    fold.embedded(choice, &vector);
-                }
-                Ok(None)
-            }
-            EventKind::Token { choice, index, id, text, finish, score } => {
-                // What comes after the end that a choice's own words made is nobody's.
-                let Some(said) = self.start.output.token(choice, id, &text, finish) else { return Ok(None) };
-                self.account.token();
-                self.account.outcome = said.finish.or(self.account.outcome);
-                Ok(self.token(choice, index, id, &said, score.as_deref()))
-            }
-            EventKind::Stopped { choice, text } => {
-                self.stopped(choice, &text);
-                Ok(None)
-            }
-            EventKind::Done(usage) if self.account.cancelled.is_some() => self.cut(usage.cached_tokens as u32),
-            EventKind::Done(usage) => Ok(Some(self.done(usage.cached_tokens as u32))),
-            EventKind::Failed(code, message) => Err(self.ended(Error::new(code, message))),
-        }
-    }
-
-    fn ended(&mut self, error: Error) -> Error {
-        self.state = State::Over;
-        self.account.outcome = Some(error.code().row().code);
-        error
     }
 
     fn fold(&mut self, choice: u32, said: &Said) {
@@ -383,12 +189,6 @@ impl Answer {
         with_private(&std::mem::take(&mut self.held), &[])
     }
 
-    /// Ends an answer of which every choice is over by its own words, though its scheduler knows nothing of that.
-    fn early_end(&mut self) -> Option<Bytes> {
-        let over = !matches!(self.state, State::Over) && self.start.output.cut_short();
-        over.then(|| self.done(self.found))
-    }
-
     /// Takes the end of a choice that was cancelled.
     fn stopped(&mut self, choice: u32, text: &str) {
         let Some(said) = self.start.output.stopped(choice, text) else { return };
@@ -443,6 +243,113 @@ impl Answer {
             }
         };
         with_private(&private, &public)
+    }
+}
+
+impl Making for Answer {
+    type News = Message;
+
+    async fn news(&mut self) -> Option<Message> {
+        self.events.recv().await
+    }
+
+    /// Turns one message into bytes, if it makes any.
+    fn take(&mut self, message: Option<Message>) -> Result<Option<Bytes>, Error> {
+        let event = match message {
+            Some(Message::Event(event)) => event,
+            Some(Message::Refused(error)) => return Err(self.ended(error)),
+            None => return Err(self.ended(self.account.model.engine.ended())),
+        };
+        match event {
+            EventKind::Started { cached } => {
+                // A request that made room for others starts again; it is no longer news.
+                self.account.begun.get_or_insert(self.account.plane.clock.now());
+                let meta = self.inside.as_mut().and_then(|inside| inside.meta.take());
+                self.found = cached as u32;
+                let cached = self.start.cached.unwrap_or(self.found);
+                Ok(meta.map(|meta| Line::Meta(MetaText::from(&Meta { cached, ..meta })).event()))
+            }
+            EventKind::Resumed { choice, text, finish } => {
+                let said = self.start.output.resumed(choice, &text, finish);
+                self.fold(choice, &said);
+                Ok(None)
+            }
+            EventKind::Scored { choice, position, id, score } => {
+                let telling = self.start.telling.as_mut();
+                let told = telling.and_then(|telling| telling.scored(choice, position, id, &score));
+                if let (Form::Whole(_), Some(_)) = (&self.form, &told) {
+                    self.begin(choice);
+                }
+                if let (Form::Whole(fold), Some(told)) = (&mut self.form, told) {
+                    fold.score(choice, &[told]);
+                }
+                Ok(None)
+            }
+            EventKind::Embedded { choice, vector } => {
+                if let Form::Whole(fold) = &mut self.form {
+                    fold.embedded(choice, &vector);
+                }
+                Ok(None)
+            }
+            EventKind::Token { choice, index, id, text, finish, score } => {
+                // What comes after the end that a choice's own words made is nobody's.
+                let Some(said) = self.start.output.token(choice, id, &text, finish) else { return Ok(None) };
+                self.account.token();
+                self.account.outcome = said.finish.or(self.account.outcome);
+                Ok(self.token(choice, index, id, &said, score.as_deref()))
+            }
+            EventKind::Stopped { choice, text } => {
+                self.stopped(choice, &text);
+                Ok(None)
+            }
+            EventKind::Done(usage) if self.account.cancelled.is_some() => self.cut(usage.cached_tokens as u32),
+            EventKind::Done(usage) => Ok(Some(self.done(usage.cached_tokens as u32))),
+            EventKind::Failed(code, message) => Err(self.ended(Error::new(code, message))),
+        }
+    }
+
+    /// Ends an answer of which every choice is over by its own words, though its scheduler knows nothing of that.
+    fn early_end(&mut self) -> Option<Bytes> {
+        let over = !matches!(self.state, State::Over) && self.start.output.cut_short();
+        over.then(|| self.done(self.found))
+    }
+
+    fn over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+
+    fn cancelled(&mut self, reason: Reason) {
+        self.account.cancelled = Some(reason);
+        self.events.stop();
+    }
+
+    fn offered(&mut self) -> Option<Bytes> {
+        Some(self.with_held(Line::Offer))
+    }
+
+    /// Shows life while nothing else does. To a gateway only as long as the engine makes its turns: it judges this
+    /// worker by them.
+    fn sign_of_life(&mut self) -> Option<Bytes> {
+        let turns = self.account.model.engine.turns();
+        let alive = std::mem::replace(&mut self.turns, turns) != turns;
+        if !self.held.is_empty() {
+            return Some(with_private(&std::mem::take(&mut self.held), &[]));
+        }
+        if std::mem::take(&mut self.spoke) {
+            return None;
+        }
+        match (&self.state, &self.inside) {
+            (State::Waiting | State::Flowing, Some(_)) if alive => Some(self.account.progress()),
+            // A gateway keeps its clients alive by itself; a direct client needs it from us.
+            (State::Waiting, None) => Some(Bytes::from_static(KEEP_ALIVE_EVENT)),
+            _ => None,
+        }
+    }
+
+    fn ended(&mut self, error: Error) -> Error {
+        self.state = State::Over;
+        self.account.outcome = Some(error.code().row().code);
+        error
     }
 
     /// Turns a failure into the last bytes: a private refusal for a gateway, an error event for a client.

@@ -30,14 +30,15 @@ impl Ask for ChatRequest {
         if !self.tools.active() {
             return Ok(());
         }
+        let field = if self.tools.functions { "functions" } else { "tools" };
         let refused = |at: &str, message: &str| Err(Error::new(Code::UnsupportedParameter, message).at(at));
         if !style.takes_tools {
-            return refused("tools", "this model's chat template takes no tools; leave 'tools' out");
+            return refused(field, &format!("this model's chat template takes no tools; leave '{field}' out"));
         }
         if style.tools.is_none() {
             let message = "this server can't tell the tool calls of this model from its text; an operator may name their \
                            form by 'tool_parser' of the model";
-            return refused("tools", message);
+            return refused(field, message);
         }
         let forced = !matches!(self.tools.choice, ToolChoice::None | ToolChoice::Auto);
         match &self.format {
@@ -55,7 +56,8 @@ impl Ask for ChatRequest {
     }
 
     fn constraint(&self, style: &Style, opening: Opening) -> Option<(Source, &'static str)> {
-        let calls = constraint::calls(&self.tools, style, opening).map(|source| (source, "tools"));
+        let field = if self.tools.functions { "functions" } else { "tools" };
+        let calls = constraint::calls(&self.tools, style, opening).map(|source| (source, field));
         let format = |wish: &Wish| (constraint::source(&wish.format, style, opening), wish.param);
         calls.or_else(|| self.format.as_ref().map(format))
     }
@@ -67,10 +69,14 @@ impl Ask for ChatRequest {
     fn form(&self, identity: Identity, _asked: &Asked, plain: bool) -> Form {
         let generation = &self.generation;
         match generation.stream {
-            true => Form::Stream(Encoder::Chat(ChatEncoder::new(identity, generation.include_usage))),
+            true => {
+                let encoder = ChatEncoder::new(identity, generation.include_usage);
+                Form::Stream(Encoder::Chat(encoder.functions(self.tools.functions)))
+            }
             false => {
                 let scored = generation.logprobs.is_some();
-                Form::Whole(Fold::Chat(Folder::new(identity, generation.choices as usize, plain, scored)))
+                let folder = Folder::new(identity, generation.choices as usize, plain, scored);
+                Form::Whole(Fold::Chat(folder.functions(self.tools.functions)))
             }
         }
     }

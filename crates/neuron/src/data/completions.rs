@@ -1,13 +1,16 @@
 //! `POST /v1/completions`.
 
+use grammar::Source;
+use wire::format::Wish;
 use wire::generation::Generation;
-use wire::output::Opening;
+use wire::output::{Opening, Style};
 use wire::text::{self, CompletionRequest, Echo, TextEncoder, TextFolder};
 use wire::{Encoder, Endpoint, Fold, Identity};
 use words::Error;
 
 use super::admission::{Ask, Asked, place};
 use super::answer::Form;
+use crate::constraint;
 use crate::harness::{ChatText, Prompt};
 
 /// Tokenises a prompt; `at` names it in errors.
@@ -53,6 +56,12 @@ impl Ask for CompletionRequest {
 
     fn echoes(&self) -> bool {
         self.echo
+    }
+
+    fn constraint(&self, _style: &Style, opening: Opening) -> Option<(Source, &'static str)> {
+        // No template has said anything of reasoning here.
+        let format = |wish: &Wish| (constraint::source(&wish.format, &Style::default(), opening), wish.param);
+        self.format.as_ref().map(format)
     }
 
     fn form(&self, identity: Identity, asked: &Asked, _plain: bool) -> Form {

@@ -6,15 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::body::Bytes;
+use axum::http::HeaderMap;
 use axum::response::Response;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use service::gate::Admission;
-use service::traces::{KeyValue, Span};
+use service::traces::Span;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Interval, MissedTickBehavior};
 use wire::foreign::{self, Told};
 use wire::private::{Line, RESUME_FIELD};
 use wire::{
@@ -26,11 +25,10 @@ use words::{Code, Error};
 use super::DataPlane;
 use super::account::Account;
 use super::admission::{self, Entered, Private};
-use super::answer::SIGN_OF_LIFE;
+use super::outgoing::{Making, Outgoing};
 use crate::models::InUse;
 use crate::process::{Incoming, Seat, Upstream, Watched, whole};
-use crate::ready::ReadyModel;
-use crate::streams::{Reason, Ticket, Word, cancelled};
+use crate::streams::{Reason, Ticket, cancelled};
 
 /// Most bytes of one event.
 const EVENT_BYTES_MAX: usize = 8 << 20;
@@ -140,10 +138,10 @@ async fn pass_on(mut answer: Incoming, out: &mpsc::Sender<Said>) -> Result<(), E
 pub(super) async fn attach(
     plane: &DataPlane,
     private: &Private,
-    body: &[u8],
+    entered: &Entered,
 ) -> Result<Option<(InUse, Ticket)>, Error> {
-    let Some(name) = plane.models.external(body)? else { return Ok(None) };
-    let (model, ticket) = admission::attach(plane, private, &name).await?;
+    let Some(name) = plane.models.external(&entered.bytes)? else { return Ok(None) };
+    let (model, ticket) = admission::attach(plane, private, &name, entered.arrived).await?;
     // Somebody may have loaded it with another harness.
     let external = model.upstream().is_some();
     Ok(external.then_some((model, ticket)))
@@ -176,7 +174,7 @@ pub(super) async fn answer(
     let key = model.request_key();
     let seat = upstream.queue.enter(key)?;
     let guard = model.engine.guard(vec![key]);
-    describe(span, endpoint, &model, &private);
+    admission::describe(span, endpoint, &model.id, &private);
     let mut headers = HeaderMap::new();
     span.write(&mut headers);
     let question = Question {
@@ -199,17 +197,12 @@ pub(super) async fn answer(
     }
     let (out, said) = mpsc::channel(plane.options.data.event_queue);
     tokio::spawn(question.run(out));
-    let mut ticker = tokio::time::interval_at(tokio::time::Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
-    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let watched = upstream.watched.clone();
     let forward = Forward {
         said,
-        committed: inside,
         inside,
-        ticket,
         ending: stream.then_some(Ending { endpoint, identity, asked_usage, choices }),
         watched,
-        ticker,
         spoke: false,
         begun: false,
         over: false,
@@ -217,22 +210,7 @@ pub(super) async fn answer(
         account,
         _admission: admission,
     };
-    forward.respond(plane, stream).await
-}
-
-/// Says what is asked; never what is in it.
-fn describe(span: &mut Span, endpoint: Endpoint, model: &ReadyModel, private: &Private) {
-    let operation = endpoint.operation();
-    span.rename(|| format!("{operation} {}", model.id).into());
-    span.note(|| {
-        [
-            KeyValue::new("gen_ai.operation.name", operation),
-            KeyValue::new("gen_ai.provider.name", "cortex"),
-            KeyValue::new("gen_ai.request.model", model.id.to_string()),
-            KeyValue::new("cortex.request_id", private.request_id.clone()),
-            KeyValue::new("cortex.attempt", private.attempt.map_or(0, i64::from)),
-        ]
-    });
+    Outgoing::new(ticket, forward).respond(inside, stream, plane.options.data.commit_after()).await
 }
 
 /// What is said for an engine whose stream was cancelled.
@@ -264,16 +242,11 @@ impl Ending {
 /// The answer. Dropping it ends the request.
 struct Forward {
     said: mpsc::Receiver<Said>,
-    /// Its place among the running requests; holds what cancels it.
-    ticket: Ticket,
     /// Its client is a gateway.
     inside: bool,
     /// What ends a stream that was cancelled.
     ending: Option<Ending>,
     watched: watch::Receiver<Watched>,
-    /// Status 200 is out, so failures become events.
-    committed: bool,
-    ticker: Interval,
     /// Something was said since the ticker's last turn.
     spoke: bool,
     /// The client has something of the answer.
@@ -285,130 +258,6 @@ struct Forward {
 }
 
 impl Forward {
-    /// Waits for the next word of the task's. Safe to cancel.
-    async fn hear(&mut self) -> Option<Said> {
-        loop {
-            tokio::select! {
-                biased;
-                word = self.ticket.told() => if let Word::Cancelled(reason) = word {
-                    self.account.cancelled = Some(reason);
-                },
-                said = self.said.recv() => return said,
-            }
-        }
-    }
-
-    async fn respond(mut self, plane: &DataPlane, stream: bool) -> Result<Response, Error> {
-        if self.inside {
-            return Ok(self.event_stream(None));
-        }
-        if !stream {
-            let json = loop {
-                let said = self.hear().await;
-                if let Some(json) = self.take(said)? {
-                    break json;
-                }
-            };
-            let mut response = Response::new(Body::from(json));
-            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            return Ok(response);
-        }
-        let patience = Duration::from_millis(plane.options.data.commit_after_ms);
-        let first = async {
-            loop {
-                let said = self.hear().await;
-                if let Some(first) = self.take(said)? {
-                    return Ok::<Bytes, Error>(first);
-                }
-            }
-        };
-        let first = match tokio::time::timeout(patience, first).await {
-            Ok(first) => first?,
-            Err(_) => Bytes::from_static(KEEP_ALIVE_EVENT),
-        };
-        self.committed = true;
-        Ok(self.event_stream(Some(first)))
-    }
-
-    fn event_stream(self, first: Option<Bytes>) -> Response {
-        let rest = futures_util::stream::unfold(self, |mut forward| async move {
-            let bytes = forward.next().await?;
-            Some((bytes, forward))
-        });
-        admission::events(first, rest)
-    }
-
-    /// Returns the next bytes of a stream; `None` at its end.
-    async fn next(&mut self) -> Option<Bytes> {
-        while !self.over {
-            tokio::select! {
-                biased;
-                // First, so that a flood of events can't drown it.
-                word = self.ticket.told() => match word {
-                    // What its client has nothing of yet may go elsewhere; the rest ends here or not at all.
-                    Word::Offered if !self.begun => return Some(Line::Offer.event()),
-                    Word::Offered | Word::GoOn => {}
-                    // Its task ends, and says so after what it has.
-                    Word::Cancelled(reason) => self.account.cancelled = Some(reason),
-                    Word::Orphaned => {
-                        self.ended(Error::new(Code::ClientClosed, "the gateway's session is lost"));
-                        return None;
-                    }
-                },
-                said = self.said.recv() => match self.take(said) {
-                    Ok(Some(bytes)) => return Some(bytes),
-                    Ok(None) => {}
-                    Err(error) => return Some(self.fail(&error)),
-                },
-                _ = self.ticker.tick() => {
-                    if let Some(sign) = self.sign_of_life() {
-                        return Some(sign);
-                    }
-                }
-            }
-        }
-        None
-    }
-
-    /// Shows life while nothing else does; to a gateway only as long as the engine is healthy.
-    fn sign_of_life(&mut self) -> Option<Bytes> {
-        if std::mem::take(&mut self.spoke) {
-            return None;
-        }
-        match self.inside {
-            true => self.watched.borrow().healthy.then(|| self.progress()),
-            false => (!self.begun).then_some(Bytes::from_static(KEEP_ALIVE_EVENT)),
-        }
-    }
-
-    fn progress(&self) -> Bytes {
-        let load = self.account.model.engine.load();
-        Line::Progress(format!("waiting running={} queued={}", load.running, load.waiting)).event()
-    }
-
-    /// Turns what the task says into bytes, if it makes any.
-    fn take(&mut self, said: Option<Said>) -> Result<Option<Bytes>, Error> {
-        match said {
-            // So that its gateway knows at once: should the engine die, it was not this request's doing.
-            Some(Said::Waits) => Ok(self.inside.then(|| self.progress())),
-            Some(Said::Runs) => {
-                self.account.begun.get_or_insert(self.account.plane.clock.now());
-                Ok(None)
-            }
-            Some(Said::Event(event)) => self.event(event).map(Some),
-            Some(Said::Whole(json)) => Ok(Some(self.whole(&json))),
-            Some(Said::Failed(error)) if error.code() == Code::Cancelled => self.cut().map(Some),
-            Some(Said::Failed(error)) => Err(self.ended(error)),
-            None => Err(self.ended(Error::new(Code::UpstreamFailed, "the request to the model's engine was lost"))),
-        }
-    }
-
-    fn ended(&mut self, error: Error) -> Error {
-        self.over = true;
-        self.account.outcome = Some(error.code().row().code);
-        error
-    }
-
     fn event(&mut self, event: Bytes) -> Result<Bytes, Error> {
         let told = foreign::event(&event);
         if let Some(failure) = told.failure {
@@ -470,6 +319,62 @@ impl Forward {
         }
         let line = self.inside.then_some(Line::Usage(self.usage));
         with_private(line.as_slice(), last)
+    }
+}
+
+impl Making for Forward {
+    type News = Said;
+
+    async fn news(&mut self) -> Option<Said> {
+        self.said.recv().await
+    }
+
+    /// Turns what the task says into bytes, if it makes any.
+    fn take(&mut self, said: Option<Said>) -> Result<Option<Bytes>, Error> {
+        match said {
+            // So that its gateway knows at once: should the engine die, it was not this request's doing.
+            Some(Said::Waits) => Ok(self.inside.then(|| self.account.progress())),
+            Some(Said::Runs) => {
+                self.account.begun.get_or_insert(self.account.plane.clock.now());
+                Ok(None)
+            }
+            Some(Said::Event(event)) => self.event(event).map(Some),
+            Some(Said::Whole(json)) => Ok(Some(self.whole(&json))),
+            Some(Said::Failed(error)) if error.code() == Code::Cancelled => self.cut().map(Some),
+            Some(Said::Failed(error)) => Err(self.ended(error)),
+            None => Err(self.ended(Error::new(Code::UpstreamFailed, "the request to the model's engine was lost"))),
+        }
+    }
+
+    fn over(&self) -> bool {
+        self.over
+    }
+
+    fn cancelled(&mut self, reason: Reason) {
+        // Its task ends, and says so after what it has.
+        self.account.cancelled = Some(reason);
+    }
+
+    fn offered(&mut self) -> Option<Bytes> {
+        // What its client has nothing of yet may go elsewhere; the rest ends here or not at all.
+        (!self.begun).then(|| Line::Offer.event())
+    }
+
+    /// Shows life while nothing else does; to a gateway only as long as the engine is healthy.
+    fn sign_of_life(&mut self) -> Option<Bytes> {
+        if std::mem::take(&mut self.spoke) {
+            return None;
+        }
+        match self.inside {
+            true => self.watched.borrow().healthy.then(|| self.account.progress()),
+            false => (!self.begun).then_some(Bytes::from_static(KEEP_ALIVE_EVENT)),
+        }
+    }
+
+    fn ended(&mut self, error: Error) -> Error {
+        self.over = true;
+        self.account.outcome = Some(error.code().row().code);
+        error
     }
 
     /// Turns a failure into the last bytes: a private refusal for a gateway, an error event for a client.

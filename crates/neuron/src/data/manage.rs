@@ -1,5 +1,6 @@
 //! Listing, loading and unloading models.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -7,7 +8,9 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
+use axum::http::header::HOST;
 use serde::de::DeserializeOwned;
+use service::token;
 use wire::models::{Endpoint, LoadRequest, Model, ModelList, UnloadRequest};
 use words::{Code, Error, ModelId, ModelState, ModelStatus};
 
@@ -53,7 +56,11 @@ pub(super) async fn list(State(plane): Plane) -> Json<Vec<ModelStatus>> {
 }
 
 /// `GET /models/{id}/endpoint`, whatever slashes the id has.
-pub(super) async fn endpoint(State(plane): Plane, Path(rest): Path<String>) -> Result<Json<Endpoint>, HttpError> {
+pub(super) async fn endpoint(
+    State(plane): Plane,
+    Path(rest): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Endpoint>, HttpError> {
     let Some(id) = rest.strip_suffix("/endpoint") else {
         let message =
             "there is nothing here; GET /models lists the models, GET /models/{id}/endpoint says where one is";
@@ -62,6 +69,10 @@ pub(super) async fn endpoint(State(plane): Plane, Path(rest): Path<String>) -> R
     let here = |status: &ModelStatus| status.state != ModelState::Absent || status.card.on_demand;
     let status = find(&plane, id, here)?;
     let address = plane.publisher.snapshot().data_address;
+    // Who listens on every address is where it was asked.
+    let everywhere = address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
+    let asked = headers.get(HOST).filter(|_| everywhere).and_then(|host| host.to_str().ok());
+    let address = asked.unwrap_or(&address);
     Ok(Json(Endpoint { model_id: id.to_string(), url: format!("http://{address}/v1"), state: status.state }))
 }
 
@@ -70,20 +81,11 @@ pub(super) async fn endpoint(State(plane): Plane, Path(rest): Path<String>) -> R
 /// # Errors
 /// `Unauthorized`.
 pub(super) fn authorise(plane: &DataPlane, headers: &HeaderMap) -> Result<(), Error> {
-    let shown = headers.get(axum::http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
-    match (&plane.token, shown) {
-        (None, _) if plane.options.data.bind.ip().is_loopback() => Ok(()),
-        (None, _) => {
-            let message = "orders from other hosts need a token: set control.token_file";
-            Err(Error::new(Code::Unauthorized, message))
-        }
-        (Some(token), Some(shown)) if token.matches(shown) => Ok(()),
-        (Some(_), _) => {
-            let message = "orders need the control token: Authorization: Bearer <token>";
-            Err(Error::new(Code::Unauthorized, message))
-        }
+    if plane.token.is_none() && !plane.options.data.bind.ip().is_loopback() {
+        let message = "orders from other hosts need a token: set control.token_file";
+        return Err(Error::new(Code::Unauthorized, message));
     }
+    token::authorise(plane.token.as_ref(), headers)
 }
 
 async fn read_json<T: DeserializeOwned>(plane: &DataPlane, body: Body) -> Result<T, Error> {

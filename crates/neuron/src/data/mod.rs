@@ -10,10 +10,12 @@ mod embeddings;
 mod errors;
 mod forward;
 mod manage;
+mod outgoing;
 mod output;
 mod parts;
 mod stack;
 mod telling;
+mod texts;
 mod tokens;
 
 use std::sync::Arc;
@@ -40,12 +42,14 @@ use service::clock::Clock;
 use service::gate::Gate;
 use service::traces::Traces;
 pub(crate) use stack::stack;
+pub(crate) use texts::Texts;
 
 /// What handlers need.
 pub(crate) struct DataPlane {
     pub(crate) models: Models,
     pub(crate) gate: Gate,
     pub(crate) streams: Streams,
+    pub(crate) texts: Texts,
     /// Where requests that were cancelled are told of.
     pub(crate) stopped: StopTeller,
     pub(crate) publisher: Publisher,

@@ -18,11 +18,6 @@ use super::forward;
 use crate::harness::ChatInput;
 use crate::ready::ReadyModel;
 
-/// Runs `work` off the runtime: long texts take milliseconds of pure computing.
-async fn off<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
-}
-
 fn json(value: &impl serde::Serialize) -> Result<String, Error> {
     serde_json::to_string(value).map_err(Error::internal)
 }
@@ -30,7 +25,7 @@ fn json(value: &impl serde::Serialize) -> Result<String, Error> {
 pub(super) async fn tokenize(State(plane): State<Arc<DataPlane>>, headers: HeaderMap, body: Body) -> Response {
     answered(Endpoint::Tokenize, &plane, &headers, async |private: Private| {
         let entered = enter(&plane, &headers, &private, body).await?;
-        if let Some(place) = forward::attach(&plane, &private, &entered.bytes).await? {
+        if let Some(place) = forward::attach(&plane, &private, &entered).await? {
             return forward::answer(&plane, private, entered, place, Endpoint::Tokenize, &mut Span::default()).await;
         }
         let Entered { admission: _admission, bytes, .. } = entered;
@@ -38,7 +33,7 @@ pub(super) async fn tokenize(State(plane): State<Arc<DataPlane>>, headers: Heade
         let model = plane.models.attach(&request.model).await?;
         plane.metrics.unknown_fields(model.id.as_str(), request.unknown_fields);
         let created = private.created;
-        let tokenized = off(move || tokens(&model, &request, created)).await?;
+        let tokenized = plane.texts.work(bytes.len(), move || tokens(&model, &request, created)).await?;
         Ok(one_json(json(&tokenized)?, tokenized.count as u32, &private))
     })
     .await
@@ -62,7 +57,7 @@ fn tokens(model: &ReadyModel, request: &TokenizeRequest, now: u64) -> Result<Tok
 pub(super) async fn detokenize(State(plane): State<Arc<DataPlane>>, headers: HeaderMap, body: Body) -> Response {
     answered(Endpoint::Detokenize, &plane, &headers, async |private: Private| {
         let entered = enter(&plane, &headers, &private, body).await?;
-        if let Some(place) = forward::attach(&plane, &private, &entered.bytes).await? {
+        if let Some(place) = forward::attach(&plane, &private, &entered).await? {
             return forward::answer(&plane, private, entered, place, Endpoint::Detokenize, &mut Span::default()).await;
         }
         let Entered { admission: _admission, bytes, .. } = entered;
@@ -75,7 +70,8 @@ pub(super) async fn detokenize(State(plane): State<Arc<DataPlane>>, headers: Hea
             let message = format!("{id} is no token; the vocabulary has {vocabulary}");
             return Err(Error::new(Code::InvalidRequest, message).at("tokens"));
         }
-        let detokenized = off(move || Ok(Detokenized { prompt: model.local()?.text.decode(&request.tokens) })).await?;
+        let decode = move || Ok(Detokenized { prompt: model.local()?.text.decode(&request.tokens) });
+        let detokenized = plane.texts.work(bytes.len(), decode).await?;
         Ok(one_json(json(&detokenized)?, count, &private))
     })
     .await

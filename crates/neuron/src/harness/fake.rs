@@ -92,6 +92,15 @@ impl Harness for FakeHarness {
     }
 }
 
+/// What a panic leaves that nobody can catch for good: whoever takes it panics too, and his thread ends.
+struct PanicsAgain;
+
+impl Drop for PanicsAgain {
+    fn drop(&mut self) {
+        panic!("the fake engine was told to lose its thread on this prompt");
+    }
+}
+
 /// The fake engine at a configured pace; where a prompt has a script, it says that.
 struct Paced {
     engine: FakeEngine,
@@ -105,10 +114,16 @@ impl Engine for Paced {
     }
 
     fn step(&mut self, batch: &Batch) -> Result<Outputs, EngineError> {
-        let crash = u32::from(self.options.crash_byte);
-        if crash > 0 && batch.rows.iter().any(|row| row.start == 0 && row.tokens.contains(&crash)) {
+        let begins_with = |byte: u8| {
+            let token = u32::from(byte);
+            byte > 0 && batch.rows.iter().any(|row| row.start == 0 && row.tokens.contains(&token))
+        };
+        if begins_with(self.options.crash_byte) {
             tracing::error!("the fake engine was told to crash on this prompt");
             std::process::abort();
+        }
+        if begins_with(self.options.lost_byte) {
+            std::panic::panic_any(PanicsAgain);
         }
         let begins = batch.rows.iter().any(|row| row.start == 0);
         let pause = self.options.step_ms + if begins { self.options.prefill_ms } else { 0 };

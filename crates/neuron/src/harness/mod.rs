@@ -74,6 +74,13 @@ pub(crate) struct Sizes {
     pub(crate) prefill_tokens: usize,
 }
 
+impl Sizes {
+    pub(crate) fn of(options: &Options) -> Self {
+        let scheduler = &options.scheduler;
+        Sizes { max_running: scheduler.max_running, prefill_tokens: scheduler.prefill_tokens }
+    }
+}
+
 /// How a load reports its progress, and hears that nobody wants it any more.
 pub(crate) trait Progress: Sync {
     /// Share that is done, in thousandths. `Break` means: stop at once.

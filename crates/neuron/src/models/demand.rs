@@ -16,25 +16,13 @@ const AGAIN_MAX: usize = 8;
 const FAILED_S: u64 = 5;
 
 impl Models {
-    /// Finds a model that serves; waits for nothing.
-    ///
-    /// # Errors
-    /// `ModelNotHere` when it is absent or has failed, `ModelLoading` while it comes, `Draining` while it goes.
-    pub(crate) fn ready(&self, name: &ModelId) -> Result<InUse, Error> {
-        let id = self.resolve(name);
-        let handle = self.known(&id)?;
-        match handle.door.enter(0) {
-            Some(Ok(inside)) => Ok(inside),
-            _ => Err(self.not_ready(&id, &handle)),
-        }
-    }
-
     /// Gives a request its place in a model, by its name or another that it has. One that is absent and stands in the
     /// catalogue is loaded for it; one that is on its way is waited for, at most `data.load_wait_s`.
     ///
     /// # Errors
-    /// As [`Models::ready`]; `InsufficientMemory` with the numbers when it does not fit, or found no room in time;
-    /// `Overloaded` when as many wait for it as its queue would hold.
+    /// `ModelNotHere` when it is absent for good or has failed, `ModelLoading` when it did not come in time, `Draining` while
+    /// it goes; `InsufficientMemory` with the numbers when it does not fit, or found no room in time; `Overloaded` when as
+    /// many wait for it as its queue would hold.
     pub(crate) async fn attach(&self, name: &ModelId) -> Result<InUse, Error> {
         let id = self.resolve(name);
         let handle = self.known(&id)?;
@@ -84,19 +72,6 @@ impl Models {
         })
     }
 
-    fn not_ready(&self, id: &ModelId, handle: &Handle) -> Error {
-        let view = handle.view.borrow();
-        let not_here = |message: String| Error::new(Code::ModelNotHere, message).at("model");
-        match view.status.state {
-            ModelState::Absent => not_here(format!("the model '{id}' is not loaded on this worker")),
-            ModelState::Failed => not_here(format!("the model '{id}' failed to load on this worker")),
-            ModelState::Draining | ModelState::Unloading => {
-                Error::new(Code::Draining, format!("the model '{id}' is being unloaded"))
-            }
-            _ => Error::new(Code::ModelLoading, format!("the model '{id}' is loading")),
-        }
-    }
-
     /// Refuses at once where waiting is no use.
     fn may_wait(&self, id: &ModelId, handle: &Handle) -> Result<(), Error> {
         if !self.inner.is_open() {
@@ -108,10 +83,16 @@ impl Models {
         };
         let listed = self.inner.on_demand(id);
         let failed = || failed_at.is_some_and(|at| self.inner.parts.clock.now().since(at).as_secs() < FAILED_S);
+        let not_here = |message: String| Err(Error::new(Code::ModelNotHere, message).at("model"));
         match state {
-            ModelState::Draining => Err(self.not_ready(id, handle)),
-            ModelState::Absent | ModelState::Unloading if !listed => Err(self.not_ready(id, handle)),
-            ModelState::Failed if !listed || failed() => Err(self.not_ready(id, handle)),
+            ModelState::Absent if !listed => not_here(format!("the model '{id}' is not loaded on this worker")),
+            ModelState::Failed if !listed || failed() => {
+                not_here(format!("the model '{id}' failed to load on this worker"))
+            }
+            ModelState::Unloading if listed => Ok(()),
+            ModelState::Draining | ModelState::Unloading => {
+                Err(Error::new(Code::Draining, format!("the model '{id}' is being unloaded")))
+            }
             _ => Ok(()),
         }
     }
@@ -158,20 +139,16 @@ impl Models {
 
     /// Says why a load did not end in time.
     async fn not_in_time(&self, id: &ModelId, handle: &Handle) -> Error {
-        let (need, eta_ms) = {
+        let (need, loading) = {
             let view = handle.view.borrow();
-            (view.need, view.eta_ms(self.inner.parts.clock.now()))
+            (view.need, view.loading(self.inner.parts.clock.now()))
         };
         if need > 0
             && let Some(words) = self.inner.memory.explain(id, need).await
         {
             return Error::new(Code::InsufficientMemory, words);
         }
-        let error = Error::new(Code::ModelLoading, format!("the model '{id}' is still loading"));
-        match eta_ms {
-            Some(ms) => error.retry_after(std::time::Duration::from_millis(ms)),
-            None => error,
-        }
+        Error::new(Code::ModelLoading, format!("the model '{id}' is still loading")).while_loading(loading)
     }
 }
 

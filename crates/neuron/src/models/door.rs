@@ -7,6 +7,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lifecycle::DoorFacts;
 use service::clock::Clock;
 use tokio::sync::{Notify, watch};
 use words::Moment;
@@ -34,16 +35,6 @@ pub(crate) struct Door {
     /// Told whenever somebody leaves last.
     emptied: Arc<Notify>,
     clock: Clock,
-}
-
-/// How it is with a door.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DoorFacts {
-    pub(crate) open: bool,
-    /// Somebody is inside or waits.
-    pub(crate) in_use: bool,
-    pub(crate) idle_since: Moment,
-    pub(crate) opened_at: Moment,
 }
 
 impl Door {
@@ -133,7 +124,9 @@ impl Door {
         let places = self.places.borrow();
         DoorFacts {
             open: places.ready.is_some(),
-            in_use: places.inside > 0 || (places.waiting > 0 && !places.shut),
+            shut: places.shut,
+            inside: places.inside > 0,
+            waiting: places.waiting > 0,
             idle_since: places.idle_since,
             opened_at: places.opened_at,
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use inference::{Limits, Scheduler};
-use lifecycle::{DrainBudget, HookEvent};
+use lifecycle::{Claim, DrainBudget, HookEvent};
 use serde_json::Value;
 use service::ring::LogRing;
 use tokio::runtime::Handle;
@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 use words::{Code, Error, ModelId};
 
 use super::Inner;
-use super::memory::Claim;
+use super::memory::Ways;
 use crate::constraint::Constraints;
 use crate::crumbs::Crumbs;
 use crate::emptying;
@@ -90,8 +90,7 @@ pub(super) fn cancelled() -> Error {
 
 impl Way {
     fn sizes(&self) -> Sizes {
-        let options = &self.inner.parts.options.scheduler;
-        Sizes { max_running: options.max_running, prefill_tokens: options.prefill_tokens }
+        Sizes::of(&self.inner.parts.options)
     }
 
     /// Brings the files of a hub here.
@@ -109,7 +108,8 @@ impl Way {
     pub(super) async fn reserve(
         mut self,
         known: Option<u64>,
-        claim: impl FnOnce(u64) -> Claim,
+        claim: Claim,
+        ways: Ways,
     ) -> Result<Product, LoadFailure> {
         let need = match known {
             Some(need) => need,
@@ -127,7 +127,7 @@ impl Way {
             let _ = self.cancelled.wait_for(|cancelled| *cancelled).await;
         };
         tokio::select! {
-            reserved = memory.reserve(claim(need)) => reserved?,
+            reserved = memory.reserve(Claim { need, ..claim }, ways) => reserved?,
             () = unwanted => {
                 // It may have been granted just now.
                 memory.free(&self.spec.model_id).await;

@@ -1,14 +1,14 @@
-//! The owner of the memory that models may take: what is set aside, who gets room, and who makes it.
+//! The owner of the memory that models may take. `lifecycle::Claims` says who gets room, and who makes it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lifecycle::{Held, Room, no_room, room};
+use lifecycle::{Claim, ClaimAct, Claims, DoorFacts};
 use service::clock::Clock;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
-use words::{Code, Error, ModelId, Moment, NodeMemory};
+use words::{Code, Error, ModelId, NodeMemory};
 
 use super::door::Door;
 use super::owner::Message;
@@ -20,24 +20,15 @@ const INBOX: usize = 64;
 /// How often loads that wait for room are looked at, though nothing was told.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What a model needs, and what it is to the others.
-pub(super) struct Claim {
-    pub(super) model: ModelId,
-    /// In bytes.
-    pub(super) need: u64,
-    /// Whether others may be evicted for it.
-    pub(super) evict: bool,
-    pub(super) pinned: bool,
-    pub(super) priority: i32,
+/// The ways to a model that holds memory, or wants some.
+pub(super) struct Ways {
     pub(super) door: Door,
-    /// Where the model is told to go.
+    /// Where it is told to go.
     pub(super) inbox: mpsc::Sender<Message>,
-    /// When it waits no longer.
-    pub(super) until: Moment,
 }
 
 enum Word {
-    Reserve(Box<Claim>, oneshot::Sender<Result<(), Error>>),
+    Reserve(Claim, Ways, oneshot::Sender<Result<(), Error>>),
     Measured(ModelId, u64),
     Leaving(ModelId),
     Free(ModelId),
@@ -55,10 +46,10 @@ impl Memory {
     ///
     /// # Errors
     /// `InsufficientMemory` with the numbers, when it can't come or did not in time.
-    pub(super) async fn reserve(&self, claim: Claim) -> Result<(), Error> {
+    pub(super) async fn reserve(&self, claim: Claim, ways: Ways) -> Result<(), Error> {
         let gone = || Error::internal("the owner of the memory is gone");
         let (reply, answer) = oneshot::channel();
-        self.inbox.send(Word::Reserve(Box::new(claim), reply)).await.map_err(|_| gone())?;
+        self.inbox.send(Word::Reserve(claim, ways, reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -85,28 +76,14 @@ impl Memory {
     }
 }
 
-struct Holder {
-    bytes: u64,
-    claim: Box<Claim>,
-    /// It was told to go, or goes.
-    leaving: bool,
-}
-
-struct Pending {
-    claim: Box<Claim>,
-    since: Moment,
-    reply: oneshot::Sender<Result<(), Error>>,
-}
-
 struct Owner {
-    /// In bytes; 0: unknown.
-    budget: u64,
-    turn: Duration,
+    claims: Claims,
     clock: Clock,
     publisher: Publisher,
     metrics: Metrics,
-    holders: BTreeMap<ModelId, Holder>,
-    pending: VecDeque<Pending>,
+    /// Those of every model in `claims`.
+    ways: BTreeMap<ModelId, Ways>,
+    replies: BTreeMap<ModelId, oneshot::Sender<Result<(), Error>>>,
     evictions: JoinSet<(ModelId, bool)>,
 }
 
@@ -121,13 +98,12 @@ pub(super) fn start(
 ) -> Memory {
     let (inbox, words) = mpsc::channel(INBOX);
     let owner = Owner {
-        budget,
-        turn,
+        claims: Claims::new(budget, turn),
         clock,
         publisher,
         metrics,
-        holders: BTreeMap::new(),
-        pending: VecDeque::new(),
+        ways: BTreeMap::new(),
+        replies: BTreeMap::new(),
         evictions: JoinSet::new(),
     };
     tokio::spawn(owner.run(words, emptied));
@@ -137,9 +113,10 @@ pub(super) fn start(
 impl Owner {
     async fn run(mut self, mut words: mpsc::Receiver<Word>, emptied: Arc<Notify>) {
         self.show();
+        let look_every = LOOK_EVERY.min(self.claims.turn());
         loop {
             self.plan();
-            let waits = !self.pending.is_empty();
+            let waits = self.claims.waits();
             tokio::select! {
                 word = words.recv() => match word {
                     Some(word) => self.take(word),
@@ -147,37 +124,38 @@ impl Owner {
                 },
                 Some(ended) = self.evictions.join_next() => self.evicted(ended),
                 () = emptied.notified(), if waits => {}
-                () = tokio::time::sleep(LOOK_EVERY.min(self.turn)), if waits => {}
+                () = tokio::time::sleep(look_every), if waits => {}
             }
         }
     }
 
     fn take(&mut self, word: Word) {
         match word {
-            Word::Reserve(claim, reply) => {
-                self.pending.push_back(Pending { claim, since: self.clock.now(), reply });
+            Word::Reserve(claim, ways, reply) => {
+                self.ways.insert(claim.model.clone(), ways);
+                self.replies.insert(claim.model.clone(), reply);
+                self.claims.ask(self.clock.now(), claim);
             }
             Word::Measured(model, bytes) => {
-                if let Some(holder) = self.holders.get_mut(&model) {
-                    holder.bytes = bytes;
+                if self.claims.measured(&model, bytes) {
                     self.show();
                 }
             }
-            Word::Leaving(model) => {
-                if let Some(holder) = self.holders.get_mut(&model) {
-                    holder.leaving = true;
-                }
-            }
-            Word::Free(model) => {
-                self.pending.retain(|pending| pending.claim.model != model);
-                if self.holders.remove(&model).is_some() {
-                    self.show();
-                }
-            }
+            Word::Leaving(model) => self.claims.leaving(&model),
+            Word::Free(model) => self.free(&model),
             Word::Explain(model, need, reply) => {
+                let ways = &self.ways;
                 // Whoever asked may be gone.
-                let _ = reply.send(no_room(&model, &self.held(&|_| false), self.budget, need));
+                let _ = reply.send(self.claims.explain(&model, need, &|model| facts(ways, model)));
             }
+        }
+    }
+
+    fn free(&mut self, model: &ModelId) {
+        self.replies.remove(model);
+        self.ways.remove(model);
+        if self.claims.free(model) {
+            self.show();
         }
     }
 
@@ -186,114 +164,62 @@ impl Owner {
         if goes {
             tracing::info!(%model, "model evicted to make room");
             self.metrics.evicted(model.as_str());
-        } else if let Some(holder) = self.holders.get_mut(&model) {
+        } else {
             // Somebody was quicker: it is planned anew.
-            holder.leaving = false;
+            self.claims.stays(&model);
         }
     }
 
-    /// Lists who holds memory; `had_turn` says whose work does not count.
-    fn held(&self, had_turn: &dyn Fn(&Holder) -> bool) -> Vec<Held> {
-        let held = |(model, holder): (&ModelId, &Holder)| {
-            let door = holder.claim.door.facts();
-            Held {
-                model: model.clone(),
-                bytes: holder.bytes,
-                in_use: !door.open || (door.in_use && !had_turn(holder)),
-                leaving: holder.leaving,
-                pinned: holder.claim.pinned,
-                priority: holder.claim.priority,
-                idle_since: door.idle_since,
-            }
-        };
-        self.holders.iter().map(held).collect()
-    }
-
-    /// Gives room to those who find it, in the order in which they came, and makes it where that is possible. One that
-    /// has waited for its turn is passed by nobody any more.
+    /// Does what the claims say.
     fn plan(&mut self) {
-        self.pending.retain(|pending| !pending.reply.is_closed());
-        let now = self.clock.now();
-        let (mut left, mut shut) = (VecDeque::new(), Vec::new());
-        let mut turn_taken = false;
-        while let Some(pending) = self.pending.pop_front() {
-            let Claim { need, evict, until, .. } = *pending.claim;
-            let due = now.since(pending.since) >= self.turn;
-            let found = match room(&self.held(&|_| false), self.budget, need, evict) {
-                Room::Never => Room::Never,
-                Room::Wait if now >= until => Room::Never,
-                _ if turn_taken => Room::Wait,
-                Room::Wait if due => {
-                    let had_turn = |holder: &Holder| now.since(holder.claim.door.facts().opened_at) >= self.turn;
-                    let held = self.held(&had_turn);
-                    turn_taken = true;
-                    match room(&held, self.budget, need, evict) {
-                        Room::Evict(models) => {
-                            shut.extend(models.iter().cloned());
-                            Room::Evict(models)
-                        }
-                        _ => Room::Wait,
+        let gone = |(model, reply): (&ModelId, &oneshot::Sender<_>)| reply.is_closed().then(|| model.clone());
+        let gone: Vec<ModelId> = self.replies.iter().filter_map(gone).collect();
+        gone.iter().for_each(|model| self.free(model));
+        let ways = &self.ways;
+        let acts = self.claims.plan(self.clock.now(), |model| facts(ways, model));
+        for act in acts {
+            match act {
+                ClaimAct::Grant(model) => {
+                    let told = self.replies.remove(&model).is_some_and(|reply| reply.send(Ok(())).is_ok());
+                    if told { self.show() } else { self.free(&model) }
+                }
+                ClaimAct::Refuse(model, words) => {
+                    if let Some(reply) = self.replies.remove(&model) {
+                        let _ = reply.send(Err(Error::new(Code::InsufficientMemory, words)));
                     }
+                    self.ways.remove(&model);
                 }
-                found => found,
-            };
-            match found {
-                Room::Fits => self.grant(pending),
-                Room::Never => {
-                    let claim = &pending.claim;
-                    let words = no_room(&claim.model, &self.held(&|_| false), self.budget, need);
-                    let _ = pending.reply.send(Err(Error::new(Code::InsufficientMemory, words)));
-                }
-                Room::Wait => left.push_back(pending),
-                Room::Evict(models) => {
-                    self.evict(&models, &shut);
-                    left.push_back(pending);
-                }
-            }
-        }
-        self.pending = left;
-        // Those for whom nobody waits any more let requests in again.
-        for (model, holder) in &self.holders {
-            if !holder.leaving && !shut.contains(model) {
-                holder.claim.door.shut(false);
+                ClaimAct::Shut(model) => self.shut(&model, true),
+                ClaimAct::Reopen(model) => self.shut(&model, false),
+                ClaimAct::Evict(model) => self.evict(model),
             }
         }
     }
 
-    fn evict(&mut self, models: &[ModelId], shut: &[ModelId]) {
-        for model in models {
-            let Some(holder) = self.holders.get_mut(model) else { continue };
-            let door = &holder.claim.door;
-            if shut.contains(model) && door.facts().in_use {
-                door.shut(true);
-            }
-            if door.facts().in_use {
-                // Those inside end in their own time.
-                continue;
-            }
-            holder.leaving = true;
-            let (inbox, model) = (holder.claim.inbox.clone(), model.clone());
-            self.evictions.spawn(async move {
-                let (reply, answer) = oneshot::channel();
-                let told = inbox.send(Message::Evict(reply)).await.is_ok();
-                (model, told && answer.await.unwrap_or(false))
-            });
+    fn shut(&self, model: &ModelId, shut: bool) {
+        if let Some(ways) = self.ways.get(model) {
+            ways.door.shut(shut);
         }
     }
 
-    fn grant(&mut self, pending: Pending) {
-        let Pending { claim, reply, .. } = pending;
-        let (model, bytes) = (claim.model.clone(), claim.need);
-        if reply.send(Ok(())).is_ok() {
-            self.holders.insert(model, Holder { bytes, claim, leaving: false });
-            self.show();
-        }
+    fn evict(&mut self, model: ModelId) {
+        let Some(ways) = self.ways.get(&model) else { return };
+        let inbox = ways.inbox.clone();
+        self.evictions.spawn(async move {
+            let (reply, answer) = oneshot::channel();
+            let told = inbox.send(Message::Evict(reply)).await.is_ok();
+            (model, told && answer.await.unwrap_or(false))
+        });
     }
 
     fn show(&self) {
-        let used = self.holders.values().fold(0, |sum: u64, holder| sum.saturating_add(holder.bytes));
-        let memory = NodeMemory { budget: self.budget, used };
+        let memory = NodeMemory { budget: self.claims.budget(), used: self.claims.used() };
         self.metrics.show_memory(memory);
         self.publisher.change(|status| status.memory = memory);
     }
+}
+
+/// Says how it is with a model's door; one that nobody knows is closed.
+fn facts(ways: &BTreeMap<ModelId, Ways>, model: &ModelId) -> DoorFacts {
+    ways.get(model).map_or(DoorFacts::CLOSED, |ways| ways.door.facts())
 }

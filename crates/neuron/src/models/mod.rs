@@ -20,7 +20,7 @@ use kv_store::KvStore;
 use lifecycle::DrainBudget;
 use service::clock::Clock;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use words::{Code, Error, ModelId, ModelLoad, ModelState, ModelStatus, Moment};
+use words::{Code, Error, Loading, ModelId, ModelLoad, ModelState, ModelStatus, Moment};
 
 use crate::engine_thread::EngineHandle;
 use crate::fetch::Downloads;
@@ -179,6 +179,12 @@ impl View {
     fn eta_ms(&self, now: Moment) -> Option<u64> {
         eta_ms(self.took, now.since(self.begun?), self.status.progress_permille)
     }
+
+    /// Says how far its load is, to a request that waits for it.
+    fn loading(&self, now: Moment) -> Loading {
+        let (state, progress_permille) = (self.status.state, self.status.progress_permille);
+        Loading { state, progress_permille, eta_ms: self.eta_ms(now) }
+    }
 }
 
 impl Models {
@@ -330,7 +336,7 @@ impl Models {
 
 fn idle_s(door: &Door, now: Moment) -> u32 {
     let facts = door.facts();
-    let idle = if facts.open && !facts.in_use { now.since(facts.idle_since) } else { Duration::ZERO };
+    let idle = if facts.open && !facts.in_use() { now.since(facts.idle_since) } else { Duration::ZERO };
     u32::try_from(idle.as_secs()).unwrap_or(u32::MAX)
 }
 

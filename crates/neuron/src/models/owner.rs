@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lifecycle::{DrainBudget, HookEvent, Leaving, ModelAct, ModelEvent, ModelLife, ModelWork};
+use lifecycle::{Claim, DrainBudget, HookEvent, Leaving, ModelAct, ModelEvent, ModelLife, ModelWork};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 use words::{Capabilities, Code, Error, ModelId, ModelState, ModelStatus, Moment};
@@ -11,7 +11,7 @@ use words::{Capabilities, Code, Error, ModelId, ModelState, ModelStatus, Moment}
 use super::door::Door;
 use super::load::{self, News, Product, Running, Way, Work};
 use super::loss::{self, Losses, Sign};
-use super::memory::Claim;
+use super::memory::Ways;
 use super::replies::{LeaveReply, LoadReply, Replies, Reply};
 use super::{Inner, View};
 use crate::harness::{LoadFailure, LoadSpec, Loaded};
@@ -178,7 +178,7 @@ impl Owner {
             return None;
         }
         // While it is in use its time can't be over before a whole one from now on.
-        let from = if facts.in_use { self.now() } else { facts.idle_since };
+        let from = if facts.in_use() { self.now() } else { facts.idle_since };
         Some(from + Duration::from_secs(ttl))
     }
 
@@ -231,6 +231,8 @@ impl Owner {
             }
             Ok(Product::Reserved(bytes)) => {
                 let now = self.now();
+                // From here on it waits for memory no more, whatever is told of its progress.
+                self.news.send_modify(|news| news.need = 0);
                 self.show(|view| {
                     view.status.memory_bytes = bytes;
                     (view.need, view.begun) = (0, Some(now));
@@ -396,10 +398,10 @@ impl Owner {
             ModelWork::Fetch => self.way().map_or_else(lost_order, |way| Box::pin(way.fetch())),
             ModelWork::Reserve => {
                 let (claim, way) = (self.claim(), self.way());
-                let Some((way, claim)) = way.zip(claim) else { return lost_order() };
+                let Some((way, (claim, ways))) = way.zip(claim) else { return lost_order() };
                 let equal = self.measured.as_ref().filter(|(spec, _)| *spec == way.spec);
                 let known = equal.map(|(_, bytes)| *bytes);
-                Box::pin(way.reserve(known, move |need| Claim { need, ..claim }))
+                Box::pin(way.reserve(known, claim, ways))
             }
             ModelWork::BeforeLoad => Box::pin(load::hooks(inner, HookEvent::BeforeLoad, id, harness)),
             ModelWork::Load => self.way().map_or_else(lost_order, |way| Box::pin(way.load())),
@@ -433,19 +435,18 @@ impl Owner {
         }
     }
 
-    fn claim(&self) -> Option<Claim> {
+    fn claim(&self) -> Option<(Claim, Ways)> {
         let (order, inbox) = (self.order.as_ref()?, self.own.upgrade()?);
         let card = self.inner.absent(&self.id).card;
-        Some(Claim {
+        let claim = Claim {
             model: self.id.clone(),
             need: 0,
             evict: order.make_room,
             pinned: card.pinned,
             priority: card.priority,
-            door: self.door.clone(),
-            inbox,
             until: self.now() + self.inner.parts.options.data.load_wait(),
-        })
+        };
+        Some((claim, Ways { door: self.door.clone(), inbox }))
     }
 }
 

@@ -56,8 +56,8 @@ pub struct ModelEntry {
     /// Longest context served of it, prompt and answer together, in tokens; its harness's and its own bound it too. 0:
     /// those alone.
     pub context_length: usize,
-    /// The form of its tool calls: 'auto' (the default: told by its chat template), 'hermes', 'llama', 'mistral' or
-    /// 'none'.
+    /// The form of its tool calls: 'auto' (the default: told by its chat template), 'hermes', 'llama', 'mistral',
+    /// 'functionary', 'qwen3_coder', 'seed_oss', 'glm45' or 'none'.
     pub tool_parser: Option<String>,
     /// The form of its reasoning: 'auto' (the default: told by its chat template), 'think' or 'none'.
     pub reasoning_parser: Option<String>,

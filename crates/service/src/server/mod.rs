@@ -23,7 +23,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::addresses::Addresses;
-use crate::config::UnusableOption;
+use crate::config::{DAY_MS, UnusableOption, check_bounds};
+use crate::lanes::Lanes;
 use crate::metrics::{MetricsError, Registry};
 
 /// Limits and timeouts of one listener.
@@ -94,17 +95,9 @@ impl ServerOptions {
             ("h2_keepalive_interval_ms", self.h2_keepalive_interval_ms, 1, DAY_MS),
             ("h2_keepalive_timeout_ms", self.h2_keepalive_timeout_ms, 1, DAY_MS),
         ];
-        match bounds.into_iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
-            None => Ok(()),
-            Some((key, value, low, high)) => {
-                let problem = format!("must be from {low} to {high}, it is {value}");
-                Err(UnusableOption { key: format!("{table}.{key}"), problem })
-            }
-        }
+        check_bounds(&bounds).map_err(|error| UnusableOption { key: format!("{table}.{}", error.key), ..error })
     }
 }
-
-const DAY_MS: u64 = 86_400_000;
 
 /// What Prometheus sees of one listener.
 #[derive(Clone, Debug)]
@@ -185,6 +178,8 @@ pub struct Server {
     address: SocketAddr,
     shared: Arc<Shared>,
     accept: JoinHandle<()>,
+    /// The connections end with their threads.
+    _lanes: Lanes,
 }
 
 /// A connection's place in the count.
@@ -206,14 +201,15 @@ impl Drop for Place {
 }
 
 impl Server {
-    /// Starts serving on `listener`.
+    /// Starts serving on `listener`: each connection in one of the `lanes`, by what `service` makes for that lane.
     ///
     /// # Errors
     /// When the listener has no address.
     pub fn start<S, B>(
+        lanes: &Lanes,
         listener: TcpListener,
         options: &ServerOptions,
-        service: S,
+        service: impl Fn(usize) -> S,
         metrics: ServerMetrics,
     ) -> std::io::Result<Server>
     where
@@ -232,8 +228,9 @@ impl Server {
             phase: watch::Sender::new(Phase::Open),
             connections: watch::Sender::new(0),
         });
-        let accept = tokio::spawn(accept_loop(listener, shared.clone(), service));
-        Ok(Server { address, shared, accept })
+        let services = (0..lanes.count()).map(service).collect();
+        let accept = tokio::spawn(accept_loop(listener, shared.clone(), lanes.clone(), services));
+        Ok(Server { address, shared, accept, _lanes: lanes.clone() })
     }
 
     /// Returns the bound address.
@@ -277,7 +274,7 @@ impl Server {
         let cut = if in_time { 0 } else { self.connections() };
         self.shared.phase.send_replace(Phase::Cut);
         if cut > 0 {
-            tracing::warn!(cut, address = %self.address, "connections were cut at the deadline");
+            tracing::info!(cut, address = %self.address, "connections were cut at the deadline");
         }
         StopReport { cut }
     }
@@ -295,7 +292,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// After so long without a new connection nobody waits in the backlog.
 const CROWD_GONE: Duration = Duration::from_secs(1);
 
-async fn accept_loop<S, B>(listener: TcpListener, shared: Arc<Shared>, service: S)
+/// Takes a stream from the runtime that accepted it, where its lane has one of its own.
+fn detach(stream: TcpStream, lanes: &Lanes) -> std::io::Result<impl FnOnce() -> std::io::Result<TcpStream> + use<>> {
+    enum Stream {
+        Here(TcpStream),
+        Elsewhere(std::net::TcpStream),
+    }
+    let stream = if lanes.are_threads() { Stream::Elsewhere(stream.into_std()?) } else { Stream::Here(stream) };
+    Ok(|| match stream {
+        Stream::Here(stream) => Ok(stream),
+        Stream::Elsewhere(stream) => TcpStream::from_std(stream),
+    })
+}
+
+async fn accept_loop<S, B>(listener: TcpListener, shared: Arc<Shared>, lanes: Lanes, services: Vec<S>)
 where
     S: hyper::service::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -338,10 +348,13 @@ where
                 permit
             }
         };
-        let place = Place::take(&shared);
-        let (shared, service) = (shared.clone(), service.clone());
-        tokio::spawn(async move {
-            connection::serve(stream, Peer(address.ip()), shared, service).await;
+        let Ok(attach) = detach(stream, &lanes) else { continue };
+        let (place, seat) = (Place::take(&shared), lanes.seat());
+        let (shared, service) = (shared.clone(), services[seat.lane].clone());
+        lanes.spawn(seat, async move {
+            if let Ok(stream) = attach() {
+                connection::serve(stream, Peer(address.ip()), shared, service).await;
+            }
             drop((place, guard, permit));
         });
     }

@@ -8,6 +8,7 @@ use std::io::{IsTerminal, Stderr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use lines::Lines;
@@ -48,6 +49,11 @@ pub enum TelemetryError {
     /// The filter is not one.
     #[error("log.filter: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// A word of the filter is no level.
+    #[error(
+        "log.filter: '{0}' is no level; use off, error, warn, info, debug, trace or directives such as cortex=debug"
+    )]
+    Level(String),
     /// Somebody was first.
     #[error("logging was started twice")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
@@ -72,11 +78,28 @@ impl Drop for Log {
     }
 }
 
+/// Writes a point in time, in milliseconds of Unix time, as lines of the log do.
+pub fn time_text(unix_ms: u64) -> String {
+    let mut text = String::new();
+    plain::push_time(&mut text, unix_ms / 1000, (unix_ms % 1000) as u32 * 1000);
+    text
+}
+
+/// Finds a directive that is a single word and no level. It would be read as the name of a module, and with it alone
+/// nothing would be logged.
+fn no_level(filter: &str) -> Option<&str> {
+    let alone = |word: &&str| !word.is_empty() && !word.contains(['=', '[', ':']);
+    filter.split(',').map(str::trim).filter(alone).find(|word| word.parse::<LevelFilter>().is_err())
+}
+
 /// Starts logging for this process; call once, from `main`, and keep what it returns to the end.
 ///
 /// # Errors
 /// [`TelemetryError`] for a bad filter, or when called twice.
 pub fn init(options: &LogOptions) -> Result<Log, TelemetryError> {
+    if let Some(word) = no_level(&options.filter) {
+        return Err(TelemetryError::Level(word.into()));
+    }
     let filter = EnvFilter::builder().parse(&options.filter)?;
     let lines = Lines::start(std::io::stderr())?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines.clone());
@@ -93,4 +116,24 @@ pub fn init(options: &LogOptions) -> Result<Log, TelemetryError> {
         before(about);
     }));
     Ok(Log(lines))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{no_level, time_text};
+
+    #[test]
+    fn a_point_in_time_is_told_as_in_the_log() {
+        assert_eq!(time_text(1_700_000_000_123), "2023-11-14T22:13:20.123000Z");
+    }
+
+    #[test]
+    fn a_mistyped_level_is_found_and_directives_are_left_alone() {
+        for filter in ["info", "INFO", "off", "", "info,service=debug", "warn, neuron::life=trace", "3", "[span]=info"]
+        {
+            assert_eq!(no_level(filter), None, "{filter}");
+        }
+        assert_eq!(no_level("inf"), Some("inf"));
+        assert_eq!(no_level("info,verbose"), Some("verbose"));
+    }
 }

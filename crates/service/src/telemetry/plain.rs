@@ -54,7 +54,7 @@ where
 }
 
 /// Appends an instant as RFC 3339 has it, in UTC.
-fn push_time(line: &mut String, seconds: u64, micros: u32) {
+pub(super) fn push_time(line: &mut String, seconds: u64, micros: u32) {
     let (year, month, day) = date(seconds / 86_400);
     let of_day = (seconds % 86_400) as u32;
     push_digits(line, year, 4);
@@ -129,6 +129,26 @@ impl Visit for Fields {
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.name(field);
         self.line.push_str(if value { "true" } else { "false" });
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.name(field);
+        self.line.push_str(itoa::Buffer::new().format(value));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.name(field);
+        self.line.push_str(itoa::Buffer::new().format(value));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.name(field);
+        // Elsewhere it is written with an exponent, or is no number.
+        if (1e-4..1e16).contains(&value) {
+            self.line.push_str(zmij::Buffer::new().format_finite(value));
+        } else {
+            self.write(format_args!("{value:?}"));
+        }
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
@@ -224,6 +244,12 @@ mod tests {
         let span = tracing::warn_span!("outer", id = 5);
         span.in_scope(|| tracing::warn!(r#type = "t", big = u64::MAX, tiny = 1e-9));
         tracing::debug!("plain");
+        for decade in -7..20 {
+            let around = 10f64.powi(decade);
+            let (below, above) = (around.next_down(), around.next_up());
+            tracing::info!(around, below, above, third = around / 3.0, negative = -around);
+        }
+        tracing::info!(zero = 0.0, none = f64::NAN, least = i64::MIN, small = 1u8);
         tracing::trace!(target: "elsewhere", whole = 1.0, "traced");
     }
 
@@ -235,7 +261,7 @@ mod tests {
         tracing::subscriber::with_default(plain, say);
         tracing::subscriber::with_default(builder().with_writer(theirs.maker()).finish(), say);
         assert_eq!(ours.lines(), theirs.lines());
-        assert_eq!(ours.lines().len(), 5);
+        assert_eq!(ours.lines().len(), 33);
     }
 
     #[test]

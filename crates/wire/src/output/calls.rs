@@ -1,27 +1,29 @@
 //! Finds tool calls in what is not reasoning.
 //!
 //! ```text
-//! text -mark-> open -{-> json -whole, a tool's-> after -mark or separator-> open ...
+//! text -mark-> open -{-> json -name is certain-> said -end-> after -mark or separator-> open ...
 //!   ^-- everything held so far is content -- broken, or no tool's
 //! ```
-//! A call comes out once it is whole, and its name is one of the request's tools, and its arguments are an object: a
-//! client never sees a part of a call that is none in the end. Only where a call is forced, and so its text constrained,
-//! do arguments come out as they are said.
+//! The name comes out once it is certain that a call is made: it is one of the request's tools, and an object of
+//! arguments begins. The arguments then come out as they are said, also where they turn out to be no JSON: so far a client
+//! has them already. What broke off before that is content to the last byte. A call that says its arguments before its
+//! name, or as a text, comes out once it is whole.
 
 use std::sync::Arc;
 
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
-use super::json::{JsonScan, Scan};
+use super::json::{Brackets, JsonScan, Scan};
+use super::tagged::{Step, Tagged};
 use super::{Delta, Deltas, SPACE_BYTES_MAX, Seek, ToolStyle, is_space};
-use crate::tools::{TOOL_NAME_BYTES_MAX, ToolChoice, Tools, is_name};
+use crate::tools::{TOOL_NAME_BYTES_MAX, Tool, Tools, is_name};
 
-/// Most bytes of one call; longer ones are content.
+/// Most bytes of one call that are held back; a longer one is content.
 pub const CALL_BYTES_MAX: usize = 1 << 20;
 /// Most calls of one choice; more are content.
 pub const CALLS_MAX: u32 = 128;
-/// Most bytes between `[TOOL_CALLS]` and the arguments: a name, and an id of the model's own.
+/// Most bytes between a mark and the arguments, where the name stands there: and maybe an id of the model's own.
 const NAME_PART_BYTES_MAX: usize = TOOL_NAME_BYTES_MAX + 64;
 
 #[derive(Clone, Debug)]
@@ -34,30 +36,33 @@ enum State {
     Open { list: bool },
     /// In a name that stands before the arguments, from this place of what is held.
     Name { at: usize },
-    /// In a call's object, from this place of what is held.
-    Json { scan: JsonScan, at: usize, name: Option<String>, list: bool, sent: Sent },
+    /// In a call's object, from this place of what is held; its name is not certain.
+    Json { scan: JsonScan, at: usize, name: Option<String>, list: bool },
+    /// In a call whose name is out.
+    Said { part: Part, outer: usize, list: bool },
+    /// In a call of tags.
+    Tagged { call: Box<Tagged>, said: bool },
     /// A call was made.
     After { list: bool },
 }
 
-/// How far a forced call has come out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sent {
-    Nothing,
-    /// Its name, and its arguments so far.
-    Part,
-    /// All of its arguments.
-    Arguments,
+/// Where a call is whose name is out.
+#[derive(Clone, Debug)]
+enum Part {
+    /// In its arguments.
+    Arguments(JsonScan),
+    /// In arguments that are no JSON any more. They end by their brackets, or where the closing mark comes.
+    Loose(Brackets, Option<Seek>),
+    /// After its arguments, in its object; nothing but the object's end is looked for after loose ones.
+    Rest(Option<JsonScan>),
 }
 
 /// The finder of one choice.
 #[derive(Clone, Debug)]
 pub(super) struct Calls {
     style: ToolStyle,
-    names: Arc<[String]>,
+    tools: Arc<[Tool]>,
     parallel: bool,
-    /// Calls are forced.
-    forced: bool,
     state: State,
     seek: Seek,
     /// What is content unless it is a call.
@@ -78,11 +83,10 @@ impl Calls {
     pub(super) fn new(style: ToolStyle, tools: &Tools) -> Self {
         Calls {
             style,
-            names: tools.list.iter().map(|tool| tool.name.clone()).collect(),
+            tools: tools.list.as_slice().into(),
             parallel: tools.parallel,
-            forced: matches!(tools.choice, ToolChoice::Required | ToolChoice::Named(_)),
             state: if style == ToolStyle::Llama { State::Start } else { State::Text },
-            seek: Seek::new(style.open()),
+            seek: Seek::new(style.open()).or(style.tags().and_then(|tags| tags.name).map(|(before, _)| before)),
             held: String::new(),
             made: 0,
             whole: 0,
@@ -101,55 +105,52 @@ impl Calls {
         if self.over() {
             return;
         }
-        if let State::Text = self.state {
-            if let Some(space) = self.seek.push(c, &mut |text| out.content(text)) {
-                self.held = space + self.style.open();
-                self.state = State::Open { list: false };
-            }
-            return;
-        }
-        self.held.push(c);
         match &mut self.state {
-            State::Text => {}
+            State::Text => {
+                if let Some(space) = self.seek.push(c, &mut |text| out.content(text)) {
+                    self.opened(space);
+                }
+                return;
+            }
+            State::Said { .. } => return self.said(c, out),
+            State::Tagged { .. } => return self.tagged(c, out),
+            _ => self.held.push(c),
+        }
+        match &mut self.state {
+            State::Text | State::Said { .. } | State::Tagged { .. } => {}
             State::Start if is_space(c) && self.held.len() <= SPACE_BYTES_MAX => {}
-            State::Start if c == '{' => self.begin(None, false),
+            State::Start if c == '{' => self.begin(None, false, out),
             State::Start => self.again(out),
             State::Open { .. } if is_space(c) && self.held.len() <= CALL_BYTES_MAX => {}
             State::Open { list } => {
                 let list = *list;
                 let named = self.style == ToolStyle::Mistral && !list;
                 match c {
-                    '{' => self.begin(None, list),
+                    '{' => self.begin(None, list, out),
                     '[' if named => self.state = State::Open { list: true },
                     _ if named && is_name(c.encode_utf8(&mut [0; 4])) => {
                         self.state = State::Name { at: self.held.len() - 1 };
                     }
-                    _ => self.broken(c, out),
+                    _ => self.broken(c.encode_utf8(&mut [0; 4]), out),
                 }
             }
             State::Name { at } => {
                 let part = &self.held[*at..];
-                match name_before_arguments(part) {
-                    Some(name) => {
-                        self.begin(Some(name), false);
-                        if self.forced {
-                            self.pass_on(c, 0, out);
-                        }
+                match name_before_arguments(self.style, part) {
+                    Some(name) => self.begin(Some(name), false, out),
+                    None if c == '{' || part.len() > NAME_PART_BYTES_MAX => {
+                        self.broken(c.encode_utf8(&mut [0; 4]), out)
                     }
-                    None if c == '{' || part.len() > NAME_PART_BYTES_MAX => self.broken(c, out),
                     None => {}
                 }
             }
             State::Json { scan, .. } => {
                 let before = scan.depth();
-                let scanned = scan.push(c);
-                if self.forced && scanned != Scan::Broken {
-                    self.pass_on(c, before, out);
-                }
-                match scanned {
+                match scan.push(c) {
+                    Scan::Open if c == '{' && self.certain(before, out) => {}
                     Scan::Open if self.held.len() <= CALL_BYTES_MAX => {}
                     Scan::Whole => self.whole(out),
-                    Scan::Open | Scan::Broken => self.broken(c, out),
+                    Scan::Open | Scan::Broken => self.broken(c.encode_utf8(&mut [0; 4]), out),
                 }
             }
             State::After { list } => {
@@ -162,11 +163,15 @@ impl Calls {
     /// Takes the end.
     pub(super) fn finish(&mut self, out: &mut Deltas) {
         let mut held = std::mem::take(&mut self.held);
-        match self.state {
+        let closes = self.closes(held.trim_start_matches(is_space));
+        match &mut self.state {
             State::Text => held = self.seek.take(),
             // A part of what would have closed the call.
-            State::After { .. } if self.closes(held.trim_start_matches(is_space)) => held.clear(),
-            State::Json { sent: Sent::Part | Sent::Arguments, .. } => held.clear(),
+            State::After { .. } if closes => held.clear(),
+            State::Said { part: Part::Loose(_, Some(seek)), .. } => {
+                let more = seek.take();
+                out.arguments(self.made - 1, &more);
+            }
             _ => {}
         }
         if self.made == 0 || !held.chars().all(is_space) {
@@ -175,78 +180,163 @@ impl Calls {
         self.state = State::Text;
     }
 
-    /// Begins a call's object with the bracket that was just held.
-    fn begin(&mut self, name: Option<String>, list: bool) {
-        let mut scan = JsonScan::new(name.is_none());
-        scan.push('{');
-        self.state = State::Json { scan, at: self.held.len() - 1, name, list, sent: Sent::Nothing };
+    /// A mark has come, after this white space.
+    fn opened(&mut self, space: String) {
+        let mark = self.seek.found;
+        self.held = space + mark;
+        self.state = match self.style.tags() {
+            Some(tags) => State::Tagged { call: Box::new(Tagged::new(tags, mark, self.tools.clone())), said: false },
+            None if self.style == ToolStyle::Functionary => State::Name { at: self.held.len() },
+            None => State::Open { list: false },
+        };
     }
 
-    /// Lets a forced call's name and arguments out as far as they are said. `before` is how deep the character was.
-    fn pass_on(&mut self, c: char, before: usize, out: &mut Deltas) {
-        let State::Json { scan, at, name, sent, .. } = &mut self.state else { return };
+    /// Begins a call's object with the bracket that was just held.
+    fn begin(&mut self, name: Option<String>, list: bool, out: &mut Deltas) {
+        let mut scan = JsonScan::new(name.is_none());
+        scan.push('{');
+        self.state = State::Json { scan, at: self.held.len() - 1, name, list };
+        self.certain(0, out);
+    }
+
+    /// Lets the call out if the bracket that was just held begins the arguments of a tool. `before` is how deep it was.
+    fn certain(&mut self, before: usize, out: &mut Deltas) -> bool {
+        let State::Json { scan, at, name, list } = &mut self.state else { return false };
         let outer = usize::from(name.is_none());
-        let depth = scan.depth();
-        if *sent == Sent::Nothing && (before, depth, c) == (outer, outer + 1, '{') && self.made < CALLS_MAX {
-            let json = &self.held[*at..];
-            let named = name.clone().or_else(|| name_said(scan, json));
-            if let Some(name) = named.filter(|name| self.names.contains(name)) {
-                out.0.push(Delta::Call { index: self.made, name });
-                self.made += 1;
-                *sent = Sent::Part;
-            }
+        if (before, scan.depth()) != (outer, outer + 1) || self.made == CALLS_MAX {
+            return false;
         }
-        if *sent == Sent::Part {
-            out.arguments(self.made - 1, c.encode_utf8(&mut [0; 4]));
-            if depth == outer {
-                *sent = Sent::Arguments;
+        let said = name.clone().or_else(|| name_said(scan, &self.held[*at..]));
+        let Some(name) = said.filter(|name| self.tools.iter().any(|tool| tool.name == *name)) else { return false };
+        let part = Part::Arguments(std::mem::replace(scan, JsonScan::new(false)));
+        self.state = State::Said { part, outer, list: *list };
+        self.call(name, out);
+        out.arguments(self.made - 1, "{");
+        true
+    }
+
+    /// Lets a call's name out.
+    fn call(&mut self, name: String, out: &mut Deltas) {
+        out.0.push(Delta::Call { index: self.made, name });
+        self.made += 1;
+        self.held.clear();
+    }
+
+    /// Takes a character of a call whose name is out.
+    fn said(&mut self, c: char, out: &mut Deltas) {
+        let State::Said { part, outer, list } = &mut self.state else { return };
+        let (index, outer, list) = (self.made - 1, *outer, *list);
+        let over = match part {
+            Part::Arguments(scan) => match scan.push(c) {
+                Scan::Broken => {
+                    *part = Part::Loose(Brackets::of(scan, outer), self.style.close().map(Seek::new));
+                    return self.said(c, out);
+                }
+                _ => {
+                    out.arguments(index, c.encode_utf8(&mut [0; 4]));
+                    (scan.depth() == outer).then(|| Part::Rest(Some(scan.clone())))
+                }
+            },
+            Part::Loose(brackets, seek) => {
+                let mut release = |text: &str| out.arguments(index, text);
+                let closed = match seek {
+                    Some(seek) => seek.push(c, &mut release).is_some(),
+                    None => {
+                        release(c.encode_utf8(&mut [0; 4]));
+                        false
+                    }
+                };
+                if closed {
+                    self.whole += 1;
+                    self.state = State::Text;
+                    return;
+                }
+                (brackets.push(c) == 0).then_some(Part::Rest(None))
+            }
+            Part::Rest(scan) => {
+                let scanned = match scan {
+                    Some(scan) => scan.push(c),
+                    None if is_space(c) => Scan::Open,
+                    None if c == '}' => Scan::Whole,
+                    None => Scan::Broken,
+                };
+                if scanned != Scan::Open {
+                    self.made_whole(list);
+                }
+                // The object's end is missing; the call is none the less whole.
+                if scanned == Scan::Broken {
+                    self.push(c, out);
+                }
+                return;
+            }
+        };
+        match over {
+            Some(_) if outer == 0 => self.made_whole(list),
+            Some(rest) => *part = rest,
+            None => {}
+        }
+    }
+
+    fn made_whole(&mut self, list: bool) {
+        self.whole += 1;
+        self.held.clear();
+        self.state = State::After { list };
+    }
+
+    /// Takes a character of a call in tags.
+    fn tagged(&mut self, c: char, out: &mut Deltas) {
+        let State::Tagged { call, said } = &mut self.state else { return };
+        if !*said {
+            self.held.push(c);
+        }
+        let step = call.push(c);
+        if !*said
+            && self.made < CALLS_MAX
+            && let Some(name) = call.name().map(str::to_string)
+        {
+            *said = true;
+            self.call(name, out);
+        }
+        let State::Tagged { call, said } = &mut self.state else { return };
+        let said = *said;
+        if said {
+            out.arguments(self.made - 1, &call.said());
+        }
+        match step {
+            Step::Open if said || (call.name().is_none() && self.held.len() <= CALL_BYTES_MAX) => {}
+            _ if !said => {
+                let rest = call.rest();
+                let rest = Some(rest).filter(|rest| !rest.is_empty() && self.held.ends_with(rest.as_str()));
+                self.broken(&rest.unwrap_or_else(|| c.to_string()), out);
+            }
+            Step::Whole { closed: false } => self.made_whole(false),
+            Step::Whole { closed: true } => {
+                self.whole += 1;
+                self.state = State::Text;
+            }
+            Step::Open | Step::Broken => {
+                let rest = call.rest();
+                self.whole += 1;
+                self.state = State::Text;
+                rest.chars().for_each(|c| self.push(c, out));
             }
         }
     }
 
     /// Makes what was held a call, or content.
     fn whole(&mut self, out: &mut Deltas) {
-        let State::Json { scan, at, name, list, sent } = std::mem::replace(&mut self.state, State::Text) else {
+        let State::Json { scan, at, name, list } = std::mem::replace(&mut self.state, State::Text) else {
             return;
         };
-        if sent != Sent::Nothing {
-            self.whole += 1;
-            self.state = State::After { list };
-            self.held.clear();
-            return;
-        }
-        let call = self.call(&scan, &self.held[at..], name).filter(|call| self.names.contains(&call.name));
-        match call {
+        let known = |call: &Call| self.tools.iter().any(|tool| tool.name == call.name);
+        match whole_call(&scan, &self.held[at..], name).filter(known) {
             Some(Call { name, arguments }) if self.made < CALLS_MAX => {
-                let index = self.made;
-                out.0.push(Delta::Call { index, name });
-                out.0.push(Delta::Arguments { index, text: arguments });
-                self.made += 1;
-                self.whole += 1;
-                self.state = State::After { list };
+                self.call(name, out);
+                out.arguments(self.made - 1, &arguments);
+                self.made_whole(list);
             }
-            _ => out.content(&self.held),
+            _ => out.content(&std::mem::take(&mut self.held)),
         }
-        self.held.clear();
-    }
-
-    fn call(&self, scan: &JsonScan, json: &str, name: Option<String>) -> Option<Call> {
-        serde_json::from_str::<IgnoredAny>(json).ok()?;
-        if let Some(name) = name {
-            return Some(Call { name, arguments: json.to_string() });
-        }
-        let name = serde_json::from_str(member(scan, json, &["name"])?).ok()?;
-        let arguments = match member(scan, json, ARGUMENTS) {
-            None | Some("null") => "{}".to_string(),
-            Some(object) if object.starts_with('{') => object.to_string(),
-            // Some models write the object as a string, as OpenAI's API does.
-            Some(text) => {
-                let text: String = serde_json::from_str(text).ok()?;
-                serde_json::from_str::<Map<String, Value>>(&text).ok()?;
-                text
-            }
-        };
-        Some(Call { name, arguments })
     }
 
     /// Between two calls.
@@ -254,17 +344,17 @@ impl Calls {
         let rest = self.held.trim_start_matches(is_space);
         match self.style {
             _ if self.held.len() > SPACE_BYTES_MAX => self.again(out),
-            ToolStyle::Hermes if rest == "</tool_call>" => {
-                self.held.clear();
-                self.state = State::Text;
-            }
-            ToolStyle::Llama if c == '{' => self.begin(None, false),
+            ToolStyle::Llama if c == '{' => self.begin(None, false, out),
             ToolStyle::Mistral if list && rest == "," => self.state = State::Open { list },
             ToolStyle::Mistral if list && rest == "]" => {
                 self.held.clear();
                 self.state = State::Text;
             }
             ToolStyle::Mistral if !list => self.again(out),
+            _ if self.style.close() == Some(rest) => {
+                self.held.clear();
+                self.state = State::Text;
+            }
             _ if self.closes(rest) => {}
             _ => self.again(out),
         }
@@ -273,9 +363,8 @@ impl Calls {
     /// Whether this may stand after a call, or begin what may.
     fn closes(&self, rest: &str) -> bool {
         match self.style {
-            ToolStyle::Hermes => "</tool_call>".starts_with(rest),
             ToolStyle::Llama => rest.strip_prefix(';').unwrap_or(rest).chars().all(is_space),
-            ToolStyle::Mistral => rest.is_empty(),
+            style => style.close().unwrap_or_default().starts_with(rest),
         }
     }
 
@@ -287,21 +376,39 @@ impl Calls {
         }
     }
 
-    /// What was held up to its last character is content: looking through it again could take a time that grows with
-    /// the square of its length.
-    fn broken(&mut self, last: char, out: &mut Deltas) {
-        self.held.truncate(self.held.len() - last.len_utf8());
-        if !matches!(self.state, State::Json { sent: Sent::Part | Sent::Arguments, .. }) {
-            out.content(&self.held);
-        }
+    /// What was held is content but for its last part, a bounded one: looking through all of it again could take a time
+    /// that grows with the square of its length.
+    fn broken(&mut self, last: &str, out: &mut Deltas) {
+        self.held.truncate(self.held.len() - last.len());
+        out.content(&self.held);
         self.held.clear();
         self.state = State::Text;
-        self.push(last, out);
+        last.chars().for_each(|c| self.push(c, out));
     }
 }
 
 /// The keys of a call's arguments.
 const ARGUMENTS: &[&str] = &["arguments", "parameters"];
+
+/// Reads a call whose object is whole.
+fn whole_call(scan: &JsonScan, json: &str, name: Option<String>) -> Option<Call> {
+    serde_json::from_str::<IgnoredAny>(json).ok()?;
+    if let Some(name) = name {
+        return Some(Call { name, arguments: json.to_string() });
+    }
+    let name = serde_json::from_str(member(scan, json, &["name"])?).ok()?;
+    let arguments = match member(scan, json, ARGUMENTS) {
+        None | Some("null") => "{}".to_string(),
+        Some(object) if object.starts_with('{') => object.to_string(),
+        // Some models write the object as a string, as OpenAI's API does.
+        Some(text) => {
+            let text: String = serde_json::from_str(text).ok()?;
+            serde_json::from_str::<Map<String, Value>>(&text).ok()?;
+            text
+        }
+    };
+    Some(Call { name, arguments })
+}
 
 /// Returns the value of the last member with one of these keys.
 fn member<'a>(scan: &JsonScan, json: &'a str, wanted: &[&str]) -> Option<&'a str> {
@@ -319,9 +426,12 @@ fn name_said(scan: &JsonScan, json: &str) -> Option<String> {
     serde_json::from_str(name).ok()
 }
 
-/// Reads `name`, `name[ARGS]` or `name[CALL_ID]id[ARGS]` before an opening bracket.
-fn name_before_arguments(part: &str) -> Option<String> {
+/// Reads `name`, `name[ARGS]` or `name[CALL_ID]id[ARGS]` before an opening bracket, or Functionary's `name>`.
+fn name_before_arguments(style: ToolStyle, part: &str) -> Option<String> {
     let part = part.strip_suffix('{')?.trim_end_matches(is_space);
+    if style == ToolStyle::Functionary {
+        return part.strip_suffix('>').filter(|name| is_name(name)).map(str::to_string);
+    }
     let part = part.strip_suffix("[ARGS]").unwrap_or(part);
     let name = part.split_once("[CALL_ID]").map_or(part, |(name, _)| name).trim_end_matches(is_space);
     is_name(name).then(|| name.to_string())

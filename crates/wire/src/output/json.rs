@@ -162,3 +162,33 @@ impl JsonScan {
         }
     }
 }
+
+/// Finds the end of arguments that are no JSON any more: by their brackets, outside of strings.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Brackets {
+    depth: usize,
+    text: bool,
+    escaped: bool,
+}
+
+impl Brackets {
+    /// Goes on where a scan broke, of which the arguments are what is deeper than `outer`.
+    pub(super) fn of(scan: &JsonScan, outer: usize) -> Self {
+        let text = matches!(scan.expect, Expect::Text { .. });
+        Brackets { depth: scan.depth() - outer, text, escaped: false }
+    }
+
+    /// Takes a character; returns how many brackets are open.
+    pub(super) fn push(&mut self, c: char) -> usize {
+        let escaped = std::mem::take(&mut self.escaped);
+        match c {
+            _ if self.text && escaped => {}
+            '\\' if self.text => self.escaped = true,
+            '"' => self.text = !self.text,
+            '{' | '[' if !self.text => self.depth += 1,
+            '}' | ']' if !self.text => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+        self.depth
+    }
+}

@@ -9,11 +9,14 @@
 mod calls;
 mod count;
 mod json;
+mod kinds;
 mod reasoning;
 mod style;
+mod tagged;
 
 pub use calls::{CALL_BYTES_MAX, CALLS_MAX};
 pub use json::ARGUMENTS_DEPTH_MAX;
+pub use kinds::texts_of;
 pub use style::{Opening, Overrides, ReasoningStyle, Style, ToolStyle};
 
 use crate::tools::Tools;
@@ -70,6 +73,7 @@ impl Deltas {
 
     fn arguments(&mut self, index: u32, more: &str) {
         match self.0.last_mut() {
+            _ if more.is_empty() => {}
             Some(Delta::Arguments { index: last, text }) if *last == index => text.push_str(more),
             _ => self.0.push(Delta::Arguments { index, text: more.to_string() }),
         }
@@ -168,12 +172,21 @@ pub fn call_id(completion_id: &str, choice: u32, index: u32) -> String {
 #[derive(Clone, Debug)]
 struct Seek {
     tag: &'static str,
+    /// One that will do as well.
+    other: Option<&'static str>,
     held: String,
+    /// The tag that was found last.
+    found: &'static str,
 }
 
 impl Seek {
     fn new(tag: &'static str) -> Self {
-        Seek { tag, held: String::new() }
+        Seek { tag, other: None, held: String::new(), found: tag }
+    }
+
+    /// Waits for another tag too.
+    fn or(self, other: Option<&'static str>) -> Self {
+        Seek { other, ..self }
     }
 
     /// Takes a character; once the tag is whole, it is gone, and the white space before it is returned.
@@ -182,16 +195,19 @@ impl Seek {
         loop {
             let rest = self.held.trim_start_matches(is_space);
             let space = self.held.len() - rest.len();
-            if rest == self.tag {
+            let mut tags = [Some(self.tag), self.other].into_iter().flatten();
+            if let Some(tag) = tags.clone().find(|tag| *tag == rest) {
+                self.found = tag;
                 self.held.truncate(space);
                 return Some(self.take());
             }
-            if self.tag.starts_with(rest) && space <= SPACE_BYTES_MAX {
+            if space <= SPACE_BYTES_MAX && tags.any(|tag| tag.starts_with(rest)) {
                 return None;
             }
-            let first = rest.chars().next().map_or(0, char::len_utf8);
-            release(&self.held[..space + first]);
-            self.held.drain(..space + first);
+            // Of nothing but white space the last of it stays: a tag may follow.
+            let gone = rest.chars().next().map_or(1, |first| space + first.len_utf8());
+            release(&self.held[..gone]);
+            self.held.drain(..gone);
         }
     }
 

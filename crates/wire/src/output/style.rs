@@ -1,5 +1,7 @@
 //! In which form a model reasons and calls tools, by its chat template or by its operator's word.
 
+use super::tagged::Tags;
+
 /// The form of a model's tool calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolStyle {
@@ -9,15 +11,79 @@ pub enum ToolStyle {
     Llama,
     /// `[TOOL_CALLS]` and then `[{"name": .., "arguments": {..}}, ..]`, or `name[ARGS]{..}`: Mistral.
     Mistral,
+    /// `<function=NAME>{..}</function>`, once for each call: Functionary 3.1.
+    Functionary,
+    /// `<tool_call><function=NAME><parameter=KEY>VALUE</parameter></function></tool_call>`: Qwen3-Coder, Step.
+    QwenCoder,
+    /// The same inside of `<seed:tool_call>`: Seed-OSS.
+    Seed,
+    /// `<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>`: GLM from 4.5 on.
+    Glm,
 }
 
+const QWEN_CODER: Tags = Tags {
+    open: "<tool_call>",
+    name: Some(("<function=", ">")),
+    key: ("<parameter=", ">"),
+    value: ("", "</parameter>"),
+    lines: true,
+    end: "</function>",
+    close: "</tool_call>",
+};
+const SEED: Tags = Tags { open: "<seed:tool_call>", close: "</seed:tool_call>", ..QWEN_CODER };
+const GLM: Tags = Tags {
+    name: None,
+    key: ("<arg_key>", "</arg_key>"),
+    value: ("<arg_value>", "</arg_value>"),
+    lines: false,
+    end: "",
+    ..QWEN_CODER
+};
+
 impl ToolStyle {
+    /// The tags of a call whose values stand as they are, and not as JSON.
+    pub(super) fn tags(self) -> Option<&'static Tags> {
+        match self {
+            ToolStyle::Hermes | ToolStyle::Llama | ToolStyle::Mistral | ToolStyle::Functionary => None,
+            ToolStyle::QwenCoder => Some(&QWEN_CODER),
+            ToolStyle::Seed => Some(&SEED),
+            ToolStyle::Glm => Some(&GLM),
+        }
+    }
+
     /// The mark before a call; Llama's calls do without it at the start.
     pub(super) fn open(self) -> &'static str {
         match self {
-            ToolStyle::Hermes => "<tool_call>",
             ToolStyle::Llama => "<|python_tag|>",
             ToolStyle::Mistral => "[TOOL_CALLS]",
+            ToolStyle::Functionary => "<function=",
+            style => style.tags().map_or("<tool_call>", |tags| tags.open),
+        }
+    }
+
+    /// The mark after a call, where each call has one.
+    pub(super) fn close(self) -> Option<&'static str> {
+        match self {
+            ToolStyle::Llama | ToolStyle::Mistral => None,
+            ToolStyle::Functionary => Some("</function>"),
+            style => Some(style.tags().map_or("</tool_call>", |tags| tags.close)),
+        }
+    }
+
+    /// Whether several calls are written as one is, one after the other.
+    pub fn repeats(self) -> bool {
+        self.close().is_some()
+    }
+
+    /// Returns how an argument is written that is not JSON: what stands before its name, between it and the value, after a
+    /// value on its line, and after that, before a line's end. What stands before the first and after the last argument is
+    /// in [`ToolStyle::around`].
+    pub fn argument(self) -> Option<[&'static str; 4]> {
+        match self {
+            ToolStyle::Hermes | ToolStyle::Llama | ToolStyle::Mistral | ToolStyle::Functionary => None,
+            ToolStyle::QwenCoder => Some(["<parameter=", ">\n", "\n", "</parameter>"]),
+            ToolStyle::Seed => Some(["<parameter=", ">", "", "</parameter>"]),
+            ToolStyle::Glm => Some(["<arg_key>", "</arg_key>\n<arg_value>", "", "</arg_value>"]),
         }
     }
 
@@ -25,6 +91,10 @@ impl ToolStyle {
     /// `name` is one of the request's, and needs no quoting.
     pub fn around(self, name: &str) -> (String, &'static str) {
         match self {
+            ToolStyle::QwenCoder => (format!("<tool_call>\n<function={name}>\n"), "</function>\n</tool_call>"),
+            ToolStyle::Seed => (format!("<seed:tool_call>\n<function={name}>\n"), "</function>\n</seed:tool_call>"),
+            ToolStyle::Functionary => (format!("<function={name}>"), "</function>"),
+            ToolStyle::Glm => (format!("<tool_call>{name}\n"), "</tool_call>"),
             ToolStyle::Hermes => (format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": "), "}\n</tool_call>"),
             ToolStyle::Llama => (format!("{{\"name\": \"{name}\", \"parameters\": "), "}"),
             ToolStyle::Mistral => (format!("[TOOL_CALLS][{{\"name\": \"{name}\", \"arguments\": "), "}]"),
@@ -83,7 +153,14 @@ impl Overrides {
             Some("hermes") => Some(Some(ToolStyle::Hermes)),
             Some("llama") => Some(Some(ToolStyle::Llama)),
             Some("mistral") => Some(Some(ToolStyle::Mistral)),
-            Some(_) => return Err(("tool_parser", "auto, hermes, llama, mistral or none")),
+            Some("functionary") => Some(Some(ToolStyle::Functionary)),
+            Some("qwen3_coder") => Some(Some(ToolStyle::QwenCoder)),
+            Some("seed_oss") => Some(Some(ToolStyle::Seed)),
+            Some("glm45") => Some(Some(ToolStyle::Glm)),
+            Some(_) => {
+                let words = "auto, hermes, llama, mistral, functionary, qwen3_coder, seed_oss, glm45 or none";
+                return Err(("tool_parser", words));
+            }
         };
         let reasoning = match reasoning {
             None | Some("auto") => None,
@@ -110,10 +187,13 @@ impl Style {
     /// Reads the style off a chat template's text.
     pub fn of_template(source: &str) -> Self {
         let has = |text: &str| source.contains(text);
-        // Templates of other forms share some marks: calls as XML, or by key and value.
-        let foreign = has("<function=") || has("<arg_key>") || has("functools[");
+        // Templates of other forms share some marks.
         let tools = match () {
-            () if foreign => None,
+            () if has("<arg_key>") && has("<tool_call>") => Some(ToolStyle::Glm),
+            () if has("<function=") && has("<parameter=") && has("<seed:tool_call>") => Some(ToolStyle::Seed),
+            () if has("<function=") && has("<parameter=") && has("<tool_call>") => Some(ToolStyle::QwenCoder),
+            () if has("<function=") && has("</function>") && !has("<parameter") => Some(ToolStyle::Functionary),
+            () if has("<function=") || has("<arg_key>") || has("functools[") || has("<tool_calls>[") => None,
             () if has("<tool_call>") => Some(ToolStyle::Hermes),
             () if has("[TOOL_CALLS]") => Some(ToolStyle::Mistral),
             () if has("<|python_tag|>") || (has("ipython") && has("\"parameters\"")) => Some(ToolStyle::Llama),
@@ -139,6 +219,12 @@ impl Style {
             Some(ToolStyle::Hermes) => &["<tool_call>", "</tool_call>"],
             Some(ToolStyle::Llama) => &["<|python_tag|>"],
             Some(ToolStyle::Mistral) => &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
+            Some(ToolStyle::Functionary) => &[],
+            Some(ToolStyle::QwenCoder) => &["<tool_call>", "</tool_call>"],
+            Some(ToolStyle::Seed) => &["<seed:tool_call>", "</seed:tool_call>"],
+            Some(ToolStyle::Glm) => {
+                &["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"]
+            }
             None => &[],
         };
         let reasoning = self.reasoning.iter().flat_map(|tags| [tags.open, tags.close]);

@@ -1,17 +1,28 @@
 #![allow(clippy::unwrap_used)]
+use serde_json::json;
+
 use super::*;
 use crate::tools::ToolChoice;
 
 const HERMES: Style = Style { tools: Some(ToolStyle::Hermes), reasoning: None, takes_tools: true };
 const LLAMA: Style = Style { tools: Some(ToolStyle::Llama), reasoning: None, takes_tools: true };
 const MISTRAL: Style = Style { tools: Some(ToolStyle::Mistral), reasoning: None, takes_tools: true };
+const CODER: Style = Style { tools: Some(ToolStyle::QwenCoder), reasoning: None, takes_tools: true };
+const SEED: Style = Style { tools: Some(ToolStyle::Seed), reasoning: None, takes_tools: true };
+const GLM: Style = Style { tools: Some(ToolStyle::Glm), reasoning: None, takes_tools: true };
+const FUNCTIONARY: Style = Style { tools: Some(ToolStyle::Functionary), reasoning: None, takes_tools: true };
+const FORMS: [Style; 7] = [HERMES, LLAMA, MISTRAL, FUNCTIONARY, CODER, SEED, GLM];
 const TAGS: ReasoningStyle = ReasoningStyle { open: "<think>", close: "</think>" };
 
 fn tools() -> Tools {
     let tool =
-        |name: &str| crate::tools::Tool { name: name.into(), description: None, parameters: None, strict: false };
-    let list = vec![tool("get_weather"), tool("f")];
-    Tools { list, choice: ToolChoice::Auto, parallel: true, definitions: Vec::new() }
+        |name: &str, parameters| crate::tools::Tool { name: name.into(), description: None, parameters, strict: false };
+    let typed = json!({"type": "object", "properties": {
+        "city": {"type": "string"}, "n": {"type": "integer"}, "list": {"type": "array"}, "flag": {"type": "boolean"},
+        "maybe": {"type": ["string", "null"]}, "any": {},
+    }});
+    let list = vec![tool("get_weather", Some(typed)), tool("f", None)];
+    Tools { list, choice: ToolChoice::Auto, parallel: true, ..Tools::default() }
 }
 
 fn thinking(style: Style) -> Style {
@@ -137,6 +148,12 @@ fn calls_of_each_form_are_read() {
             vec![paris, ("f", "{}")],
         ),
         (MISTRAL, "[TOOL_CALLS]f {\"a\": 1}", "", vec![("f", r#"{"a": 1}"#)]),
+        (
+            FUNCTIONARY,
+            "So:\n<function=get_weather>{\"city\": \"Paris\"}</function><function=f>{}</function>\n",
+            "So:",
+            vec![paris, ("f", "{}")],
+        ),
     ] {
         assert_eq!(run(style, Opening::Free, text), said("", content, &calls), "{text}");
     }
@@ -150,12 +167,12 @@ fn what_is_no_call_is_content_to_the_last_byte() {
             vec![
                 "<tool_call>not json</tool_call>",
                 "<tool_call>\n{\"name\": \"nobody\", \"arguments\": {}}\n</tool_call>",
-                "<tool_call>{\"name\": \"f\", \"arguments\": {\"city\": \"Par</tool_call>",
-                "<tool_call>{\"name\": \"f\", \"arguments\": {city: 1}}</tool_call>",
-                "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 01}}</tool_call>",
                 "<tool_call>{\"name\": \"f\", \"arguments\": [1]}</tool_call>",
                 "<tool_call>{\"name\": \"f\", \"arguments\": \"x\"}</tool_call>",
                 "<tool_call>{\"name\": 1}</tool_call>",
+                "<tool_call>{\"name\": \"f\", \"arguments\": ",
+                "<tool_call>{\"name\": \"nobody\", \"arguments\": {\"a\": [1]}}</tool_call>",
+                "<tool_call>{\"arguments\": {\"a\": 01}, \"name\": \"f\"}</tool_call>",
                 "<tool_call>[]</tool_call>",
                 "<tool_call>",
                 "a < b <tool",
@@ -168,18 +185,44 @@ fn what_is_no_call_is_content_to_the_last_byte() {
             vec![
                 "{\"temperature\": 3}",
                 "{ a set }",
-                "{\"name\": \"f\", \"parameters\": {}",
                 "<|python_tag|>print(1)",
                 "see {\"name\": \"f\", \"parameters\": {}}",
                 "\n\n  hello",
             ],
         ),
         (MISTRAL, vec!["[TOOL_CALLS][]", "[TOOL_CALLS]nobody[ARGS]{}", "[TOOL_CALLS]!", "[TOOL_CALLS][1]", "[TOOL"]),
+        (
+            CODER,
+            vec![
+                "<tool_call>\n<function=nobody>\n</function>\n</tool_call>",
+                "<tool_call>{\"name\": \"f\"}</tool_call>",
+                "<tool_call>\n<function=f",
+                "<tool_call> f",
+                "<parameter=a>1</parameter>",
+            ],
+        ),
+        (
+            FUNCTIONARY,
+            vec!["<function=nobody>{}</function>", "<function=f>[]</function>", "<function=f", "<function>{}"],
+        ),
+        (SEED, vec!["<tool_call><parameter=a></parameter></tool_call>", "<seed:tool_call><function=>"]),
+        (
+            GLM,
+            vec![
+                "<tool_call>f is my tool",
+                "<tool_call>nobody</tool_call>",
+                "<tool_call>f\n<arg_value>",
+                "<tool_call></tool_call>",
+                "<tool_call>{\"name\": \"f\"}</tool_call>",
+            ],
+        ),
     ] {
         for text in texts {
             assert_eq!(run(style, Opening::Free, text), said("", text, &[]), "{text:?}");
         }
     }
+    let rest = "<tool_call>\n <tool_call><function=f></function></tool_call>";
+    assert_eq!(run(CODER, Opening::Free, rest), said("", "<tool_call>", &[("f", "{}")]));
     let rest = "<tool_call><tool_call>{\"name\":\"f\"}</tool_call>";
     assert_eq!(run(HERMES, Opening::Free, rest), said("", "<tool_call>", &[("f", "{}")]));
 }
@@ -213,7 +256,7 @@ fn after_the_one_call_that_is_allowed_nothing_comes() {
 
 #[test]
 fn a_call_past_its_bounds_is_content() {
-    let long = format!("<tool_call>{{\"name\": \"f\", \"arguments\": {{\"a\": \"{}\"}}}}", "x".repeat(CALL_BYTES_MAX));
+    let long = format!("<tool_call>{{\"arguments\": {{\"a\": \"{}\"}}, \"name\": \"f\"}}", "x".repeat(CALL_BYTES_MAX));
     let got = run(HERMES, Opening::Free, &long);
     assert_eq!((got.content.len(), got.calls.len()), (long.len(), 0));
     let deep = format!("<tool_call>{{\"a\":{}", "[".repeat(ARGUMENTS_DEPTH_MAX));
@@ -241,35 +284,138 @@ fn ids_are_the_same_for_every_attempt_and_differ_by_place() {
 
 #[test]
 fn what_a_constraint_writes_around_arguments_is_a_call() {
-    for style in [HERMES, LLAMA, MISTRAL] {
+    for style in FORMS {
         let (before, after) = style.tools.unwrap().around("f");
+        let arguments = match style.tools.unwrap().argument() {
+            Some([before, between, line, after]) => format!("{before}a{between}1{line}{after}\n"),
+            None => "{\"a\": 1}".into(),
+        };
         assert_eq!(
-            run(style, Opening::Free, &format!("{before}{{\"a\": 1}}{after}")),
+            run(style, Opening::Free, &format!("{before}{arguments}{after}")),
             said("", "", &[("f", r#"{"a": 1}"#)])
         );
     }
 }
 
 #[test]
-fn the_arguments_of_a_forced_call_come_out_as_they_are_said() {
-    let forced = Tools { choice: ToolChoice::Required, ..tools() };
-    for style in [HERMES, LLAMA, MISTRAL] {
-        let (before, after) = style.tools.unwrap().around("f");
-        let mut parser = OutputParser::new(&style, Opening::Free, &forced);
-        assert_eq!(parser.push(&before), []);
-        let call = Delta::Call { index: 0, name: "f".into() };
-        let piece = |text: &str| Delta::Arguments { index: 0, text: text.into() };
-        assert_eq!(parser.push("{\"a"), [call, piece("{\"a")]);
-        assert_eq!(parser.push("\": {}"), [piece("\": {}")]);
-        assert_eq!(parser.clone().finish(), [], "what is cut off stays a part");
-        assert_eq!(parser.push("} "), [piece("}")]);
-        assert_eq!((parser.push(after), parser.finish()), (vec![], vec![]));
+fn a_name_comes_out_once_it_is_certain_and_arguments_as_they_are_said() {
+    let call = Delta::Call { index: 0, name: "f".into() };
+    let piece = |text: &str| Delta::Arguments { index: 0, text: text.into() };
+    for choice in [ToolChoice::Auto, ToolChoice::Required, ToolChoice::Named("f".into())] {
+        for style in [HERMES, LLAMA, MISTRAL, FUNCTIONARY] {
+            let (before, after) = style.tools.unwrap().around("f");
+            let mut parser = OutputParser::new(&style, Opening::Free, &Tools { choice: choice.clone(), ..tools() });
+            assert_eq!(parser.push(&before), []);
+            assert_eq!(parser.push("{\"a"), [call.clone(), piece("{\"a")]);
+            assert_eq!(parser.push("\": {}"), [piece("\": {}")]);
+            assert_eq!(parser.clone().finish(), [], "what is cut off stays a part");
+            assert_eq!(parser.push("} "), [piece("}")]);
+            assert_eq!((parser.push(after), parser.finish()), (vec![], vec![]));
+        }
     }
-    let named = "[TOOL_CALLS]f[ARGS]{\"a\": 1}";
-    assert_eq!(
-        parse(OutputParser::new(&MISTRAL, Opening::Free, &forced), &[named]),
-        said("", "", &[("f", r#"{"a": 1}"#)])
-    );
+    let mut parser = OutputParser::new(&MISTRAL, Opening::Free, &tools());
+    assert_eq!(parser.push("[TOOL_CALLS]f[ARGS]"), []);
+    assert_eq!(parser.push("{"), [call.clone(), piece("{")]);
+    for (style, steps) in [
+        (
+            CODER,
+            [
+                ("Well.\n<tool_call>\n<function=f", vec![Delta::Content("Well.".into())]),
+                (">\n", vec![call.clone()]),
+                ("<parameter=city>\nPa\"r", vec![piece("{\"city\": \"Pa\\\"r")]),
+                ("is\n", vec![piece("is")]),
+                ("</parameter", vec![]),
+                (">\n<parameter=any>[1", vec![piece("\", \"any\": ")]),
+                (", 2]\n</parameter>", vec![piece("[1, 2]")]),
+                ("\n</function>\n</tool_call>", vec![piece("}")]),
+            ],
+        ),
+        (
+            GLM,
+            [
+                ("<tool_call>f", vec![]),
+                ("\n", vec![]),
+                ("<arg_key>city</arg_key>", vec![call]),
+                ("<arg_value>Paris</arg_", vec![piece("{\"city\": \"Paris")]),
+                ("value>\n<arg_key>n</arg_key><arg_value>1", vec![piece("\", \"n\": ")]),
+                ("7", vec![]),
+                ("</arg_value>", vec![piece("17")]),
+                ("</tool_call>", vec![piece("}")]),
+            ],
+        ),
+    ] {
+        let mut parser = OutputParser::new(&style, Opening::Free, &tools());
+        for (text, wanted) in steps {
+            assert_eq!(parser.push(text), wanted, "{text}");
+        }
+        assert_eq!(parser.finish(), []);
+    }
+}
+
+#[test]
+fn once_a_name_is_out_what_is_no_json_goes_out_as_it_is_said() {
+    for (style, text, content, calls) in [
+        (
+            HERMES,
+            "<tool_call>{\"name\": \"f\", \"arguments\": {city: 1}}</tool_call> x",
+            " x",
+            vec![("f", "{city: 1}")],
+        ),
+        (HERMES, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 01}}", "", vec![("f", "{\"a\": 01}")]),
+        // A line's end in a string is a usual fault.
+        (
+            HERMES,
+            "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"x\n} y\"}}\n</tool_call>",
+            "",
+            vec![("f", "{\"a\": \"x\n} y\"}")],
+        ),
+        (
+            HERMES,
+            "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1</tool_call> <tool_call>{\"name\": \"f\"}</tool_call>",
+            "",
+            vec![("f", "{\"a\": 1"), ("f", "{}")],
+        ),
+        (
+            HERMES,
+            "<tool_call>{\"name\": \"f\", \"arguments\": {\"city\": \"Par</tool_call>",
+            "",
+            vec![("f", "{\"city\": \"Par</tool_call>")],
+        ),
+        // The object's own bracket is missing.
+        (HERMES, "<tool_call>{\"name\": \"f\", \"arguments\": {}\n</tool_call> x", " x", vec![("f", "{}")]),
+        (
+            HERMES,
+            "<tool_call>{\"name\": \"f\", \"arguments\": {a}, 1}</tool_call>",
+            ", 1}</tool_call>",
+            vec![("f", "{a}")],
+        ),
+        (LLAMA, "{\"name\": \"f\", \"parameters\": {}", "", vec![("f", "{}")]),
+        (LLAMA, "{\"name\": \"f\", \"parameters\": {[1}]}; what", "; what", vec![("f", "{[1}]")]),
+        (MISTRAL, "[TOOL_CALLS]f[ARGS]{'a': 1} x", " x", vec![("f", "{'a': 1}")]),
+        (
+            CODER,
+            "<tool_call><function=f>so <parameter=a>1</parameter></function></tool_call>",
+            "so <parameter=a>1</parameter></function></tool_call>",
+            vec![("f", "{}")],
+        ),
+        (
+            CODER,
+            "<tool_call><function=f><parameter=a>1</parameter>\n<tool_call><function=f></function></tool_call>",
+            "",
+            vec![("f", "{\"a\": 1}"), ("f", "{}")],
+        ),
+        (CODER, "<tool_call><function=f><parameter=a>1</parameter></tool_call>.", ".", vec![("f", "{\"a\": 1}")]),
+        // The mark was forgotten.
+        (CODER, "I ask.\n<function=f>\n</function>\n</tool_call>\n", "I ask.", vec![("f", "{}")]),
+        (CODER, "<function=f></function><function=g>", "<function=g>", vec![("f", "{}")]),
+        (CODER, "<func> <function=> <function=f", "<func> <function=> <function=f", vec![]),
+        (CODER, "<tool_call><function=f><parameter=a\n>1", "<parameter=a\n>1", vec![("f", "{}")]),
+        (CODER, "<tool_call><function=f><parameter=a>1</para", "", vec![("f", "{\"a\": ")]),
+        (GLM, "<tool_call>f<arg_key>a</arg_key>1", "<arg_key>a</arg_key>1", vec![("f", "{}")]),
+        (GLM, "<tool_call>f<arg_key>a</arg_key><arg_value>x", "", vec![("f", "{\"a\": \"x")]),
+    ] {
+        assert_eq!(run(style, Opening::Free, text), said("", content, &calls), "{text}");
+    }
 }
 
 #[test]
@@ -288,35 +434,6 @@ fn reasoning_is_counted_by_token() {
         let mut count = ReasoningCount::new(TAGS, opening);
         tokens.iter().for_each(|token| count.push(token.as_bytes()));
         assert_eq!(count.tokens(), wanted, "{tokens:?}");
-    }
-}
-
-#[test]
-fn published_templates_tell_their_style() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data/templates");
-    if !std::path::Path::new(folder).exists() {
-        assert!(std::env::var("CORTEX_TEST_DATA").as_deref() != Ok("required"), "the templates are missing");
-        eprintln!("SKIPPED: the published templates are not beside this checkout");
-        return;
-    }
-    for (name, tools, reasoning, takes_tools) in [
-        ("Qwen-Qwen3-0.6B", Some(ToolStyle::Hermes), Some("<think>"), true),
-        ("Qwen-QwQ-32B", Some(ToolStyle::Hermes), Some("<think>"), true),
-        ("Qwen-Qwen2.5-7B-Instruct", Some(ToolStyle::Hermes), None, true),
-        ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use", Some(ToolStyle::Hermes), None, true),
-        ("meta-llama-Llama-3.1-8B-Instruct", Some(ToolStyle::Llama), None, true),
-        ("meta-llama-Llama-3.2-3B-Instruct", Some(ToolStyle::Llama), None, true),
-        ("mistralai-Mistral-Nemo-Instruct-2407", Some(ToolStyle::Mistral), None, true),
-        ("Mistral-Small-3.2-24B-Instruct-2506", Some(ToolStyle::Mistral), None, true),
-        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", None, Some("<think>"), false),
-        ("meetkai-functionary-medium-v3.1", None, None, true),
-        ("Qwen3-Coder", None, None, true),
-        ("GLM-4.6", None, Some("<think>"), true),
-        ("google-gemma-2-2b-it", None, None, false),
-    ] {
-        let style = Style::of_template(&std::fs::read_to_string(format!("{folder}/{name}.jinja")).unwrap());
-        let got = (style.tools, style.reasoning.map(|tags| tags.open), style.takes_tools);
-        assert_eq!(got, (tools, reasoning, takes_tools), "{name}");
     }
 }
 
@@ -343,3 +460,6 @@ fn the_prompts_end_tells_how_an_answer_begins() {
 
 #[path = "properties.rs"]
 mod properties;
+
+#[path = "published.rs"]
+mod published;

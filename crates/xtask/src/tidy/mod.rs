@@ -1,6 +1,7 @@
 //! The house rules, checked.
 
 mod layers;
+mod shared;
 mod text;
 
 use anyhow::{Result, bail};
@@ -9,6 +10,7 @@ use anyhow::{Result, bail};
 #[allow(clippy::print_stdout)]
 pub(crate) fn run() -> Result<()> {
     let mut breaches = layers::check(&layers::metadata()?);
+    breaches.extend(shared::check()?);
     breaches.extend(text::check()?);
     if breaches.is_empty() {
         println!("tidy: no breach of the house rules");
