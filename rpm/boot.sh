@@ -17,7 +17,7 @@ for tool in debootstrap systemd-nspawn; do
     }
 done
 if [ ! -e "$system/usr/bin/pkcheck" ]; then
-    debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,polkitd,curl bookworm "$system" \
+    debootstrap --variant=minbase --include=systemd,systemd-sysv,libpam-systemd,dbus,polkitd,curl bookworm "$system" \
         "${MIRROR:-http://deb.debian.org/debian}" >"$work/debootstrap.log" || {
         tail -n 20 "$work/debootstrap.log" >&2
         exit 1
