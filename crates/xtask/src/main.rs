@@ -87,7 +87,7 @@ fn run(command: &mut Command) -> Result<()> {
 
 /// Builds both programs together, so that every chore shares what is built; returns the folder they are in.
 fn build_programs() -> Result<PathBuf> {
-    run(cargo().args(["build", "--quiet", "-p", "cortex", "-p", "neuron"]))?;
+    run(cargo().args(["build", "-p", "cortex", "-p", "neuron"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     Ok(target.join("debug"))
 }
