@@ -219,7 +219,7 @@ impl DrainOptions {
 }
 
 /// Most threads that serve the API.
-const THREADS_MAX: usize = 1024;
+const THREADS_MAX: u64 = 1024;
 
 /// Longest wait for connections to close once the drain is over.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
@@ -246,9 +246,6 @@ impl Options {
                 return wrong(&key, format!("'{}' is there twice", neuron.control));
             }
         }
-        if self.api.threads > THREADS_MAX {
-            return wrong("api.threads", format!("must be from 0 to {THREADS_MAX}, it is {}", self.api.threads));
-        }
         self.api.server.check("api.server")?;
         self.admin.server.check("admin.server")?;
         if let Some(id) = &self.fleet.gateway_id
@@ -260,6 +257,7 @@ impl Options {
             return wrong("drain.deadline_s", format!("must be from 0 to 86400, it is {}", self.drain.deadline_s));
         }
         check_bounds(&[
+            ("api.threads", self.api.threads as u64, 0, THREADS_MAX),
             ("api.body_timeout_ms", self.api.body_timeout_ms, 1, DAY_MS),
             ("api.commit_after_ms", self.api.commit_after_ms, 0, DAY_MS),
             ("api.keep_alive_ms", self.api.keep_alive_ms, 1, DAY_MS),
@@ -305,5 +303,6 @@ mod tests {
         assert_eq!(fault(&|options| options.proxy.route_wait_ms = u64::MAX), "proxy.route_wait_ms");
         assert_eq!(fault(&|options| options.proxy.connect_timeout_ms = 0), "proxy.connect_timeout_ms");
         assert_eq!(fault(&|options| options.api.max_body_bytes = 1), "api.max_body_bytes");
+        assert_eq!(fault(&|options| options.api.threads = 1025), "api.threads");
     }
 }

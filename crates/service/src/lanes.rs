@@ -76,11 +76,6 @@ impl Lanes {
         self.0.len()
     }
 
-    /// Whether these are threads of their own.
-    pub(crate) fn are_threads(&self) -> bool {
-        self.0.iter().any(|lane| lane._thread.is_some())
-    }
-
     /// Takes a seat where the fewest are taken. Only one task may take seats, or two may get the same.
     pub(crate) fn seat(&self) -> Seat {
         let all = self.0.iter().enumerate();

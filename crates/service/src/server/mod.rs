@@ -292,19 +292,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// After so long without a new connection nobody waits in the backlog.
 const CROWD_GONE: Duration = Duration::from_secs(1);
 
-/// Takes a stream from the runtime that accepted it, where its lane has one of its own.
-fn detach(stream: TcpStream, lanes: &Lanes) -> std::io::Result<impl FnOnce() -> std::io::Result<TcpStream> + use<>> {
-    enum Stream {
-        Here(TcpStream),
-        Elsewhere(std::net::TcpStream),
-    }
-    let stream = if lanes.are_threads() { Stream::Elsewhere(stream.into_std()?) } else { Stream::Here(stream) };
-    Ok(|| match stream {
-        Stream::Here(stream) => Ok(stream),
-        Stream::Elsewhere(stream) => TcpStream::from_std(stream),
-    })
-}
-
 async fn accept_loop<S, B>(listener: TcpListener, shared: Arc<Shared>, lanes: Lanes, services: Vec<S>)
 where
     S: hyper::service::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -348,11 +335,12 @@ where
                 permit
             }
         };
-        let Ok(attach) = detach(stream, &lanes) else { continue };
+        // Its lane watches it from now on, and not the loop that accepted it.
+        let Ok(stream) = stream.into_std() else { continue };
         let (place, seat) = (Place::take(&shared), lanes.seat());
         let (shared, service) = (shared.clone(), services[seat.lane].clone());
         lanes.spawn(seat, async move {
-            if let Ok(stream) = attach() {
+            if let Ok(stream) = TcpStream::from_std(stream) {
                 connection::serve(stream, Peer(address.ip()), shared, service).await;
             }
             drop((place, guard, permit));

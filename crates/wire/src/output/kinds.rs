@@ -30,16 +30,7 @@ impl Kinds {
 
     /// Whether a text that begins so, white space apart, can be nothing but a text.
     pub(super) fn only_text(self, first: Option<char>) -> bool {
-        let begins = match first {
-            None => ANY,
-            Some('{') => OBJECT,
-            Some('[') => LIST,
-            Some('-' | '0'..='9') => NUMBER,
-            Some('t' | 'f' | 'T' | 'F') => BOOLEAN,
-            Some('n' | 'N') => NULL,
-            Some(_) => 0,
-        };
-        self.0 & begins & !TEXT == 0
+        self.0 & begun(first) & !TEXT == 0
     }
 
     /// Writes a text as JSON: as what it is, where that is one of the types, and else as a string.
@@ -51,18 +42,24 @@ impl Kinds {
             "None" => "null",
             _ => bare,
         };
-        let kind = match json.chars().next() {
-            Some('{') => OBJECT,
-            Some('[') => LIST,
-            Some('t' | 'f') => BOOLEAN,
-            Some('n') => NULL,
-            Some('-' | '0'..='9') => NUMBER,
-            _ => 0,
-        };
+        let kind = begun(json.chars().next());
         match self.0 & kind != 0 && serde_json::from_str::<IgnoredAny>(json).is_ok() {
             true => json.to_string(),
             false => format!("\"{}\"", escaped(text)),
         }
+    }
+}
+
+/// Returns what besides a text may begin so; anything where it has not begun. Python's words count as JSON's.
+fn begun(first: Option<char>) -> u8 {
+    match first {
+        None => ANY,
+        Some('{') => OBJECT,
+        Some('[') => LIST,
+        Some('-' | '0'..='9') => NUMBER,
+        Some('t' | 'f' | 'T' | 'F') => BOOLEAN,
+        Some('n' | 'N') => NULL,
+        Some(_) => 0,
     }
 }
 
